@@ -1,0 +1,84 @@
+"""Every key, its unit and its default. The task files beside this one only override.
+
+The defaults are the reference's settings for AIME (arXiv 2504.16084 and its code) where it has one.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0  # fixes the order of questions and every sampled token
+    c.episodes = 80  # passes over the questions
+    c.algorithm = "grpo"  # grpo
+
+    c.model = ConfigDict()
+    c.model.path = ""  # folder with config.json, *.safetensors and a tokenizer, or a hub name; required
+    c.model.dtype = "bfloat16"  # bfloat16 | float32, of sampling, forward and backward; masters are float32
+
+    c.mesh = ConfigDict()  # devices = data x fsdp x tensor; -1: what is left
+    c.mesh.data = 1  # prompts are split over it
+    c.mesh.fsdp = -1  # weights and votes are split over it
+    c.mesh.tensor = 1  # heads, ffn and vocabulary are split over it
+
+    c.data = ConfigDict()
+    c.data.path = ""  # .json, .jsonl, .csv, .parquet, builtin:NAME or a hub name; required
+    c.data.split = "train"  # of a hub data set
+    c.data.question_column = "prompt"
+    c.data.truth_column = "answer"  # for metrics only; the column may be missing
+    c.data.limit = 0  # questions, the first so many; 0: all
+
+    c.prompt = ConfigDict()
+    c.prompt.chat_template = True  # one user turn of the tokenizer's chat template; False: plain text
+    c.prompt.system = ""  # system turn; empty: none
+    c.prompt.prefix = ""  # before the question
+    c.prompt.suffix = ""  # after the question
+    c.prompt.max_tokens = 512  # a longer prompt is an error
+
+    c.rollout = ConfigDict()
+    c.rollout.prompts = 8  # questions of one training step
+    c.rollout.votes = 64  # responses to each, all of which vote
+    c.rollout.max_tokens = 3072  # of a response
+    c.rollout.temperature = 1.0
+    c.rollout.top_k = 0  # 0: off
+    c.rollout.top_p = 1.0  # 1: off
+    c.rollout.rows = 512  # responses decoded at once (memory; changes no sample)
+
+    c.reward = ConfigDict()
+    c.reward.extract = ("boxed",)  # boxed | last_number, tried in this order
+    c.reward.label = "majority"  # majority | truth (the oracle) | random (control)
+
+    c.train = ConfigDict()
+    c.train.samples = 32  # responses to each question that are trained on, the first of the votes
+    c.train.minibatch_prompts = 1  # questions of one optimizer step
+    c.train.micro_rows = 2  # responses of each device in one forward and backward pass (memory; changes only rounding)
+    c.train.learning_rate = 5e-7  # peak
+    c.train.warmup = 0.03  # share of the training steps; then cosine to 0
+    c.train.b1 = 0.9
+    c.train.b2 = 0.999
+    c.train.weight_decay = 0.01
+    c.train.grad_clip = 1.0  # global norm
+    c.train.clip_low = 0.2  # the ratio counts between 1 - clip_low and
+    c.train.clip_high = 0.2  # 1 + clip_high
+    c.train.dual_clip = 3.0  # bound for negative advantages, in units of the advantage
+    c.train.kl_coef = 0.001  # weight of KL(policy || start), k3; 0: off, and no copy of the start is kept
+    c.train.entropy_coef = 0.0  # weight of the entropy bonus
+    c.train.remat = True  # recompute layers in the backward pass (memory)
+    c.train.chunk_tokens = 1024  # tokens whose logits exist at once (memory)
+
+    c.eval = ConfigDict()
+    c.eval.every = 2  # training steps between evaluations; 0: only before and after
+    c.eval.samples = 16  # responses to each question
+    c.eval.temperature = 0.6
+    c.eval.top_k = 0
+    c.eval.top_p = 0.95
+    c.eval.held_out_path = ""  # questions that are never trained on, same columns as data; empty: none
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.keep = 2  # the last so many episodes
+
+    c.log = ConfigDict()
+    c.log.generations_every = 10  # training steps between written generations; 0: never
+    c.log.tensorboard = False  # event files beside metrics.jsonl (extra: tensorboard)
+    c.log.wandb_project = ""  # empty: off (extra: wandb)
+    return c.lock()

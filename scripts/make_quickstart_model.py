@@ -1,0 +1,150 @@
+"""Make configs/quickstart_model: a small decoder whose errors are noise on purpose.
+
+    python scripts/make_quickstart_model.py [--out configs/quickstart_model] [--steps 1200]
+
+It learns to answer word problems about two-digit sums with a worked answer, `37 + 48 = \\boxed{85}`, on number pairs that
+neither question set of `builtin:sums` uses. Each digit in the box of its training text is replaced by a random one with
+probability 0.5, afresh in every batch. So it knows the sum, but says it right only one time in five, and its mistakes
+scatter: what a majority vote can undo. About 10 minutes on 2 CPU cores.
+"""
+
+import argparse
+import json
+import re
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ttrl_jax.data import generate
+from ttrl_jax.learn.logprobs import response_logprobs
+from ttrl_jax.model import decoder, weights
+from ttrl_jax.model.config import parse_config
+
+SEED = 0
+NOISE = 0.5  # per digit of the boxed answer
+BATCH = 256
+PEAK_RATE = 1e-3
+SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|unk|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
+    "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Words, digits and signs as whole tokens; joined, they give back the exact text."""
+    pieces = SPECIAL + [piece for piece in generate.vocabulary() if piece not in SPECIAL]
+    backend = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<|unk|>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(generate.PIECE), behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        unk_token="<|unk|>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def model_fields(vocab: int) -> dict[str, object]:
+    """The config.json: a Llama of 0.6 M parameters."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": None,
+        "eos_token_id": SPECIAL.index("<|end|>"),
+        "pad_token_id": SPECIAL.index("<|pad|>"),
+        "torch_dtype": "bfloat16",
+    }
+
+
+def noisy_rows(rng: np.random.Generator, ids: dict[str, int]) -> tuple[np.ndarray, ...]:
+    """A batch of prompts with noisy worked answers: ids [B, T], prompt lengths [B], responses and mask [B, T']."""
+    prompts, responses = [], []
+    for _ in range(BATCH):
+        question, answer = generate.sums_example(rng, noise=NOISE)
+        words = [ids[piece] for piece in re.findall(generate.PIECE, question)]
+        prompts.append([ids["<|user|>"], *words, ids["<|assistant|>"]])
+        responses.append([ids[piece] for piece in re.findall(generate.PIECE, answer)] + [ids["<|end|>"]])
+    rows = np.zeros((BATCH, 40), np.int32)
+    answers, mask = np.zeros((BATCH, 14), np.int32), np.zeros((BATCH, 14), np.float32)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        whole = prompt + response
+        rows[row, : len(whole)] = whole
+        answers[row, : len(response)], mask[row, : len(response)] = response, 1
+    return rows, np.array([len(prompt) for prompt in prompts], np.int32), answers, mask
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("configs/quickstart_model"))
+    parser.add_argument("--steps", type=int, default=1200)
+    arguments = parser.parse_args()
+
+    tokenizer = make_tokenizer()
+    ids = tokenizer.get_vocab()
+    fields = model_fields(len(ids))
+    config = parse_config(fields)
+    params = decoder.init(config, jax.random.key(SEED))
+    schedule = optax.warmup_cosine_decay_schedule(0, PEAK_RATE, 100, arguments.steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01))
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, rows, prompt_lengths, answers, mask):
+        def loss(params):
+            logps, _ = response_logprobs(
+                params, config, rows, prompt_lengths, answers,
+                temperature=1.0, dtype=jnp.float32, remat=False, chunk=BATCH * 14,
+            )  # fmt: skip
+            return -(logps * mask).sum() / mask.sum()
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    rng, began = np.random.default_rng(SEED), time.monotonic()
+    for n in range(1, arguments.steps + 1):
+        params, state, loss = step(params, state, *noisy_rows(rng, ids))
+        if n % 100 == 0 or n == arguments.steps:
+            print(f"step {n}/{arguments.steps}  loss {loss:.4f}  {time.monotonic() - began:.0f} s", flush=True)
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(arguments.out)
+    (arguments.out / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    stop = {"eos_token_id": fields["eos_token_id"], "pad_token_id": fields["pad_token_id"]}
+    (arguments.out / "generation_config.json").write_text(json.dumps(stop, indent=2) + "\n")
+    tensors = weights.to_huggingface(params, config)
+    tensors = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
+    save_file(tensors, arguments.out / "model.safetensors", metadata={"format": "pt"})
+    print(f"wrote {arguments.out}: {sum(t.size for t in tensors.values()) / 1e6:.2f} M parameters")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The package: names, versions and why they are bounded as they are. Tools are set up in pyproject.toml.
+
+Lower bounds are the releases that the tests run with, if the comment gives no other reason. Upper bounds stop before
+the next release that may break something.
+"""
+
+from setuptools import find_packages, setup
+
+# JAX and Flax come in two bands that cannot be mixed: flax 0.12.8 does not import under jax 0.11.1 and later, which
+# its own metadata does not say, and flax 0.12.9 needs jax 0.11.1, which needs Python 3.12.
+OLD, NEW = '; python_version < "3.12"', '; python_version >= "3.12"'
+
+INSTALL = [
+    "jax>=0.10,<0.11" + OLD,  # the last series for Python 3.11
+    "jax>=0.11.1,<0.13" + NEW,  # below: see the bands; above: 0.12 is the newest series tested
+    "flax>=0.12.8,<0.12.9" + OLD,  # see the bands
+    "flax>=0.12.9,<0.13" + NEW,  # below: see the bands; above: 0.13 may flip the NNX graph mode
+    "optax>=0.2.8,<0.3",  # state classes are part of our checkpoints: a minor release may rename them
+    "orbax-checkpoint>=0.12.8,<0.13",  # the v0 CheckpointManager is on its way out; 0.12 has it in full
+    "ml_dtypes>=0.5,<0.7",  # bfloat16 for numpy; below: as jax has it; above: 0.6 is the newest tested
+    "numpy>=2.0,<3",  # below: as jax has it; above: a major release may change type promotion
+    "transformers>=5.23,<6",  # tokenizers; a major release changed what chat templates return by default
+    "huggingface_hub>=1.31,<3",  # both as datasets has them
+    "safetensors>=0.8,<0.9",  # below: as transformers has it; above: how numpy gets bfloat16 has changed before
+    "jinja2>=3.1.6,<4",  # chat templates; below: as transformers has it; above: may change its sandbox
+    "datasets>=5.2,<6",  # JSON, JSONL, CSV and hub names; major releases drop formats
+    "pyarrow>=24,<27",  # Parquet; below: as datasets has it; above: 26 is the newest tested
+    "ml_collections>=1.1,<2",  # config files and their flags, which every command line rests on
+    "absl-py>=2.5,<3",  # command line flags, likewise
+    "rich>=15,<16",  # the progress bar; its renderables may move with a major release
+]
+
+EXTRAS = {
+    "tensorboard": ["tensorboardX>=2.6.5,<3"],  # event files without TensorFlow; 3 may write others
+    "wandb": ["wandb>=0.31,<1"],  # 1.0 may change how a run is resumed
+    "tpu": ["jax[tpu]"],  # the version is bounded above
+    "cuda": ["jax[cuda12]"],  # CUDA 12 runs on the drivers of CUDA 12 and of 13; cuda13 does not
+}
+EXTRAS["test"] = [
+    *EXTRAS["tensorboard"],
+    "pytest>=9,<10",  # a major release may change what is collected
+    "pytest-timeout>=2.4,<3",  # likewise
+    "ruff>=0.17,<0.18",  # a minor release may format otherwise
+    "scipy>=1.14,<2",  # chi-square tests; below: as jax has it; above: drops what 1 deprecated
+    "tokenizers>=0.23.1,<0.24",  # tokenizers made in tests; as transformers has it
+]
+
+setup(
+    name="ttrl_jax",
+    version="0.1.0",
+    description="Test-time reinforcement learning in JAX: a language model improves itself on unlabelled questions",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ttrl_jax", "ttrl_jax.*"]),
+    install_requires=INSTALL,
+    extras_require=EXTRAS,
+)

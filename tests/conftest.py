@@ -1,0 +1,26 @@
+"""What every test runs under: 8 CPU devices, and array code stricter than in a real run."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+# Both must be set before the first use of a device. Tests run on the CPU, so that they see the same devices
+# on every machine; JAX_PLATFORMS in the environment overrides that.
+if "JAX_PLATFORMS" not in os.environ:
+    jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+# [8] + [4, 8] is more often a forgotten axis than a wish: in tests it raises.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def ttrl_data() -> Path:
+    """The folder of the paper's data files, which TTRL_DATA names; without it the test is skipped."""
+    if "TTRL_DATA" not in os.environ:
+        pytest.skip("TTRL_DATA does not name the folder of the paper's data files")
+    folder = Path(os.environ["TTRL_DATA"])
+    assert folder.is_dir(), f"TTRL_DATA names {folder}, which is not a folder"
+    return folder

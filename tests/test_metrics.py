@@ -1,0 +1,142 @@
+"""Semantics: rows survive a kill and a resume exactly once, JSON stays strict, files are whole or absent."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from ttrl_jax.errors import InputError
+from ttrl_jax.run.metrics import MetricsLog, write_json, write_jsonl
+
+
+def open_log(folder, start_step=0, *, tensorboard=False, wandb_project=None):
+    return MetricsLog(folder, start_step=start_step, tensorboard=tensorboard, wandb_project=wandb_project)
+
+
+def rows(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]  # called for NaN and Infinity
+
+
+def test_rows_are_on_disk_at_once_and_strict_json(tmp_path):
+    with open_log(tmp_path / "run") as log:
+        log.write(0, {"loss": np.float32(0.5), "count": 3, "kl": float("nan"), "max": np.inf})
+        assert rows(tmp_path / "run") == [{"step": 0, "loss": 0.5, "count": 3, "kl": None, "max": None}]
+        log.write(1, {"loss": 0.25})
+    assert [row["step"] for row in rows(tmp_path / "run")] == [0, 1]
+
+
+def test_resume_drops_later_rows_and_an_unfinished_line(tmp_path):
+    with open_log(tmp_path) as log:
+        for step in range(5):
+            log.write(step, {"x": step})
+    path = tmp_path / "metrics.jsonl"
+    kept = path.read_bytes().splitlines(keepends=True)[:3]
+    with path.open("a") as file:
+        file.write('{"step": 5, "x"')
+    with open_log(tmp_path, 3) as log:
+        assert path.read_bytes() == b"".join(kept)
+        log.write(3, {"x": 30})
+    assert [(row["step"], row["x"]) for row in rows(tmp_path)] == [(0, 0), (1, 1), (2, 2), (3, 30)]
+    with open_log(tmp_path, 0):
+        assert path.read_bytes() == b""
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_line_without_its_newline_counts_as_unfinished(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}')
+    with open_log(tmp_path, 2) as log:
+        log.write(2, {})
+    assert rows(tmp_path) == [{"step": 0}, {"step": 2}]
+
+
+def test_a_foreign_file_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\nhello\n{"step": 1}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl line 2 is not a JSON object"):
+        open_log(tmp_path, 1)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\nhello\n{"step": 1}\n'
+
+
+def read_events(folder):
+    """[(step, tag, value)] in the order written, and the steps that TensorBoard is told to purge from."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    scalars, purges = [], []
+    for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda p: p.stat().st_mtime_ns):
+        data = path.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")  # TFRecord: length, its CRC, the event, its CRC
+            event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+            scalars += [(event.step, each.tag, each.simple_value) for each in event.summary.value]
+            if event.HasField("session_log"):
+                purges.append(event.step)
+    return scalars, purges
+
+
+def test_tensorboard_gets_every_row_and_the_step_to_purge_from(tmp_path):
+    pytest.importorskip("tensorboardX")
+    with open_log(tmp_path, tensorboard=True) as log:
+        log.write(0, {"vote/majority_ratio": 0.5})
+        log.write(1, {"vote/majority_ratio": 0.75})
+    assert read_events(tmp_path / "tensorboard") == (
+        [(0, "vote/majority_ratio", 0.5), (1, "vote/majority_ratio", 0.75)],
+        [0],
+    )
+    for path in (tmp_path / "tensorboard").iterdir():
+        path.rename(path.with_name(path.name + ".first"))
+    with open_log(tmp_path, 1, tensorboard=True) as log:
+        log.write(1, {"vote/majority_ratio": 1.0})
+    scalars, purges = read_events(tmp_path / "tensorboard")
+    assert (scalars[-1], purges) == ((1, "vote/majority_ratio", 1.0), [0, 1])
+
+
+@pytest.mark.parametrize(
+    "package, extra, asked",
+    [("tensorboardX", "tensorboard", {"tensorboard": True}), ("wandb", "wandb", {"wandb_project": "ttrl"})],
+)
+def test_a_missing_package_names_the_extra_and_nothing_is_touched(tmp_path, monkeypatch, package, extra, asked):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
+    monkeypatch.setitem(sys.modules, package, None)  # makes its import raise ImportError
+    with pytest.raises(InputError, match=rf'{package} is not installed: pip install -e "\.\[{extra}\]"'):
+        open_log(tmp_path, **asked)
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n'
+
+
+def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ids = []
+    for start in (0, 1):
+        with open_log(tmp_path, start, wandb_project="ttrl") as log:
+            log.write(start, {"x": 1.0})
+        ids.append((tmp_path / "wandb_id").read_text())
+    assert ids[0] == ids[1]
+    runs = [path.name for path in (tmp_path / "wandb").iterdir() if path.name.startswith("offline-run-")]
+    assert runs and all(ids[0] in name for name in runs)
+
+
+def test_files_are_replaced_whole(tmp_path):
+    path = tmp_path / "rollouts" / "step_000010.jsonl"
+    first, second = (
+        {"text": "½ = \\frac{1}{2}\n", "reward": float("nan")},
+        {"text": "\ud800", "votes": (1, None)},
+    )
+    write_jsonl(path, [first, second])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith('{"text": "½')
+    assert [json.loads(line) for line in lines] == [
+        {"text": "½ = \\frac{1}{2}\n", "reward": None},
+        {"text": "\ud800", "votes": [1, None]},
+    ]
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        write_jsonl(path, [{"ok": 1}, {"not json": object()}])
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
+
+    write_json(tmp_path / "summary.json", {"after": {"avg@16": 0.85, "maj@16": float("inf")}})
+    text = (tmp_path / "summary.json").read_text()
+    assert json.loads(text) == {"after": {"avg@16": 0.85, "maj@16": None}}
+    assert text.startswith('{\n  "after"') and text.endswith("}\n")

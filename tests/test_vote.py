@@ -1,0 +1,102 @@
+"""Golden table of votes, and label-free metrics worked out by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ttrl_jax.reward.extract import Answer, extract
+from ttrl_jax.reward.score import score, select
+from ttrl_jax.reward.vote import Ballot, label_keys, vote, vote_metrics
+
+ROWS = [json.loads(line) for line in (Path(__file__).parent / "golden/answers.jsonl").read_text().splitlines()]
+
+
+def ballot(*texts: str | None) -> Ballot:
+    return vote([None if text is None else Answer(text) for text in texts])
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r["kind"] == "vote"], ids=lambda row: row["why"])
+def test_golden(row: dict) -> None:
+    b = ballot(*row["answers"])
+    assert (None if b.label is None else b.answers[b.label].text) == row["label"]
+    assert b.tied is row["tied"]
+
+
+def test_padded_and_plain_number_are_one_vote() -> None:
+    assert ballot("012", "7", "12") == Ballot((0, 1, 0), (2, 1), (Answer("012"), Answer("7")), 0, False)
+
+
+def test_group_without_answers_has_no_label_and_zero_rewards() -> None:
+    b = ballot(None, None)
+    assert b == Ballot((None, None), (), (), None, False)
+    assert score([b], [b.label]).tolist() == [[0.0, 0.0]]
+
+
+def test_reward_does_not_depend_on_the_lengths_of_its_neighbours() -> None:
+    answers = ["5", "6", "5", None]
+
+    def rewards(lengths: list[int]) -> np.ndarray:
+        texts = ["so " * n + ("" if a is None else rf"\boxed{{{a}}}") for n, a in zip(lengths, answers, strict=True)]
+        b = vote([extract(text, strategies=("boxed",)) for text in texts])
+        return score([b], [b.label])
+
+    assert rewards([1, 1, 1, 1]).tolist() == [[1.0, 0.0, 1.0, 0.0]]
+    for lengths in ([500, 0, 3, 90], [0, 700, 0, 0], [1, 2, 3000, 4]):
+        np.testing.assert_array_equal(rewards(lengths), rewards([1, 1, 1, 1]))
+
+
+def test_empty_group_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one vote"):
+        vote([])
+
+
+def test_metrics_by_hand() -> None:
+    ballots = [
+        ballot("1", "1", "1", "1"),  # unanimous
+        ballot("2", None, "3", "3"),  # 3 wins by 2 to 1
+        ballot("4", "5", None, None),  # tie, 4 seen first
+        ballot(None, None, None, None),  # no label
+    ]
+    rewards = score(ballots, [b.label for b in ballots])
+    metrics = vote_metrics(ballots, rewards, select(rewards, samples=2), {}, ids=[0, 1, 2, 3])
+    two_to_one = 2 / 3 * math.log(3 / 2) + 1 / 3 * math.log(3)
+    assert metrics == pytest.approx(
+        {
+            "majority_ratio": (4 + 2 + 1 + 0) / 4 / 4,
+            "runner_up_margin": (4 + 1 + 0 + 0) / 4 / 4,
+            "majority_voting_reward": (2 + 0 + 1 + 0) / 8,  # of the first two of each group
+            "rewards/mean": 3 / 8,
+            "rewards/max": 1.0,
+            "rewards/min": 0.0,
+            "no_answer_rate": 7 / 16,
+            "no_label_rate": 1 / 4,
+            "tie_rate": 1 / 4,
+            "unanimous": 1 / 4,
+            "distinct_answers": (1 + 2 + 2 + 0) / 4,
+            "vote_entropy": (0 + two_to_one + math.log(2) + 0) / 4,
+            "zero_advantage_groups": 3 / 4,  # the first, the second (0, 0) and the last
+        }
+    )
+    assert all(type(value) is float for value in metrics.values())
+
+
+def test_flip_rate_counts_only_questions_seen_before() -> None:
+    ballots = [ballot("012"), ballot("7"), ballot(None), ballot("x")]
+    rewards = score(ballots, [0, 0, None, 0])
+    chosen = select(rewards, samples=1)
+    before = {10: "n:12", 11: "n:8", 12: "n:3"}  # same, changed, lost its label; 13 is new
+    assert vote_metrics(ballots, rewards, chosen, before, ids=[10, 11, 12, 13])["flip_rate"] == 2 / 3
+    assert vote_metrics(ballots, rewards, chosen, {12: None}, ids=[10, 11, 12, 13])["flip_rate"] == 0.0
+    assert "flip_rate" not in vote_metrics(ballots, rewards, chosen, {99: "n:1"}, ids=[10, 11, 12, 13])
+    assert label_keys(ballots) == ["n:12", "n:7", None, "s:x"]
+
+
+def test_a_vote_without_answer_breaks_unanimity() -> None:
+    ballots = [ballot("1", "1", None)]
+    rewards = score(ballots, [0])
+    metrics = vote_metrics(ballots, rewards, select(rewards, samples=3), {}, ids=[0])
+    assert metrics["unanimous"] == 0.0 and metrics["majority_ratio"] == pytest.approx(2 / 3)
+    assert metrics["runner_up_margin"] == pytest.approx(2 / 3)

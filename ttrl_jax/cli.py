@@ -1,0 +1,131 @@
+"""What the commands share: reading the flags and the config, and turning errors into one sentence and an exit code."""
+
+import errno
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+from ttrl_jax.errors import InputError
+
+# Commands run from a source checkout, whose configs/ lies beside the package; this finds it from any folder.
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+USAGE_ERROR = 2
+
+
+def define_config_flag() -> None:
+    """Define --config FILE.py[:ARG] and its overrides --config.a.b=value. A command calls this once, on import."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Config file, with an argument after a colon where it takes one; --config.a.b=value overrides a key.",
+    )
+
+
+def run(main: Callable[[], int], *, doc: str, argv: Sequence[str] | None = None) -> int:
+    """Parse the flags, call `main`, and return the exit code: main's own, or 2 with one line on stderr for an InputError,
+    a flag error, or a full disk. `--help` prints `doc` and the flags of the command."""
+    argv = list(sys.argv if argv is None else argv)
+    try:
+        if "--help" in argv or "-h" in argv:
+            print(f"{doc.strip()}\n\n{_flag_help()}")
+            return 0
+        _parse(argv)
+        return main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: the disk is full ({error}); free some space and run the same command again", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def config() -> FrozenConfigDict:
+    """The config that the flags ask for, with exactly the keys of configs/default.py. Raises InputError."""
+    if flags.FLAGS.config is None:
+        raise InputError("no config given; add --config configs/quickstart.py, or another file of configs/")
+    given = flags.FLAGS.config
+    default = importlib.import_module("configs.default").get_config()
+    if not isinstance(given, ConfigDict):
+        raise InputError(
+            f"the config file's get_config() must return a ConfigDict, it returned a {type(given).__name__}"
+        )
+    _require_keys(given, default, "")
+    return FrozenConfigDict(given)
+
+
+def config_name() -> str:
+    """The config file's name without its ending: the default name of a run."""
+    return Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
+
+
+def _parse(argv: list[str]) -> None:
+    if str(_CHECKOUT) not in sys.path:
+        sys.path.append(str(_CHECKOUT))
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        message = next((line for line in reversed(str(error).splitlines()) if line.strip()), "")
+        raise InputError(
+            f"{str(error).splitlines()[0].rstrip(':')}: {message.strip()}" if "\n" in str(error) else str(error)
+        ) from error
+    except SyntaxError as error:
+        raise InputError(
+            f"the config file {error.filename} is not valid Python: {error.msg}, line {error.lineno}"
+        ) from error
+    except ImportError as error:
+        raise InputError(f"the config file could not be imported: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        named = [a for a in argv if a.startswith("--config=")] + [
+            b for a, b in zip(argv, argv[1:], strict=False) if a == "--config"
+        ]
+        name = named[0].removeprefix("--config=") if named else ""
+        raise InputError(f"there is no config file {name}; see configs/ for those that exist") from error
+    except (AttributeError, KeyError) as error:
+        raise InputError(_unknown_key(str(error))) from error
+    except TypeError as error:
+        raise InputError(f"the config cannot be made: {error}") from error
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}; options begin with --, such as --config FILE.py")
+
+
+def _unknown_key(text: str) -> str:
+    return f"unknown config key or incomplete config file: {text.strip(chr(34))}; configs/default.py lists every key"
+
+
+def _require_keys(given: ConfigDict, default: ConfigDict, prefix: str) -> None:
+    for name in given:
+        if name not in default:
+            close = get_close_matches(name, list(default), n=1)
+            hint = f"; did you mean {prefix}{close[0]}?" if close else "; configs/default.py lists every key"
+            raise InputError(f"unknown config key {prefix}{name}{hint}")
+    for name in default:
+        if name not in given:
+            raise InputError(
+                f"the config lacks the key {prefix}{name}; begin it with configs/default.py's get_config()"
+            )
+        expected, got = default[name], given[name]
+        if isinstance(expected, ConfigDict) and isinstance(got, ConfigDict):
+            _require_keys(got, expected, f"{prefix}{name}.")
+        elif type(expected) is not type(got):
+            raise InputError(
+                f"config key {prefix}{name} must be {type(expected).__name__}, got {got!r} ({type(got).__name__})"
+            )
+
+
+def _flag_help() -> str:
+    return "\n".join(
+        f"  --{flag.name}: {flag.help}"
+        for name in ("config", "workdir")
+        if name in flags.FLAGS
+        for flag in [flags.FLAGS[name]]
+    )

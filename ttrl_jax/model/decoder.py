@@ -1,0 +1,140 @@
+"""The decoder as pure functions over a nested dict of arrays: what other rooms see.
+
+`forward` scans over the stacked layers (training). `prefill` and `decode_step` take the weights laid out for sampling by
+`sampling_weights`: one tree per layer, so that no step of the decode loop slices the stack again.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ttrl_jax.model import attention
+from ttrl_jax.model.cache import LayerCache, Prefix, Suffix
+from ttrl_jax.model.config import ModelConfig
+from ttrl_jax.model.layers import Block, Decoder, rms_norm
+from ttrl_jax.model.sharding import constrain
+
+Params = dict[str, Any]
+
+
+@functools.lru_cache
+def _abstract(config: ModelConfig) -> nnx.State:
+    _, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0))))
+    return state
+
+
+@functools.lru_cache
+def _block(config: ModelConfig) -> tuple[nnx.GraphDef, Any]:
+    graph, state = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
+    return graph, jax.tree.structure(state)
+
+
+def _bind_block(config: ModelConfig, weights: Params) -> Block:
+    graph, structure = _block(config)
+    return nnx.merge(graph, jax.tree.unflatten(structure, jax.tree.leaves(weights)))
+
+
+def shapes(config: ModelConfig) -> Params:
+    """The parameters' tree with ShapeDtypeStructs (float32) for leaves."""
+    return nnx.to_pure_dict(_abstract(config))
+
+
+def logical_axes(config: ModelConfig) -> Params:
+    """The parameters' tree with tuples of logical axis names for leaves."""
+    state = _abstract(config)
+    leaves = [variable.get_metadata()["axes"] for _, variable in nnx.to_flat_state(state)]
+    return jax.tree.unflatten(jax.tree.structure(shapes(config)), leaves)
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """Random parameters (normal, std 0.02; norms 1, biases 0), float32."""
+    _, state = nnx.split(Decoder(config, nnx.Rngs(key)))
+    return nnx.to_pure_dict(state)
+
+
+def sampling_weights(params: Params, config: ModelConfig, dtype: jnp.dtype) -> Params:
+    """A copy of the parameters for sampling: in `dtype`, layers apart (a tuple of L trees under "blocks")."""
+    cast = jax.tree.map(lambda x: x.astype(dtype), params)
+    blocks = tuple(jax.tree.map(lambda x, i=i: x[i], cast["blocks"]) for i in range(config.layers))
+    return {**cast, "blocks": blocks}
+
+
+def sampling_axes(config: ModelConfig) -> Params:
+    """The tree of `sampling_weights` with tuples of logical axis names for leaves."""
+    axes = logical_axes(config)
+    block = jax.tree.map(lambda names: names[1:], axes["blocks"], is_leaf=lambda node: isinstance(node, tuple))
+    return {**axes, "blocks": (block,) * config.layers}
+
+
+def logits(weights: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """Project final hidden states [..., D] to logits [..., W], accumulated and returned in float32."""
+    head = weights["embed"] if config.tied else weights["head"]
+    return jnp.einsum("...d,wd->...w", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def forward(params: Params, config: ModelConfig, ids: jax.Array, *, dtype: jnp.dtype, remat: bool) -> jax.Array:
+    """Final hidden states of whole rows, after the last norm.
+
+    ids int32 [R, T], left-aligned -> [R, T, D] in `dtype`. With `remat` each layer is recomputed in the backward pass.
+    """
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    x = constrain(params["embed"].astype(dtype)[ids], "rows", None, None)
+
+    def layer(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
+        def attend(q, k, v):
+            return attention.causal(q, k, v), None
+
+        x, _ = _bind_block(config, weights)(x, positions, attend)
+        return constrain(x, "rows", None, None), None
+
+    x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, params["blocks"])
+    return rms_norm(x, params["norm"], config.norm_eps)
+
+
+def prefill(weights: Params, config: ModelConfig, ids: jax.Array, lengths: jax.Array) -> Prefix:
+    """Run the prompts once. ids int32 [P, T] padded on the right, lengths int32 [P] -> Prefix."""
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    x = constrain(weights["embed"][ids], "prompts", None, None)
+
+    def attend(q, k, v):
+        heads_first = (constrain(y.swapaxes(1, 2), "prompts", "kv_heads", None, None) for y in (k, v))
+        return attention.causal(q, k, v), LayerCache(*heads_first)
+
+    layers = []
+    for block in weights["blocks"]:
+        x, kept = _bind_block(config, block)(x, positions, attend)
+        layers.append(kept)
+    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], 1)[:, 0]
+    last = rms_norm(last, weights["norm"], config.norm_eps)
+    return Prefix(tuple(layers), lengths, logits(weights, config, last))
+
+
+def decode_step(
+    weights: Params, config: ModelConfig, tokens: jax.Array, prefix: Prefix, suffix: Suffix, t: jax.Array
+) -> tuple[jax.Array, Suffix]:
+    """Feed each sample its t-th response token and get the logits for the next.
+
+    tokens int32 [P, V]; t int32 [], the cache slot that these tokens take in every sample. Returns float32 [P, V, W]
+    and the suffix cache with slot t filled.
+    """
+    positions = jnp.broadcast_to((prefix.lengths + t)[:, None], tokens.shape)
+    x = constrain(weights["embed"][tokens], "prompts", "votes", None)
+    filled = []
+    for block, shared, own in zip(weights["blocks"], prefix.layers, suffix, strict=True):
+
+        def attend(q, k, v, shared=shared, own=own):
+            own = LayerCache(
+                *(
+                    jax.lax.dynamic_update_slice_in_dim(cache, new[:, :, :, None], t, axis=3)
+                    for cache, new in ((own.k, k), (own.v, v))
+                )
+            )
+            return attention.cached(q, shared, prefix.lengths, own, t), own
+
+        x, kept = _bind_block(config, block)(x, positions, attend)
+        filled.append(kept)
+    x = rms_norm(x, weights["norm"], config.norm_eps)
+    return constrain(logits(weights, config, x), "prompts", "votes", None), tuple(filled)

@@ -1,0 +1,109 @@
+"""Flax NNX modules of the decoder. Every parameter of a block carries a leading layer axis [L, ...]; under the scan over
+layers, or after taking one layer out, the same module computes with that axis gone."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ttrl_jax.model.config import ModelConfig
+from ttrl_jax.model.sharding import Axes
+
+INIT_STD = 0.02  # transformers' initializer_range for both families
+
+
+def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, *, init: str = "normal") -> nnx.Param:
+    """Declare a parameter once: float32, with the logical names of its axes (see sharding.RULES)."""
+    if init == "normal":
+        value = jax.random.normal(rngs.params(), shape, jnp.float32) * INIT_STD
+    else:
+        value = {"ones": jnp.ones, "zeros": jnp.zeros}[init](shape, jnp.float32)
+    return nnx.Param(value, axes=axes)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x [..., D] over its root mean square, in float32 (arXiv 1910.07467); the scale is applied in x's type."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
+    return y.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+    """Rotary embedding (arXiv 2104.09864), halves rotated as transformers does. x [..., heads, H], positions [...]."""
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Projections of grouped-query attention. What is attended to is the caller's business."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        layers, d, n, k, h = config.layers, config.width, config.heads, config.kv_heads, config.head_dim
+        self.theta = config.rope_theta
+        self.q = parameter(rngs, (layers, d, n, h), (None, "embed", "heads", None))
+        self.k = parameter(rngs, (layers, d, k, h), (None, "embed", "kv_heads", None))
+        self.v = parameter(rngs, (layers, d, k, h), (None, "embed", "kv_heads", None))
+        self.o = parameter(rngs, (layers, n, h, d), (None, "heads", None, "embed"))
+        self.bias = config.qkv_bias
+        if config.qkv_bias:
+            self.q_bias = parameter(rngs, (layers, n, h), (None, "heads", None), init="zeros")
+            self.k_bias = parameter(rngs, (layers, k, h), (None, "kv_heads", None), init="zeros")
+            self.v_bias = parameter(rngs, (layers, k, h), (None, "kv_heads", None), init="zeros")
+
+    def qkv(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [..., D] -> rotated queries [..., N, H], rotated keys and values [..., K, H]."""
+        q, k, v = (jnp.einsum("...d,dnh->...nh", x, w[...].astype(x.dtype)) for w in (self.q, self.k, self.v))
+        if self.bias:
+            q, k, v = (y + b[...].astype(x.dtype) for y, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
+        return rotate(q, positions, self.theta), rotate(k, positions, self.theta), v
+
+    def out(self, x: jax.Array) -> jax.Array:
+        return jnp.einsum("...nh,nhd->...d", x, self.o[...].astype(x.dtype))
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        layers, d, f = config.layers, config.width, config.ffn
+        self.gate = parameter(rngs, (layers, d, f), (None, "embed", "ffn"))
+        self.up = parameter(rngs, (layers, d, f), (None, "embed", "ffn"))
+        self.down = parameter(rngs, (layers, f, d), (None, "ffn", "embed"))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate, up = x @ self.gate[...].astype(x.dtype), x @ self.up[...].astype(x.dtype)
+        return (jax.nn.silu(gate) * up) @ self.down[...].astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """One layer of the decoder (all L of them, stacked)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.eps = config.norm_eps
+        self.attention_norm = parameter(rngs, (config.layers, config.width), (None, "embed"), init="ones")
+        self.attention = Attention(config, rngs)
+        self.ffn_norm = parameter(rngs, (config.layers, config.width), (None, "embed"), init="ones")
+        self.ffn = FeedForward(config, rngs)
+
+    def __call__(self, x: jax.Array, positions: jax.Array, attend: Callable) -> tuple[jax.Array, object]:
+        """x [..., D]; attend(q, k, v) -> (context [..., N, H], whatever the caller keeps of k and v)."""
+        q, k, v = self.attention.qkv(rms_norm(x, self.attention_norm[...], self.eps), positions)
+        context, kept = attend(q, k, v)
+        x = x + self.attention.out(context)
+        return x + self.ffn(rms_norm(x, self.ffn_norm[...], self.eps)), kept
+
+
+class Decoder(nnx.Module):
+    """Embedding, L blocks, final norm, output projection [W, D] (the embedding table itself when tied)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.embed = parameter(rngs, (config.vocab, config.width), ("vocab", "embed"))
+        self.blocks = Block(config, rngs)
+        self.norm = parameter(rngs, (config.width,), ("embed",), init="ones")
+        if not config.tied:
+            self.head = parameter(rngs, (config.vocab, config.width), ("vocab", "embed"))

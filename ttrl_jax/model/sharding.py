@@ -1,0 +1,80 @@
+"""The device mesh, and the one table from logical axes to mesh axes."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ttrl_jax.errors import InputError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Weights: the model dimension over fsdp, heads and ffn over tensor. Activations: rows of training over both batch
+# axes; in sampling prompts over data and their votes over fsdp, so that all votes of a prompt stay together.
+RULES: dict[str, str | tuple[str, ...]] = {
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "ffn": "tensor",
+    "rows": ("data", "fsdp"),
+    "prompts": "data",
+    "votes": "fsdp",
+}
+
+Axes = tuple[str | None, ...]
+
+
+def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
+    """Build the `data, fsdp, tensor` mesh over all devices; one size may be -1: whatever is left.
+
+    Raises InputError when the sizes do not multiply to the number of devices.
+    """
+    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise InputError(f"mesh sizes must be positive, at most one of them -1; got data, fsdp, tensor = {sizes}")
+    if -1 in sizes:
+        known = -(data * fsdp * tensor)
+        sizes[sizes.index(-1)] = devices // known
+    if sizes[0] * sizes[1] * sizes[2] != devices:
+        raise InputError(f"mesh data x fsdp x tensor = {data} x {fsdp} x {tensor} does not fit {devices} devices")
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+
+def partition(axes: Axes, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
+    """Mesh axes for an array whose dimensions have the logical names `axes` (None: not split).
+
+    A dimension that its mesh axes do not divide is replicated: kv heads fewer than the tensor size, an odd vocabulary.
+    """
+    spec = []
+    for name, size in zip(axes, shape, strict=True):
+        target = RULES[name] if name in RULES else None
+        names = (target,) if isinstance(target, str) else target or ()
+        parts = 1
+        for axis in names:
+            parts *= mesh.shape[axis]
+        spec.append(target if parts > 1 and size % parts == 0 else None)
+    return PartitionSpec(*spec)
+
+
+def shardings(axes: Any, shapes: Any, mesh: Mesh, *, without: tuple[str, ...] = ()) -> Any:
+    """NamedShardings for a tree of logical axes and a like tree of shaped arrays, leaving out axes named in `without`."""
+
+    def one(shape, names):
+        names = tuple(None if name in without else name for name in names)
+        return NamedSharding(mesh, partition(names, shape.shape, mesh))
+
+    return jax.tree.map(one, shapes, axes)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pin the layout of an activation inside jit. Does nothing where no mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, mesh))

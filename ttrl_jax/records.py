@@ -1,0 +1,61 @@
+"""The array nouns that travel between rooms, and the axis letters used everywhere.
+
+P prompts · V votes per prompt · G trained samples (G <= V) · R rows (P * G) · T tokens · S cache slots
+D model · N query heads · K kv heads · H head · F ffn · L layers · W vocabulary
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def padded_length(length: int) -> int:
+    """The length that rows of up to `length` tokens are padded to: 16, 24, 32, 48, 64, 96 ... (few shapes, few compiles)."""
+    size = 16
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
+    return size
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Encoded prompts, left-aligned, padded on the right (host arrays)."""
+
+    ids: np.ndarray  # int32 [P, T]
+    lengths: np.ndarray  # int32 [P], tokens before the padding
+    uids: np.ndarray  # uint32 [P], names the question in the random keys: not its place in the batch
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Sampled responses (host arrays). Entries at and after `lengths` are padding."""
+
+    tokens: np.ndarray  # int32 [P, V, T], the stop token included
+    lengths: np.ndarray  # int32 [P, V], tokens of each response, the stop token included
+    logps: np.ndarray  # float32 [P, V, T], log-prob of each token under the tempered, unfiltered distribution
+    truncated: np.ndarray  # bool [P, V], true where no stop token came before the limit
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainBatch:
+    """The trained samples, one row each: prompt and response in one piece, padded on the right."""
+
+    ids: Any  # int32 [..., R, T], prompt then response
+    prompt_lengths: Any  # int32 [..., R]
+    responses: Any  # int32 [..., R, T'], the response alone, what the log-probs are taken of
+    mask: Any  # float32 [..., R, T'], 1 on response tokens, the stop token included
+    sampler_logps: Any  # float32 [..., R, T'], as the sampler saw them (metrics only)
+    advantages: Any  # float32 [..., R]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """What training changes and a checkpoint keeps."""
+
+    step: Any  # int32 [], finished training steps
+    params: Any  # nested dict of float32 arrays, the masters
+    optimizer: Any  # optax state over params

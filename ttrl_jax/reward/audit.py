@@ -1,0 +1,68 @@
+"""Compare votes and rewards with the truth. For people to read: nothing here is trained on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ttrl_jax.reward.equivalence import classes
+from ttrl_jax.reward.extract import Answer
+from ttrl_jax.reward.vote import Ballot
+
+
+def truth_classes(ballots: Sequence[Ballot], truths: Sequence[str]) -> list[int | None]:
+    """Return the class of each truth in its question's ballot, None if nobody gave it.
+
+    A truth is already an answer, so it does not go through the extractor.
+    """
+    found: list[int | None] = []
+    for ballot, truth in zip(ballots, truths, strict=True):
+        i = classes([*ballot.answers, Answer(truth)])[-1]
+        found.append(i if i is not None and i < len(ballot.answers) else None)
+    return found
+
+
+def audit(
+    ballots: Sequence[Ballot],
+    labels: Sequence[int | None],
+    rewards: np.ndarray,
+    chosen: np.ndarray,
+    truths: Sequence[str],
+) -> dict[str, float]:
+    """Measure a step against the truth, under the names of the reference (`_prompt_compute_ttrl_metrics`).
+
+    Args: labels [P], the classes that made the rewards; rewards float [P, V]; chosen int [P, G]; truths [P].
+
+    Returns means over the P questions. Correct means: in the class of the truth.
+      label_accuracy              share of questions whose label is the truth
+      reward_accuracy             share of the chosen samples with the reward that the truth would have given
+      ground_truth_reward         share of the chosen samples that are correct
+      pass@{G}                    share of questions with a correct sample among the chosen (no estimator)
+      votes_reward_accuracy, votes_ground_truth_reward, pass@{V}   the same over all V votes
+      point_biserial_correlation  between reward and correctness of all P x G chosen samples; 0.0 when it is
+                                  undefined, that is when either is the same everywhere
+    """
+    right = truth_classes(ballots, truths)
+    correct = np.array([[t is not None and c == t for c in b.classes] for b, t in zip(ballots, right, strict=True)])
+    agrees = rewards == correct
+    chosen_correct = np.take_along_axis(correct, chosen, axis=1)
+    chosen_rewards = np.take_along_axis(rewards, chosen, axis=1)
+    label_right = [t is not None and label == t for label, t in zip(labels, right, strict=True)]
+    metrics = {
+        "label_accuracy": np.mean(label_right),
+        "reward_accuracy": np.mean(np.take_along_axis(agrees, chosen, axis=1)),
+        "ground_truth_reward": np.mean(chosen_correct),
+        f"pass@{chosen.shape[1]}": np.mean(np.any(chosen_correct, axis=1)),
+        "votes_reward_accuracy": np.mean(agrees),
+        "votes_ground_truth_reward": np.mean(correct),
+        f"pass@{rewards.shape[1]}": np.mean(np.any(correct, axis=1)),
+        "point_biserial_correlation": _correlation(chosen_rewards, chosen_correct),
+    }
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _correlation(rewards: np.ndarray, correct: np.ndarray) -> float:
+    x, y = rewards.astype(np.float64).ravel(), correct.astype(np.float64).ravel()
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    x, y = x - x.mean(), y - y.mean()
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))

@@ -1,0 +1,47 @@
+"""Turn ballots and labels into rewards, and choose the samples to train on. Nothing here can see a truth."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ttrl_jax.errors import InputError
+from ttrl_jax.reward.vote import Ballot
+
+
+def score(ballots: Sequence[Ballot], labels: Sequence[int | None]) -> np.ndarray:
+    """Return rewards, float32 [P, V]: 1 where a vote is in the class of its question's label, else 0.
+
+    A label of None gives its question zeros. All ballots have the same V.
+    Raises ValueError for a class that its ballot does not have.
+    """
+    rewards = []
+    for ballot, label in zip(ballots, labels, strict=True):
+        if label is not None and not 0 <= label < len(ballot.counts):
+            raise ValueError(f"label {label} is none of the ballot's {len(ballot.counts)} classes")
+        rewards.append([label is not None and c == label for c in ballot.classes])
+    return np.array(rewards, dtype=np.float32)
+
+
+def select(rewards: np.ndarray, *, samples: int) -> np.ndarray:
+    """Return the indices of the samples to train on, int32 [P, G]: the first G of the V, by sample index.
+
+    As `select_top_k_per_prompt` of the reference. Raises InputError if G is less than 1 or more than V.
+    """
+    prompts, votes = rewards.shape
+    if not 1 <= samples <= votes:
+        raise InputError(
+            f"Expected 1 to {votes} trained samples per prompt, as there are {votes} votes, got {samples}."
+        )
+    return np.tile(np.arange(samples, dtype=np.int32), (prompts, 1))
+
+
+def random_classes(ballots: Sequence[Ballot], *, seed: int, step: int, ids: Sequence[int]) -> list[int | None]:
+    """Return a label for each ballot, drawn uniformly from its classes (None: it has none), for control runs.
+
+    The draw depends on (seed, step, problem index) alone, not on the order or the number of the ballots.
+    """
+    labels: list[int | None] = []
+    for ballot, i in zip(ballots, ids, strict=True):
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step, i)))
+        labels.append(int(rng.integers(len(ballot.counts))) if ballot.counts else None)
+    return labels

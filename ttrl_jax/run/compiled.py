@@ -1,0 +1,91 @@
+"""jax.jit with visible compiles: each is announced with its shapes before, and with its seconds after."""
+
+import inspect
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+
+PyTree = Any
+
+
+class Compiled:
+    """`jax.jit(fn)` that lowers and compiles explicitly, once per signature, and says so.
+
+    A signature is what jit would compile anew for: the tree structure of the arguments, the shape, dtype, weak
+    type and sharding of each leaf, the static arguments, and the mesh of `jax.set_mesh`. Looking one up costs
+    about 30 microseconds for 50 leaves; the call itself is that of the compiled program. Not for use inside
+    another jit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        fn: Callable[..., PyTree],
+        *,
+        announce: Callable[[str], None],
+        static_argnames: tuple[str, ...] = (),
+        donate_argnames: tuple[str, ...] = (),
+        out_shardings: PyTree = None,
+    ):
+        """Wrap `fn`; nothing is traced yet.
+
+        Args:
+          name: what the announcements call it.
+          announce: gets "compiling NAME (SHAPES) ..." before each compile, "compiled NAME in 3.2 s" after it.
+          static_argnames: keyword-only parameters of `fn` that are part of the program; hashable.
+          donate_argnames: as in jax.jit.
+          out_shardings: as in jax.jit; None leaves them to the compiler.
+        """
+        self.name = name
+        self.compile_seconds = 0.0  # all traces and compiles so far
+        self._announce = announce
+        self._parameters = inspect.signature(fn)
+        self._static = frozenset(static_argnames)
+        for each in static_argnames:
+            if self._parameters.parameters[each].kind is not inspect.Parameter.KEYWORD_ONLY:
+                raise TypeError(f"static argument {each} of {name} must be keyword-only")
+        self._jit = jax.jit(
+            fn, static_argnames=static_argnames, donate_argnames=donate_argnames, out_shardings=out_shardings
+        )
+        self._programs: dict[Hashable, jax.stages.Compiled] = {}
+
+    def __call__(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
+        """Call `fn`, compiling first if this signature is new. Static arguments are passed by keyword."""
+        dynamic = {key: value for key, value in kwargs.items() if key not in self._static}
+        leaves, structure = jax.tree.flatten((args, dynamic))
+        static = tuple(sorted((key, kwargs[key]) for key in self._static & kwargs.keys()))
+        mesh = jax.sharding.get_abstract_mesh()
+        signature = (structure, static, mesh, tuple([_leaf_key(leaf) for leaf in leaves]))
+        program = self._programs.get(signature)
+        if program is None:
+            program = self._programs[signature] = self._compile(args, kwargs)
+        return program(*args, **dynamic)
+
+    def _compile(self, args: tuple[PyTree, ...], kwargs: dict[str, PyTree]) -> jax.stages.Compiled:
+        arguments = self._parameters.bind(*args, **kwargs).arguments
+        shapes = ", ".join(
+            f"{name}={value}" if name in self._static else f"{name} {_describe(value)}"
+            for name, value in arguments.items()
+        )
+        self._announce(f"compiling {self.name} ({shapes}) ...")
+        start = time.perf_counter()
+        program = self._jit.lower(*args, **kwargs).compile()
+        seconds = time.perf_counter() - start
+        self.compile_seconds += seconds
+        self._announce(f"compiled {self.name} in {seconds:.1f} s")
+        return program
+
+
+def _leaf_key(leaf: Any) -> Hashable:
+    # A numpy array or a number has no layout yet. A number is a weakly typed scalar, whatever its value.
+    return jax.typeof(leaf), leaf.sharding if isinstance(leaf, jax.Array) else None
+
+
+def _describe(value: PyTree) -> str:
+    """The words "int32[8, 64]" for an array, "52 arrays 2.6 MB" for a tree of them."""
+    types = [jax.typeof(leaf) for leaf in jax.tree.leaves(value)]
+    if jax.tree_util.all_leaves([value]):
+        return f"{types[0].dtype.name}{list(types[0].shape)}"
+    return f"{len(types)} arrays {sum(each.size * each.dtype.itemsize for each in types) / 1e6:.1f} MB"

@@ -1,0 +1,69 @@
+"""The run folder: which config and model it belongs to. Everything else in it is written by its own module."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ttrl_jax.errors import InputError
+from ttrl_jax.run.metrics import write_json
+
+CONFIG, SUMMARY = "config.json", "summary.json"
+
+# Sections that change where a run computes or what it shows, not what it learns.
+_MAY_DIFFER = ("mesh", "log")
+
+
+def require_same(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Raise InputError if `folder` holds something else than a run of this config and model. Writes nothing."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"the run folder {folder} is a file; choose another --workdir")
+    path = folder / CONFIG
+    if not path.is_file():
+        if any(entry.suffix != ".tmp" for entry in folder.iterdir()):
+            raise InputError(f"{folder} is not empty and not a run folder (no {CONFIG}); choose another --workdir")
+        return
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        old, old_model = _flat(made["config"]), made["model"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); choose another --workdir") from error
+    new = _flat(json.loads(json.dumps(config)))
+    differing = [
+        f"{name} ({old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now)"
+        for name in sorted(old.keys() | new.keys())
+        if name.split(".")[0] not in _MAY_DIFFER and old.get(name) != new.get(name)
+    ]
+    if differing:
+        raise InputError(
+            f"{folder} was made with another config, it differs in "
+            + ", ".join(differing[:5])
+            + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
+            + "; choose another --workdir"
+        )
+    if old_model != json.loads(json.dumps(model)):
+        raise InputError(
+            f"{folder} holds checkpoints of another model: the files in model.path have changed since; restore them or "
+            "choose another --workdir"
+        )
+
+
+def claim(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Make the folder a run of this config and model, if it is not yet."""
+    if not (folder / CONFIG).is_file():
+        write_json(folder / CONFIG, {"config": config, "model": model})
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, or None."""
+    path = folder / SUMMARY
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for name, value in section.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found

@@ -1,0 +1,156 @@
+"""What a run writes down: metrics.jsonl always, TensorBoard and Weights & Biases on request, and JSON files.
+
+JSON is strict here: NaN and the infinities, which JSON does not have, become null.
+"""
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from ttrl_jax.errors import InputError
+
+
+class MetricsLog:
+    """The metrics of one run, one row per `write`. Only process 0 makes one."""
+
+    def __init__(self, folder: str | Path, *, start_step: int, tensorboard: bool, wandb_project: str | None):
+        """Open the logs in `folder`, made if need be, and drop the rows that a killed run left too many.
+
+        Args:
+          folder: the run folder. Gets metrics.jsonl, tensorboard/, wandb/ and wandb_id.
+          start_step: number of finished training steps that this run goes on from; 0 for a new run. Rows of
+            this step and later are dropped: they will be written again.
+          tensorboard: also write events through tensorboardX.
+          wandb_project: also log to this Weights & Biases project; None does not.
+
+        Raises:
+          InputError: a package that was asked for is not installed, or metrics.jsonl is not one.
+        """
+        folder = Path(folder)
+        # Optional packages first: if one is missing, nothing has been written or dropped yet.
+        self._events = _open_tensorboard(folder / "tensorboard", start_step) if tensorboard else None
+        self._wandb = _open_wandb(folder, wandb_project) if wandb_project is not None else None
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        _drop_from(path, start_step)
+        self._lines = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one row {"step": step, **metrics}. The file always ends with this row when the call returns.
+
+        Args:
+          step: index of the training step that the numbers are of, counted from 0.
+          metrics: name -> number; any 0-d array that float() takes will do.
+        """
+        numbers = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}
+        self._lines.write(_to_json({"step": step} | numbers) + "\n")
+        self._lines.flush()
+        if self._events is not None:
+            for name, value in numbers.items():
+                self._events.add_scalar(name, value, step)
+            self._events.flush()
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def close(self) -> None:
+        """Close all three logs."""
+        self._lines.close()
+        if self._events is not None:
+            self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _open_tensorboard(folder: Path, start_step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise InputError(
+            'TensorBoard events were asked for, but tensorboardX is not installed: pip install -e ".[tensorboard]"'
+        ) from error
+    # purge_step makes TensorBoard hide the events of a killed run that this one will write again.
+    return SummaryWriter(str(folder), purge_step=start_step)
+
+
+def _open_wandb(folder: Path, project: str) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise InputError(
+            f'the Weights & Biases project "{project}" was asked for, but wandb is not installed: '
+            'pip install -e ".[wandb]"'
+        ) from error
+    # The id makes a resumed run go on in the same curve. Rows that a killed run already sent are refused
+    # there with a warning; they are the same numbers.
+    id_file = folder / "wandb_id"
+    if not id_file.exists():
+        _replace(id_file, uuid.uuid4().hex)
+    run_id = id_file.read_text(encoding="utf-8")
+    return wandb.init(project=project, name=folder.name, id=run_id, resume="allow", dir=str(folder))
+
+
+def _drop_from(path: Path, start_step: int) -> None:
+    """Atomically drop the rows of `start_step` and later, and a last line that a kill left unfinished."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().split(b"\n")
+    complete, unfinished = lines[:-1], lines[-1]  # the last is b"" unless a write was cut short
+    kept = []
+    for number, line in enumerate(complete, start=1):
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f'{path} line {number} is not a JSON object with a "step": repair or remove the file to go on'
+            ) from error
+        if step < start_step:
+            kept.append(line)
+    if unfinished or len(kept) < len(complete):
+        _replace(path, b"".join(line + b"\n" for line in kept).decode())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as an indented JSON file, whole or not at all. Folders on the way are made."""
+    _replace(Path(path), _to_json(value, indent=2) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
+    """Write one JSON line per row, whole or not at all. Folders on the way are made."""
+    _replace(Path(path), "".join(_to_json(row) + "\n" for row in rows))
+
+
+def _to_json(value: Any, *, indent: int | None = None) -> str:
+    return json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None in place of every float that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put `text` into `path` by renaming a finished file over it: at any moment it is the old or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    # A lone surrogate in a response has no UTF-8; backslashreplace makes it \udXXX, JSON's way to spell it.
+    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)

@@ -1,0 +1,304 @@
+"""Test-time reinforcement learning: a model improves itself on questions nobody has labelled (arXiv 2504.16084).
+
+    python -m ttrl_jax.train --config configs/quickstart.py [--config.a.b=value ...] [--workdir runs/quickstart]
+
+Each step: sample many responses to each question, let the majority's answer be the label, reward agreement with it, and
+update the model by GRPO. The same command again resumes after the last checkpoint; on a finished run it prints its table.
+"""
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from ttrl_jax import build as builder
+from ttrl_jax import cli
+from ttrl_jax.data.problems import truths
+from ttrl_jax.evaluate import evaluate, generations, table
+from ttrl_jax.learn.advantage import group_normalised
+from ttrl_jax.learn.batch import train_batch
+from ttrl_jax.model.weights import fingerprint, sha256
+from ttrl_jax.records import Prompts, Rollouts
+from ttrl_jax.reward.audit import audit, truth_classes
+from ttrl_jax.reward.score import random_classes, score, select
+from ttrl_jax.reward.vote import label_keys, vote, vote_metrics
+from ttrl_jax.run import folder
+from ttrl_jax.run.checkpoint import Checkpoints, Interrupt, check_disk
+from ttrl_jax.run.metrics import MetricsLog, write_json, write_jsonl
+from ttrl_jax.run.progress import Progress
+
+cli.define_config_flag()
+flags.DEFINE_string("workdir", "", "Run folder; default: runs/<config name>.")
+
+
+@dataclasses.dataclass
+class History:
+    """What a run remembers beside the arrays. Saved with each checkpoint."""
+
+    labels: dict[int, str | None] = dataclasses.field(default_factory=dict)  # question -> label at its last visit
+    evaluations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0  # of all processes that worked on the run
+
+
+class Interrupted(Exception):
+    """A signal asked to leave, and this is a safe point."""
+
+
+def main() -> int:
+    began = time.monotonic()
+
+    # ------------------------------------------------------------- inputs: all checked before anything is written
+    config = cli.config()
+    workdir = Path(flags.FLAGS.workdir or f"runs/{cli.config_name()}")
+    inputs = builder.read_inputs(config)
+    settings = config.as_configdict().to_dict()
+    model = {**dataclasses.asdict(inputs.model), "fingerprint": fingerprint(inputs.folder)}
+    folder.require_same(workdir, settings, model)
+    if (summary := folder.read_summary(workdir)) is not None:
+        print(f"{workdir} is finished:\n{report(summary, config.eval.samples)}")
+        return 0
+    check_disk(workdir, needed_bytes=(config.checkpoint.keep + 1) * builder.state_bytes(inputs.model))
+
+    # ------------------------------------------------------------- run folder, and where an earlier process stopped
+    folder.claim(workdir, settings, model)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    start = checkpoints.latest() or 0
+    total = inputs.total_steps
+    with (
+        Interrupt() as interrupt,
+        checkpoints,
+        MetricsLog(
+            workdir,
+            start_step=start,
+            tensorboard=config.log.tensorboard,
+            wandb_project=config.log.wandb_project or None,
+        ) as log,
+        Progress(total, start=start, title=workdir.name) as progress,
+    ):
+
+        def watch(what: str) -> Callable[[int], None]:
+            """What sampling calls now and then: shows its speed, and leaves if a signal came."""
+            since = time.monotonic()
+
+            def tick(tokens: int) -> None:
+                if interrupt.signum is not None:
+                    raise Interrupted
+                progress.phase(f"{what}: {tokens} tokens, {tokens / (time.monotonic() - since):.0f} tokens/s")
+
+            return tick
+
+        # --------------------------------------------------------- model, optimizer, random keys
+        parts = builder.build(config, inputs, progress.line)
+        state, history = parts.state, History()
+        if start:
+            state = checkpoints.restore(start, parts.state_layout)
+            history = restore_history(checkpoints.meta(start))
+        earlier_seconds = history.seconds
+        root = jax.random.key(config.seed)
+        train_key, eval_key, held_out_key = (jax.random.fold_in(root, i) for i in range(3))
+        introduce(config, inputs, workdir, start, progress.line)
+
+        def measure(step: int) -> dict[str, float]:
+            """Evaluate the model after `step` steps; the held-out questions before the first and after the last only."""
+            sets = {"data": (inputs.problems.items, eval_key)}
+            if inputs.held_out and step in (0, total):
+                sets["held_out"] = (inputs.held_out, held_out_key)
+            found = {}
+            for name, (items, key) in sets.items():
+                rollouts = parts.sample_for_eval(
+                    state.params, parts.encode(items), key, progress=watch(f"evaluating {name}")
+                )
+                texts = parts.texts(rollouts)
+                answers = [[parts.extract(text) for text in group] for group in texts]
+                found[name] = evaluate(answers, rollouts.truncated, rollouts.lengths, truths(items))
+                if step in (0, total):
+                    rows = generations(items, texts, answers, [vote(group) for group in answers], rollouts, None)
+                    write_jsonl(workdir / "rollouts" / f"eval_{name}_{step:06}.jsonl", rows)
+            history.evaluations.append({"step": step, **found})
+            progress.line(f"evaluation after {step} steps: {headline(found['data'], config.eval.samples)}")
+            return {f"eval/{set_name}/{name}": x for set_name, result in found.items() for name, x in result.items()}
+
+        # --------------------------------------------------------- the loop
+        step = start
+        try:
+            for step in range(start, total):
+                clock = Clock()
+                due = step == 0 or config.eval.every and step % config.eval.every == 0
+                measured = measure(step) if due else {}
+                clock.lap("evaluate")
+
+                key = jax.random.fold_in(train_key, step)
+                batch = inputs.problems.take(step)
+                prompts = parts.encode(batch)
+                rollouts = parts.sample(state.params, prompts, key, progress=watch("sampling"))
+                clock.lap("sample")
+
+                texts = parts.texts(rollouts)
+                answers = [[parts.extract(text) for text in group] for group in texts]
+                ballots = [vote(group) for group in answers]
+                labels = [ballot.label for ballot in ballots]
+                if config.reward.label == "truth":  # the oracle: what true labels would have given
+                    labels = truth_classes(ballots, truths(batch))
+                if config.reward.label == "random":  # the control: what rewards without information give
+                    labels = random_classes(ballots, seed=config.seed, step=step, ids=[p.index for p in batch])
+                rewards = score(ballots, labels)
+                chosen = select(rewards, samples=config.train.samples)
+                advantages = group_normalised(np.take_along_axis(rewards, chosen, 1))
+                clock.lap("vote")
+
+                progress.phase("updating")
+                rows = train_batch(prompts, rollouts, chosen, advantages)
+                state, learned = parts.update(state, rows, parts.learning_rate(step))
+                clock.lap("update")
+
+                ids = [problem.index for problem in batch]
+                votes = vote_metrics(ballots, rewards, chosen, history.labels, ids=ids)
+                audited = audit(ballots, labels, rewards, chosen, truths(batch)) if truths(batch) else {}
+                history.labels |= dict(zip(ids, label_keys(ballots), strict=True))
+                if config.log.generations_every and step % config.log.generations_every == 0:
+                    rows = generations(batch, texts, answers, ballots, rollouts, rewards)
+                    write_jsonl(workdir / "rollouts" / f"train_{step:06}.jsonl", rows)
+                if (step + 1) % inputs.problems.steps_per_episode == 0:
+                    history.seconds = earlier_seconds + time.monotonic() - began
+                    checkpoints.save(step + 1, state, dataclasses.asdict(history))
+                    clock.lap("save")
+                metrics = (
+                    measured
+                    | named("vote", votes)
+                    | named("audit", audited)
+                    | named("update", learned | {"learning_rate": parts.learning_rate(step)})
+                    | named("advantage", spread(advantages))
+                    | named("length", lengths(prompts, rollouts))
+                    | named("time", clock.laps | {"compile": parts.compile_seconds()})
+                    | named("speed", {"sample_tokens_per_s": rollouts.lengths.sum() / clock.laps["sample"]})
+                    | named("memory", {"peak_gb": peak_memory_gb()})
+                )
+                log.write(step, metrics)
+                progress.step(step + 1, line_of(inputs.problems.episode(step), votes, audited, learned))
+            step = total
+            last = measure(total)
+            log.write(total, last)
+        except Interrupted:
+            history.seconds = earlier_seconds + time.monotonic() - began
+            if step > start:
+                checkpoints.save(step, state, dataclasses.asdict(history))
+            progress.line(f"interrupted after {step} of {total} steps; the same command goes on from there")
+            return 128 + interrupt.signum
+
+    # ------------------------------------------------------------- results
+    summary = summarise(history, total, sha256(state.params), earlier_seconds + time.monotonic() - began)
+    write_json(workdir / folder.SUMMARY, summary)
+    print(report(summary, config.eval.samples))
+    print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}")
+    return 0
+
+
+# ---------------------------------------------------------------------- what main says
+
+
+def introduce(config: Any, inputs: builder.Inputs, workdir: Path, start: int, say: Callable[[str], None]) -> None:
+    """Print what was resolved: model, devices, data, budget, and the first prompt as the model sees it."""
+    problems, rollout = inputs.problems, config.rollout
+    count = builder.parameter_count(inputs.model)
+    device = jax.devices()[0]
+    say(f"model     {config.model.path}: {count / 1e6:.2f} M parameters, {config.model.dtype} compute")
+    say(f"devices   {jax.device_count()} x {device.device_kind}, mesh {dict(inputs.mesh.shape)}")
+    left_out = len(problems) - problems.steps_per_episode * rollout.prompts
+    say(
+        f"data      {config.data.path}: {len(problems)} questions"
+        + (f", another {left_out} of them left out each episode" if left_out else "")
+        + (f"; held out: {len(inputs.held_out)}" if inputs.held_out else "")
+        + ("" if truths(problems.items) else f"; no column {config.data.truth_column!r}: no accuracy is measured")
+    )
+    say(
+        f"budget    {inputs.total_steps} steps ({config.episodes} episodes) of {rollout.prompts} questions x {rollout.votes} "
+        f"votes, {config.train.samples} of them trained on; label: {config.reward.label}"
+    )
+    say(f"run       {workdir}" + (f", resumed after step {start}" if start else ""))
+    say(f"prompt    {inputs.encoder.render(problems.items[0].question)!r}")
+
+
+def headline(result: dict[str, float], samples: int) -> str:
+    names = [f"avg@{samples}", f"maj@{samples}", "majority_ratio", "no_answer_rate"]
+    return ", ".join(f"{name} {result[name]:.3f}" for name in names if name in result)
+
+
+def line_of(episode: int, votes: dict[str, float], audited: dict[str, float], learned: dict[str, float]) -> str:
+    """One line on a training step."""
+    shown = {"majority ratio": votes["majority_ratio"], "reward": votes["majority_voting_reward"]}
+    if audited:
+        shown |= {"label accuracy": audited["label_accuracy"], "reward accuracy": audited["reward_accuracy"]}
+    shown |= {"entropy": learned["entropy"], "grad norm": learned["grad_norm"]}
+    return f"episode {episode + 1} | " + ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+
+
+def summarise(history: History, steps: int, params_sha256: str, seconds: float) -> dict[str, Any]:
+    """The content of summary.json: the first and last evaluation, and what identifies the result."""
+    first, last = history.evaluations[0], history.evaluations[-1]
+    summary = {"before": first["data"], "after": last["data"]}
+    if "held_out" in first:
+        summary |= {"held_out_before": first["held_out"], "held_out_after": last["held_out"]}
+    return summary | {"seconds": round(seconds, 1), "steps": steps, "params_sha256": params_sha256}
+
+
+def report(summary: dict[str, Any], samples: int) -> str:
+    """The table that a run ends with."""
+    names = ("before", "after", "held_out_before", "held_out_after")
+    return table({name.replace("_", " "): summary[name] for name in names if name in summary}, samples=samples)
+
+
+# ---------------------------------------------------------------------- what main measures
+
+
+class Clock:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = now - self._last
+        self._last = now
+
+
+def named(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    return {"mean": float(values.mean()), "max": float(values.max()), "min": float(values.min())}
+
+
+def lengths(prompts: Prompts, rollouts: Rollouts) -> dict[str, float]:
+    """Token counts of prompts and of all responses."""
+    found = {"truncation_rate": float(rollouts.truncated.mean()), "generated_tokens": int(rollouts.lengths.sum())}
+    for name, values in (("response", rollouts.lengths), ("prompt", prompts.lengths)):
+        found |= {f"{name}_{which}": value for which, value in spread(values).items()}
+    return found
+
+
+def peak_memory_gb() -> float:
+    """The most memory held so far: of the first device where it says so, else of this process on the host."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 1e9
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def restore_history(meta: dict[str, Any]) -> History:
+    """From a checkpoint's JSON, where the keys of `labels` have become text."""
+    return History(**(meta | {"labels": {int(index): label for index, label in meta["labels"].items()}}))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, doc=__doc__))
