@@ -27,17 +27,16 @@ INSTALL = [
     "pyarrow>=24,<27",  # Parquet; below: as datasets has it; above: 26 is the newest tested
     "ml_collections>=1.1,<2",  # config files and their flags, which every command line rests on
     "absl-py>=2.5,<3",  # command line flags, likewise
+    "tensorboardX>=2.6.5,<3",  # event files without TensorFlow; 3 may write others
     "rich>=15,<16",  # the progress bar; its renderables may move with a major release
 ]
 
 EXTRAS = {
-    "tensorboard": ["tensorboardX>=2.6.5,<3"],  # event files without TensorFlow; 3 may write others
     "wandb": ["wandb>=0.31,<1"],  # 1.0 may change how a run is resumed
     "tpu": ["jax[tpu]"],  # the version is bounded above
     "cuda": ["jax[cuda12]"],  # CUDA 12 runs on the drivers of CUDA 12 and of 13; cuda13 does not
 }
 EXTRAS["test"] = [
-    *EXTRAS["tensorboard"],
     "pytest>=9,<10",  # a major release may change what is collected
     "pytest-timeout>=2.4,<3",  # likewise
     "ruff>=0.17,<0.18",  # a minor release may format otherwise

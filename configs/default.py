@@ -79,6 +79,6 @@ def get_config() -> ConfigDict:
 
     c.log = ConfigDict()
     c.log.generations_every = 10  # training steps between written generations; 0: never
-    c.log.tensorboard = False  # event files beside metrics.jsonl (extra: tensorboard)
+    c.log.tensorboard = True  # event files beside metrics.jsonl
     c.log.wandb_project = ""  # empty: off (extra: wandb)
     return c.lock()

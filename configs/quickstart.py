@@ -1,6 +1,6 @@
 """TTRL in minutes on a laptop CPU: a small embedded model, 64 unlabelled word problems, no network.
 
-    python -m ttrl_jax.train --config configs/quickstart.py
+python -m ttrl_jax.train --config configs/quickstart.py
 """
 
 from pathlib import Path

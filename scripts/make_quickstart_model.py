@@ -2,10 +2,10 @@
 
     python scripts/make_quickstart_model.py [--out configs/quickstart_model] [--steps 1200]
 
-It learns to answer word problems about two-digit sums with a worked answer, `37 + 48 = \\boxed{85}`, on number pairs that
-neither question set of `builtin:sums` uses. Each digit in the box of its training text is replaced by a random one with
-probability 0.5, afresh in every batch. So it knows the sum, but says it right only one time in five, and its mistakes
-scatter: what a majority vote can undo. About 10 minutes on 2 CPU cores.
+It learns to answer word problems about two-digit sums with a worked answer, `37 + 48 = \\boxed{85}`, on number pairs
+that neither question set of `builtin:sums` uses. Each digit in the box of its training text is replaced by a random one
+with probability 0.5, afresh in every batch. So it knows the sum, but says it right only one time in five, and its
+mistakes scatter: what a majority vote can undo. About 10 minutes on 2 CPU cores.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What every test runs under: 8 CPU devices, and array code stricter than in a real run."""
+"""What every test runs under: 8 CPU devices."""
 
 import os
 from pathlib import Path
@@ -11,9 +11,6 @@ import pytest
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-
-# [8] + [4, 8] is more often a forgotten axis than a wish: in tests it raises.
-jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture

@@ -47,9 +47,9 @@ def run_on_a_terminal(columns=100):
 
 def test_a_terminal_gets_a_bar_with_steps_times_summary_and_phase():
     screen = run_on_a_terminal()
-    assert re.search(r"quickstart [━╸╺ ]+ 1/5 elapsed 0:00 ETA \?", screen)
-    assert re.search(r"quickstart [━╸╺ ]+ 2/5 elapsed 0:01 ETA 0:02", screen)
-    assert re.search(r"quickstart [━╸╺ ]+ 5/5 elapsed 0:01 ETA 0:00", screen)
+    assert re.search(r"quickstart [━╸╺ ]+ 1/5 elapsed 0:\d\d ETA \?", screen)
+    assert re.search(r"quickstart [━╸╺ ]+ 2/5 elapsed 0:\d\d ETA 0:\d\d", screen)
+    assert re.search(r"quickstart [━╸╺ ]+ 5/5 elapsed 0:\d\d ETA 0:00", screen)
     assert "  sampling [37] %, 812 tok/s" in screen and "  episode 3/3, majority 1.00" in screen
     # Printed once each, whole, although the bar is redrawn below them all the time.
     assert screen.count("compiling decode (ids int32[8, 64]) [bold] ...") == 1
@@ -62,9 +62,9 @@ def test_a_pipe_gets_plain_lines(tmp_path):
     child = subprocess.run([sys.executable, "-c", RUN], env=env, stdout=subprocess.PIPE, text=True, check=True)
     lines = child.stdout.splitlines()
     assert lines[0] == "compiling decode (ids int32[8, 64]) [bold] ..."
-    assert re.fullmatch(r"quickstart 2/5 \| episode 1/3, majority 0\.75 \| 0\.6 s/step, ETA 0:02", lines[1])
+    assert re.fullmatch(r"quickstart 2/5 \| episode 1/3, majority 0\.75 \| \d\.\d s/step, ETA 0:\d\d", lines[1])
     assert lines[2] == "a stray print"
-    assert re.fullmatch(r"quickstart 5/5 \| episode 3/3, majority 1\.00 \| 0\.2 s/step, ETA 0:00", lines[3])
+    assert re.fullmatch(r"quickstart 5/5 \| episode 3/3, majority 1\.00 \| \d\.\d s/step, ETA 0:00", lines[3])
     assert len(lines) == 4
 
 

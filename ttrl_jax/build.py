@@ -100,7 +100,7 @@ def _micro_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
     if minibatch_rows % (config.train.micro_rows * devices):
         raise InputError(
             f"a minibatch of train.minibatch_prompts x train.samples = {minibatch_rows} responses cannot be cut into "
-            f"micro-batches of train.micro_rows={config.train.micro_rows} on each of {devices} devices; change one of them"
+            f"micro-batches of train.micro_rows={config.train.micro_rows} on each of {devices} devices; change one"
         )
     return config.train.micro_rows * devices
 
@@ -128,6 +128,37 @@ def _model_folder(path: str) -> Path:
         raise InputError(
             f"{path} is neither a model folder here nor could it be fetched from the hub ({reason})"
         ) from error
+
+
+def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
+    """What must be at least 1, or at least 0."""
+    rollout, train = config.rollout, config.train
+    at_least_one = {
+        "episodes": config.episodes,
+        "prompt.max_tokens": config.prompt.max_tokens,
+        "rollout.prompts": rollout.prompts,
+        "rollout.votes": rollout.votes,
+        "rollout.max_tokens": rollout.max_tokens,
+        "rollout.rows": rollout.rows,
+        "train.samples": train.samples,
+        "train.minibatch_prompts": train.minibatch_prompts,
+        "train.micro_rows": train.micro_rows,
+        "train.chunk_tokens": train.chunk_tokens,
+        "eval.samples": config.eval.samples,
+        "checkpoint.keep": config.checkpoint.keep,
+    }
+    not_negative = {
+        "data.limit": config.data.limit,
+        "train.learning_rate": train.learning_rate,
+        "train.kl_coef": train.kl_coef,
+        "train.weight_decay": train.weight_decay,
+        "train.grad_clip": train.grad_clip,
+        "eval.every": config.eval.every,
+        "log.generations_every": config.log.generations_every,
+    }
+    rules = [(value >= 1, f"{name} must be at least 1, got {value}") for name, value in at_least_one.items()]
+    rules += [(value >= 0, f"{name} must not be negative, got {value}") for name, value in not_negative.items()]
+    return rules
 
 
 def check(config: ConfigDict) -> None:
@@ -158,31 +189,7 @@ def check(config: ConfigDict) -> None:
         (train.dual_clip > 1, f"train.dual_clip must be above 1, got {train.dual_clip}"),
         (0 <= config.seed < 2**31, f"seed must be in 0 .. 2^31 - 1, got {config.seed}"),
     ]
-    at_least_one = {
-        "episodes": config.episodes,
-        "prompt.max_tokens": config.prompt.max_tokens,
-        "rollout.prompts": rollout.prompts,
-        "rollout.votes": rollout.votes,
-        "rollout.max_tokens": rollout.max_tokens,
-        "rollout.rows": rollout.rows,
-        "train.samples": train.samples,
-        "train.minibatch_prompts": train.minibatch_prompts,
-        "train.micro_rows": train.micro_rows,
-        "train.chunk_tokens": train.chunk_tokens,
-        "eval.samples": config.eval.samples,
-        "checkpoint.keep": config.checkpoint.keep,
-    }
-    not_negative = {
-        "data.limit": config.data.limit,
-        "train.learning_rate": train.learning_rate,
-        "train.kl_coef": train.kl_coef,
-        "train.weight_decay": train.weight_decay,
-        "train.grad_clip": train.grad_clip,
-        "eval.every": config.eval.every,
-        "log.generations_every": config.log.generations_every,
-    }
-    rules += [(value >= 1, f"{name} must be at least 1, got {value}") for name, value in at_least_one.items()]
-    rules += [(value >= 0, f"{name} must not be negative, got {value}") for name, value in not_negative.items()]
+    rules += _number_rules(config)
     rules.append(
         (
             rollout.prompts % max(1, train.minibatch_prompts) == 0,

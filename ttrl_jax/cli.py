@@ -3,7 +3,7 @@
 import errno
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -27,19 +27,24 @@ def define_config_flag() -> None:
     )
 
 
-def run(main: Callable[[], int], *, doc: str, argv: Sequence[str] | None = None) -> int:
-    """Parse the flags, call `main`, and return the exit code: main's own, or 2 with one line on stderr for an InputError,
-    a flag error, or a full disk. `--help` prints `doc` and the flags of the command."""
-    argv = list(sys.argv if argv is None else argv)
+def run(main: Callable[[], int], *, doc: str) -> int:
+    """Parse the flags of sys.argv, call `main`, and return the exit code.
+
+    That is main's own, or 2 with one line on stderr for an InputError, a flag error or a full disk, or 1 for numbers that
+    are no longer finite. `--help` prints `doc` and the flags of the command.
+    """
     try:
-        if "--help" in argv or "-h" in argv:
+        if {"--help", "-h"} & set(sys.argv):
             print(f"{doc.strip()}\n\n{_flag_help()}")
             return 0
-        _parse(argv)
+        _parse(sys.argv)
         return main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except FloatingPointError as error:
+        print(f"error: {error}; lower train.learning_rate, or look for what is wrong with the model", file=sys.stderr)
+        return 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -69,6 +74,10 @@ def config_name() -> str:
 def _parse(argv: list[str]) -> None:
     if str(_CHECKOUT) not in sys.path:
         sys.path.append(str(_CHECKOUT))
+    named = _config_argument(argv)
+    # Looked for first, as the config's flags are unknown without it and the error would be about them.
+    if named is not None and not Path(named.split(":")[0]).is_file():
+        raise InputError(f"there is no config file {named.split(':')[0]}; see configs/ for those that exist")
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
@@ -82,20 +91,21 @@ def _parse(argv: list[str]) -> None:
         ) from error
     except ImportError as error:
         raise InputError(f"the config file could not be imported: {error}") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        named = [a for a in argv if a.startswith("--config=")] + [
-            b for a, b in zip(argv, argv[1:], strict=False) if a == "--config"
-        ]
-        name = named[0].removeprefix("--config=") if named else ""
-        raise InputError(f"there is no config file {name}; see configs/ for those that exist") from error
     except (AttributeError, KeyError) as error:
         raise InputError(_unknown_key(str(error))) from error
     except TypeError as error:
         raise InputError(f"the config cannot be made: {error}") from error
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; options begin with --, such as --config FILE.py")
+
+
+def _config_argument(argv: list[str]) -> str | None:
+    """The value of --config, if it is given."""
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            return value if equals else "".join(argv[i + 1 : i + 2])
+    return None
 
 
 def _unknown_key(text: str) -> str:

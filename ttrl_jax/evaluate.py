@@ -20,8 +20,8 @@ def evaluate(
 
     answers [P][k]; truncated bool [P, k]; lengths int [P, k] in tokens; truths [P], or None where there are none.
     Always: majority_ratio, truncation_rate, no_answer_rate, response_length. With truths, each a mean over problems:
-    avg@k (share of correct samples, the paper's pass@1), std@k (spread of a problem's samples), and, for j = 1, 2, 4 ... up
-    to k, pass@j (unbiased, arXiv 2107.03374), maj@j (exact, ties split evenly) and worst@k (all k correct).
+    avg@k (share of correct samples, the paper's pass@1), std@k (spread of a problem's samples), worst@k (all k
+    correct), and for j = 2, 4, 8 ... and k: pass@j (unbiased, arXiv 2107.03374) and maj@j (exact, ties split evenly).
     """
     ballots = [vote(group) for group in answers]
     k = truncated.shape[1]

@@ -12,7 +12,7 @@ import numpy as np
 
 
 def padded_length(length: int) -> int:
-    """The length that rows of up to `length` tokens are padded to: 16, 24, 32, 48, 64, 96 ... (few shapes, few compiles)."""
+    """The length that rows of up to `length` tokens are padded to: 16, 24, 32, 48, 64 ... (few shapes to compile)."""
     size = 16
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4

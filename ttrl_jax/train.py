@@ -3,7 +3,8 @@
     python -m ttrl_jax.train --config configs/quickstart.py [--config.a.b=value ...] [--workdir runs/quickstart]
 
 Each step: sample many responses to each question, let the majority's answer be the label, reward agreement with it, and
-update the model by GRPO. The same command again resumes after the last checkpoint; on a finished run it prints its table.
+update the model by GRPO. The same command again resumes after the last checkpoint; on a finished run it prints its
+table.
 """
 
 import dataclasses
@@ -106,7 +107,7 @@ def main() -> int:
         introduce(config, inputs, workdir, start, progress.line)
 
         def measure(step: int) -> dict[str, float]:
-            """Evaluate the model after `step` steps; the held-out questions before the first and after the last only."""
+            """Evaluate the model after `step` steps; held-out questions only before the first and after the last."""
             sets = {"data": (inputs.problems.items, eval_key)}
             if inputs.held_out and step in (0, total):
                 sets["held_out"] = (inputs.held_out, held_out_key)
@@ -121,15 +122,16 @@ def main() -> int:
                 if step in (0, total):
                     rows = generations(items, texts, answers, [vote(group) for group in answers], rollouts, None)
                     write_jsonl(workdir / "rollouts" / f"eval_{name}_{step:06}.jsonl", rows)
-            history.evaluations.append({"step": step, **found})
+            earlier = [each for each in history.evaluations if each["step"] != step]  # from before an interruption
+            history.evaluations = [*earlier, {"step": step, **found}]
             progress.line(f"evaluation after {step} steps: {headline(found['data'], config.eval.samples)}")
             return {f"eval/{set_name}/{name}": x for set_name, result in found.items() for name, x in result.items()}
 
         # --------------------------------------------------------- the loop
-        step = start
+        step, clock = start, Clock()
         try:
             for step in range(start, total):
-                clock = Clock()
+                clock.laps.clear()
                 due = step == 0 or config.eval.every and step % config.eval.every == 0
                 measured = measure(step) if due else {}
                 clock.lap("evaluate")
@@ -165,10 +167,6 @@ def main() -> int:
                 if config.log.generations_every and step % config.log.generations_every == 0:
                     rows = generations(batch, texts, answers, ballots, rollouts, rewards)
                     write_jsonl(workdir / "rollouts" / f"train_{step:06}.jsonl", rows)
-                if (step + 1) % inputs.problems.steps_per_episode == 0:
-                    history.seconds = earlier_seconds + time.monotonic() - began
-                    checkpoints.save(step + 1, state, dataclasses.asdict(history))
-                    clock.lap("save")
                 metrics = (
                     measured
                     | named("vote", votes)
@@ -180,7 +178,11 @@ def main() -> int:
                     | named("speed", {"sample_tokens_per_s": rollouts.lengths.sum() / clock.laps["sample"]})
                     | named("memory", {"peak_gb": peak_memory_gb()})
                 )
-                log.write(step, metrics)
+                log.write(step, metrics)  # before the checkpoint, so that a resumed run misses no row
+                if (step + 1) % inputs.problems.steps_per_episode == 0:
+                    history.seconds = earlier_seconds + time.monotonic() - began
+                    checkpoints.save(step + 1, state, dataclasses.asdict(history))
+                    clock.lap("save")
                 progress.step(step + 1, line_of(inputs.problems.episode(step), votes, audited, learned))
             step = total
             last = measure(total)
@@ -218,8 +220,8 @@ def introduce(config: Any, inputs: builder.Inputs, workdir: Path, start: int, sa
         + ("" if truths(problems.items) else f"; no column {config.data.truth_column!r}: no accuracy is measured")
     )
     say(
-        f"budget    {inputs.total_steps} steps ({config.episodes} episodes) of {rollout.prompts} questions x {rollout.votes} "
-        f"votes, {config.train.samples} of them trained on; label: {config.reward.label}"
+        f"budget    {inputs.total_steps} steps ({config.episodes} episodes) of {rollout.prompts} questions x "
+        f"{rollout.votes} votes, {config.train.samples} of them trained on; label: {config.reward.label}"
     )
     say(f"run       {workdir}" + (f", resumed after step {start}" if start else ""))
     say(f"prompt    {inputs.encoder.render(problems.items[0].question)!r}")

@@ -9,8 +9,8 @@ def group_normalised(rewards: np.ndarray) -> np.ndarray:
     """GRPO's advantage (arXiv 2402.03300, section 4.1.1): each reward against its own group.
 
     rewards float32 [P, G] -> float32 [P, G], (r - mean) / (std + 1e-6) with the unbiased std, as verl computes it
-    (core_algos.compute_grpo_outcome_advantage). A group of one keeps its reward (mean 0, std 1 there). A unanimous group
-    gets zeros.
+    (core_algos.compute_grpo_outcome_advantage). A group of one keeps its reward (mean 0, std 1 there). A unanimous
+    group gets zeros.
     """
     rewards = np.asarray(rewards, np.float32)
     if rewards.shape[1] == 1:

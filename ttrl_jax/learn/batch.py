@@ -8,8 +8,8 @@ from ttrl_jax.records import Prompts, Rollouts, TrainBatch, padded_length
 def train_batch(prompts: Prompts, rollouts: Rollouts, chosen: np.ndarray, advantages: np.ndarray) -> TrainBatch:
     """Lay the chosen samples out as rows, question by question.
 
-    chosen int32 [P, G] (sample indices), advantages float32 [P, G]. Returns a TrainBatch of P * G rows (host arrays), row
-    p * G + g being sample chosen[p, g] of prompt p.
+    chosen int32 [P, G] (sample indices), advantages float32 [P, G]. Returns a TrainBatch of P * G rows (host arrays);
+    row p * G + g is sample chosen[p, g] of prompt p.
     """
     p, g = chosen.shape
     take = np.arange(p)[:, None], chosen

@@ -1,4 +1,4 @@
-"""Log-probs and entropies of response tokens, a slice of tokens at a time: logits never exist as [rows, T, vocabulary]."""
+"""Log-probs and entropies of response tokens, a slice at a time: logits never exist as [rows, T, vocabulary]."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from ttrl_jax.model.sharding import constrain
 def token_logprobs(
     params: decoder.Params, config: ModelConfig, hidden: jax.Array, tokens: jax.Array, *, temperature: float, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-prob of each token, and the entropy of the distribution it was drawn from, under softmax(logits / temperature).
+    """Log-prob of each token under softmax(logits / temperature), and the entropy of that distribution.
 
     hidden [R, T, D] (the state before each token), tokens int32 [R, T] -> two float32 [R, T], entropy in nats. At most
     about `chunk` tokens (of all rows together) have logits at any time, in the backward pass too, where they are
@@ -54,6 +54,6 @@ def response_logprobs(
     entries beyond a response's length are meaningless. Prompt positions never reach the vocabulary projection.
     """
     hidden = decoder.forward(params, config, ids, dtype=dtype, remat=remat)
-    before = (prompt_lengths - 1)[:, None] + jnp.arange(responses.shape[1])
+    before = (prompt_lengths - 1)[:, None] + jnp.arange(responses.shape[1])[None]
     hidden = jnp.take_along_axis(hidden, jnp.minimum(before, ids.shape[1] - 1)[..., None], 1)
     return token_logprobs(params, config, hidden, responses, temperature=temperature, chunk=chunk)

@@ -33,7 +33,7 @@ def policy_loss(
 
 
 def kl_k3(logps: jax.Array, reference_logps: jax.Array) -> jax.Array:
-    """Schulman's k3 estimate of KL(policy || reference) per token: exp(d) - d - 1 with d = reference - policy, at most 10.
+    """Schulman's k3 estimate of KL(policy || reference) per token: exp(d) - d - 1, d = reference - policy, at most 10.
 
     float32 [R, T] each. Unbiased in value, never negative (verl's low_var_kl).
     """

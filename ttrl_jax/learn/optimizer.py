@@ -27,8 +27,8 @@ def apply(params: Any, updates: Any, learning_rate: jax.Array) -> Any:
 def learning_rate(step: int, *, peak: float, total_steps: int, warmup: float) -> float:
     """The rate of training step `step` (from 0): linear warm-up over int(warmup * total_steps) steps, then cosine to 0.
 
-    Neither the first step's rate is zero nor the last one's, so that no sampled step is wasted (the reference spends its
-    first step at rate 0).
+    Neither the first step's rate is zero nor the last one's, so that no sampled step is wasted (the reference spends
+    its first step at rate 0).
     """
     ramp = int(warmup * total_steps)
     if step < ramp:

@@ -43,9 +43,10 @@ class ScoreSettings:
 class Update:
     """Compiled learning programs for one model.
 
-    minibatch_rows: rows of one optimizer step. micro_rows: rows of one forward and backward pass, a divisor of it (memory,
-    not maths: the gradient is the same up to rounding). reference: parameters of the frozen start, or None when there is no KL term. state_shardings: the
-    layout that the state keeps.
+    minibatch_rows: rows of one optimizer step. micro_rows: rows of one forward and backward pass, a divisor of it
+    (memory, not maths: the gradient is the same up to rounding). reference: parameters of the frozen start, or None
+    when there is no KL term. state_shardings: the layout that the state keeps. announce: called with a line before and after
+    each compile.
     """
 
     def __init__(

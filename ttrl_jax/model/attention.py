@@ -29,10 +29,10 @@ def cached(q: jax.Array, prefix: LayerCache, prefix_lengths: jax.Array, suffix: 
     f32 = dict(preferred_element_type=jnp.float32)
     to_prefix = jnp.einsum("pvkgh,pkth->pvkgt", q, prefix.k, **f32) * h**-0.5
     to_suffix = jnp.einsum("pvkgh,pvksh->pvkgs", q, suffix.k, **f32) * h**-0.5
-    real = jnp.arange(prefix.k.shape[2]) < prefix_lengths[:, None]  # [P, T]
+    real = jnp.arange(prefix.k.shape[2])[None] < prefix_lengths[:, None]  # [P, T]
     filled = jnp.arange(suffix.k.shape[3]) <= t  # [S]
     to_prefix = jnp.where(real[:, None, None, None, :], to_prefix, _NEVER)
-    to_suffix = jnp.where(filled, to_suffix, _NEVER)
+    to_suffix = jnp.where(filled[None, None, None, None], to_suffix, _NEVER)
     top = jnp.maximum(to_prefix.max(-1, keepdims=True), to_suffix.max(-1, keepdims=True))
     w_prefix, w_suffix = jnp.exp(to_prefix - top), jnp.exp(to_suffix - top)
     total = w_prefix.sum(-1, keepdims=True) + w_suffix.sum(-1, keepdims=True)

@@ -1,7 +1,7 @@
 """The decoder as pure functions over a nested dict of arrays: what other rooms see.
 
-`forward` scans over the stacked layers (training). `prefill` and `decode_step` take the weights laid out for sampling by
-`sampling_weights`: one tree per layer, so that no step of the decode loop slices the stack again.
+`forward` scans over the stacked layers (training). `prefill` and `decode_step` take the weights laid out for sampling
+by `sampling_weights`: one tree per layer, so that no step of the decode loop slices the stack again.
 """
 
 import functools

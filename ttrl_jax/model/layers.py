@@ -1,5 +1,8 @@
-"""Flax NNX modules of the decoder. Every parameter of a block carries a leading layer axis [L, ...]; under the scan over
-layers, or after taking one layer out, the same module computes with that axis gone."""
+"""Flax NNX modules of the decoder.
+
+Every parameter of a block carries a leading layer axis [L, ...]. Under the scan over layers, or after taking one layer
+out, the same module computes with that axis gone.
+"""
 
 from collections.abc import Callable
 
@@ -26,14 +29,15 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """x [..., D] over its root mean square, in float32 (arXiv 1910.07467); the scale is applied in x's type."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
-    return y.astype(x.dtype) * scale.astype(x.dtype)
+    return y.astype(x.dtype) * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
 
 
 def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
     """Rotary embedding (arXiv 2104.09864), halves rotated as transformers does. x [..., heads, H], positions [...]."""
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    positions = positions[..., None, None].astype(jnp.float32)
+    angles = positions * jnp.expand_dims(frequencies, range(positions.ndim - 1))
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
@@ -59,7 +63,8 @@ class Attention(nnx.Module):
         """x [..., D] -> rotated queries [..., N, H], rotated keys and values [..., K, H]."""
         q, k, v = (jnp.einsum("...d,dnh->...nh", x, w[...].astype(x.dtype)) for w in (self.q, self.k, self.v))
         if self.bias:
-            q, k, v = (y + b[...].astype(x.dtype) for y, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias)))
+            biases = ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias))
+            q, k, v = (y + jnp.broadcast_to(b[...].astype(x.dtype), y.shape) for y, b in biases)
         return rotate(q, positions, self.theta), rotate(k, positions, self.theta), v
 
     def out(self, x: jax.Array) -> jax.Array:

@@ -58,7 +58,7 @@ def partition(axes: Axes, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
 
 
 def shardings(axes: Any, shapes: Any, mesh: Mesh, *, without: tuple[str, ...] = ()) -> Any:
-    """NamedShardings for a tree of logical axes and a like tree of shaped arrays, leaving out axes named in `without`."""
+    """NamedShardings for a tree of logical axes and a like tree of shaped arrays; axes in `without` are not split."""
 
     def one(shape, names):
         names = tuple(None if name in without else name for name in names)

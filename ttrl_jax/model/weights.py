@@ -1,4 +1,4 @@
-"""Weights in and out: the table from our parameters to Hugging Face tensor names, and the streaming read of safetensors."""
+"""Weights in and out: the table from parameters to Hugging Face tensors, and the streaming read of safetensors."""
 
 import hashlib
 import json
@@ -149,7 +149,7 @@ def _files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index} is not a safetensors index ({error!r}); download the model again") from error
     else:
         names = ["model.safetensors"]

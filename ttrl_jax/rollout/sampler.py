@@ -42,8 +42,8 @@ class Sampler:
     """Compiled sampling programs for one model.
 
     dtype: of the weights' copy and the cache. rows: the most samples decoded at once (P x V of one batch).
-    max_tokens: limit of a response. stop_ids: tokens that end one. prompt_multiple and vote_multiple: the mesh's data and
-    fsdp sizes, to which a batch is padded. announce: called with a line before and after each compile.
+    max_tokens: limit of a response. stop_ids: tokens that end one. prompt_multiple and vote_multiple: the mesh's data
+    and fsdp sizes, to which a batch is padded. announce: called with a line before and after each compile.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ def _at(keys: jax.Array, position: jax.Array) -> jax.Array:
 
 
 def _is_stop(tokens: jax.Array, stop_ids: tuple[int, ...]) -> jax.Array:
-    return (tokens[..., None] == jnp.asarray(stop_ids, jnp.int32)).any(-1)
+    return (tokens[..., None] == jnp.asarray(stop_ids, jnp.int32)[None, None]).any(-1)
 
 
 def _start(

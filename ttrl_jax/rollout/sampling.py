@@ -18,15 +18,15 @@ class Sampling:
 
 def _ordered(x: jax.Array) -> jax.Array:
     """float32 -> int32 with the same order."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0, x), jnp.int32)  # -0.0 ties with 0.0
     return jnp.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
 
 
 def _keep_heaviest(scores: jax.Array, weights: jax.Array, target: jax.Array | float) -> jax.Array:
     """Mask of the fewest highest-scored entries whose weights reach `target`, and of all that tie with the last one.
 
-    scores, weights float32 [..., W]; target broadcasts to [...]. The threshold is found by bisection over the bits of the
-    scores: 32 passes, no sort, and exact.
+    scores, weights float32 [..., W]; target broadcasts to [...]. The threshold is found by bisection over the bits of
+    the scores: 32 passes, no sort, and exact.
     """
     order = _ordered(scores)
     low = order.min(-1)  # keeps everything: always enough
@@ -60,8 +60,8 @@ def filtered_weights(logits: jax.Array, sampling: Sampling) -> jax.Array:
 def draw(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     """Index drawn with probability proportional to `weights`, by inversion of the cumulative sum.
 
-    weights float32 [..., W], uniforms float32 [...] in [0, 1) -> int32 [...]. First the block, then the index in it: one
-    random number and one pass, and never an entry of weight 0. Probabilities below 1e-7 are beyond float32's grain.
+    weights float32 [..., W], uniforms float32 [...] in [0, 1) -> int32 [...]. First the block, then the index in it:
+    one random number and one pass, and never an entry of weight 0. Probabilities below 1e-7 are beyond float32's grain.
     """
     size = weights.shape[-1]
     width = 1 << math.ceil(math.log2(size) / 2)
@@ -80,8 +80,8 @@ def draw(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
 def pick(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
     """Draw one token for each row, with its log-prob under the tempered, unfiltered distribution.
 
-    logits float32 [..., W], keys [...] of jax.random keys -> tokens int32 [...], logps float32 [...]. Greedy (temperature
-    0) takes the first of the highest logits, its log-prob at temperature 1.
+    logits float32 [..., W], keys [...] of jax.random keys -> tokens int32 [...], logps float32 [...]. Greedy
+    (temperature 0) takes the first of the highest logits, its log-prob at temperature 1.
     """
     if sampling.temperature:
         logits = logits / sampling.temperature

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from tensorboardX import SummaryWriter
+
 from ttrl_jax.errors import InputError
 
 
@@ -31,12 +33,13 @@ class MetricsLog:
           InputError: a package that was asked for is not installed, or metrics.jsonl is not one.
         """
         folder = Path(folder)
-        # Optional packages first: if one is missing, nothing has been written or dropped yet.
-        self._events = _open_tensorboard(folder / "tensorboard", start_step) if tensorboard else None
+        # The optional package first: if it is missing, nothing has been written or dropped yet.
         self._wandb = _open_wandb(folder, wandb_project) if wandb_project is not None else None
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         _drop_from(path, start_step)
+        # purge_step makes TensorBoard hide the events of a killed run that this one will write again.
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step) if tensorboard else None
         self._lines = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -69,17 +72,6 @@ class MetricsLog:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _open_tensorboard(folder: Path, start_step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise InputError(
-            'TensorBoard events were asked for, but tensorboardX is not installed: pip install -e ".[tensorboard]"'
-        ) from error
-    # purge_step makes TensorBoard hide the events of a killed run that this one will write again.
-    return SummaryWriter(str(folder), purge_step=start_step)
 
 
 def _open_wandb(folder: Path, project: str) -> Any:

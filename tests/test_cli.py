@@ -1,0 +1,253 @@
+"""Semantics: what a user can get wrong is one sentence on stderr and exit code 2, and nothing is written."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from configs import aime, default, quickstart
+from ttrl_jax import build, cli, train
+from ttrl_jax.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+MODEL = ROOT / "configs" / "quickstart_model"
+# 8 test devices share each micro-batch.
+SMALL = ["--config.train.micro_rows=8", "--config.mesh.fsdp=8"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_flags():
+    """Flags are global: forget what the last call parsed."""
+    yield
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS["config"].value = None
+    flags.FLAGS["config"].present = 0
+    flags.FLAGS["workdir"].value = ""
+
+
+@pytest.fixture
+def call(tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """Call train with the quickstart's config and some arguments -> (exit code, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, config: str | None = str(ROOT / "configs" / "quickstart.py")) -> tuple[int, str]:
+        chosen = [] if config is None else [f"--config={config}"]
+        monkeypatch.setattr(sys, "argv", ["train", *chosen, *(SMALL if chosen else []), *arguments])
+        code = cli.run(train.main, doc=train.__doc__)
+        return code, capfd.readouterr().err
+
+    return run
+
+
+def assert_refused(result: tuple[int, str], *words: str) -> None:
+    code, stderr = result
+    assert code == 2, stderr
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1, f"not one line: {stderr}"
+    for word in words:
+        assert word in stderr, stderr
+    assert not Path("runs").exists(), "something was written"
+
+
+def questions(path: Path, rows: object) -> str:
+    path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
+    return f"--config.data.path={path}"
+
+
+def test_no_config(call):
+    assert_refused(call(config=None), "--config", "configs/quickstart.py")
+
+
+def test_missing_config_file(call):
+    assert_refused(call(config="configs/nothing.py"), "configs/nothing.py")
+
+
+def test_broken_config_file(call, tmp_path: Path):
+    (tmp_path / "broken.py").write_text("def get_config(:\n")
+    assert_refused(call(config="broken.py"), "broken.py", "line 1")
+
+
+def test_config_file_without_get_config(call, tmp_path: Path):
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    assert_refused(call(config="empty.py"), "get_config")
+
+
+def own_config(path: Path, change: str) -> str:
+    path.write_text(
+        f"from configs import default\ndef get_config():\n  c = default.get_config()\n  {change}\n  return c\n"
+    )
+    return str(path)
+
+
+def test_a_config_file_that_misspells_a_key(call, tmp_path: Path):
+    assert_refused(call(config=own_config(tmp_path / "own.py", "c.sed = 1")), "sed")
+
+
+def test_a_config_file_with_a_wrong_type(call, tmp_path: Path):
+    assert_refused(call(config=own_config(tmp_path / "own.py", "c.seed = 'x'")), "seed")
+
+
+def test_a_config_file_that_does_not_begin_with_the_defaults(call, tmp_path: Path):
+    text = "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({{{}}})\n"
+    (tmp_path / "bare.py").write_text(text.format("'train': {'micro_rows': 1}, 'mesh': {'fsdp': 1}, 'sed': 1"))
+    assert_refused(call(config="bare.py"), "unknown config key sed; did you mean seed?")
+
+
+def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
+    text = "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({'train': {'micro_rows': 1}, "
+    (tmp_path / "bare.py").write_text(text + "'mesh': {'fsdp': 1}})\n")
+    assert_refused(call(config="bare.py"), "lacks the key")
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--config.sed=1", ("sed",)),
+        ("--config.train.lr=1", ("lr",)),
+        ("--config.seed=abc", ("--config.seed=abc", "int")),
+        ("--config.train.learning_rate=fast", ("--config.train.learning_rate=fast",)),
+        ("--config.train.remat=maybe", ("--config.train.remat=maybe",)),
+        ("--config.eval=3", ("--config.eval=3",)),
+        ("--nonsense=1", ("nonsense",)),
+        ("nonsense", ("nonsense",)),
+        ("--config.algorithm=ppo", ("algorithm", "grpo", "ppo")),
+        ("--config.train.samples=65", ("train.samples=65", "rollout.votes=64")),
+        ("--config.episodes=0", ("episodes", "0")),
+        ("--config.rollout.prompts=66", ("64", "66")),
+        ("--config.rollout.prompts=7", ("rollout.prompts=7", "train.minibatch_prompts=2")),
+        ("--config.rollout.temperature=0", ("rollout.temperature",)),
+        ("--config.reward.label=gold", ("reward.label", "gold")),
+        ("--config.reward.extract=('box',)", ("box", "boxed")),
+        ("--config.model.dtype=int8", ("model.dtype", "int8")),
+        ("--config.model.path=/nowhere", ("/nowhere",)),
+        ("--config.rollout.max_tokens=4000", ("4032", "64")),
+        ("--config.prompt.max_tokens=15", ("15", "id")),
+        ("--config.train.micro_rows=7", ("micro_rows=7",)),
+        ("--config.mesh.tensor=3", ("mesh",)),
+        ("--config.data.path=/nowhere.json", ("/nowhere.json",)),
+        ("--config.data.path=builtin:nothing", ("nothing", "sums.train")),
+    ],
+)
+def test_bad_values(call, argument: str, words: tuple[str, ...]):
+    assert_refused(call(argument), *words)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "words"),
+    [
+        ("broken.json", '[{"prompt": "a"},', ("line 1",)),
+        ("empty.json", "[]", ("no questions",)),
+        ("other.json", [{"question": "a", "answer": "1"}] * 8, ("'prompt'", "'question'")),
+        ("few.json", [{"prompt": "How many?"}] * 5, ("5", "8")),
+    ],
+)
+def test_bad_data(call, tmp_path: Path, name: str, rows: object, words: tuple[str, ...]):
+    assert_refused(call(questions(tmp_path / name, rows)), name if name != "few.json" else "", *words)
+
+
+def test_a_prompt_that_is_too_long_is_named(call, tmp_path: Path):
+    rows = [{"prompt": "How many?", "id": f"q{i}"} for i in range(7)] + [{"prompt": "has " * 40, "id": "the-long-one"}]
+    assert_refused(call(questions(tmp_path / "long.json", rows)), "the-long-one", "32")
+
+
+def test_the_oracle_needs_truths(call, tmp_path: Path):
+    data = questions(tmp_path / "plain.json", [{"prompt": "How many?"}] * 8)
+    assert_refused(call(data, "--config.reward.label=truth"), "truth", "'answer'")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(MODEL, tmp_path / "model"))
+
+
+def test_a_vocabulary_that_does_not_match_the_tokenizer(call, model: Path):
+    fields = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(fields | {"vocab_size": 50}))
+    assert_refused(call(f"--config.model.path={model}"), "tokenizer", "49")
+
+
+def test_an_unsupported_model(call, model: Path):
+    fields = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(fields | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}))
+    assert_refused(call(f"--config.model.path={model}"), "rope_scaling", "yarn")
+
+
+def test_weights_that_do_not_fit(call, model: Path):
+    fields = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(fields | {"num_hidden_layers": 4, "intermediate_size": 100}))
+    assert_refused(
+        call(f"--config.model.path={model}"), "missing model.layers.3.mlp.up_proj.weight", "expected [100, 128]"
+    )
+
+
+def test_a_run_folder_of_another_config(call, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    settings = quickstart.get_config().to_dict() | {"seed": 5}
+    settings["train"]["micro_rows"] = 8
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"config": settings, "model": {}}))
+    assert_refused(call("--workdir=run"), "another config", "seed (5 there, 0 now)")
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json"]
+
+
+def test_a_folder_that_is_no_run(call, tmp_path: Path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("x")
+    assert_refused(call("--workdir=thesis"), "not a run folder")
+
+
+def test_no_room_for_checkpoints(call, monkeypatch: pytest.MonkeyPatch):
+    full = shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    assert_refused(call(), "free disk")
+
+
+def test_a_disk_that_fills_up_is_a_sentence(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["train"])
+
+    def main() -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert cli.run(main, doc="") == 2
+    assert capfd.readouterr().err.startswith("error: the disk is full")
+
+
+def test_errors_that_no_user_made_propagate(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["train"])
+
+    def main() -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(OSError, match="Input/output"):
+        cli.run(main, doc="")
+
+
+def test_help_names_the_flags(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["train", "--help"])
+    assert cli.run(train.main, doc=train.__doc__) == 0
+    out = capfd.readouterr().out
+    assert "--config" in out and "--workdir" in out and "python -m ttrl_jax.train" in out
+
+
+def test_the_command_itself_exits_with_2(tmp_path: Path):
+    """The same through a real process, from another folder than the checkout."""
+    command = [sys.executable, "-m", "ttrl_jax.train", "--config", str(ROOT / "configs" / "aime.py:")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1] == "error: model.path is empty; give a model folder or a hub name"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_config_passes_its_own_check():
+    for config in (aime.get_config(), quickstart.get_config()):
+        cli._require_keys(config, default.get_config(), "")
+        build.check(config)
+    with pytest.raises(InputError, match="model.path is empty"):
+        build.check(default.get_config())

@@ -1,0 +1,241 @@
+"""Hand-worked and semantics: which config.json files are read, as what, and which fields are refused by name."""
+
+import json
+
+import pytest
+
+from ttrl_jax.errors import InputError
+from ttrl_jax.model.config import ModelConfig, parse_config, read_config
+
+# As transformers 5 writes it.
+QWEN2 = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "dtype": "bfloat16",
+    "eos_token_id": 151645,
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "initializer_range": 0.02,
+    "intermediate_size": 4864,
+    "layer_types": ["full_attention"] * 24,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 21,
+    "model_type": "qwen2",
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "pad_token_id": None,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "transformers_version": "5.23.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+# As transformers 4 wrote it: rope_theta and rope_scaling instead of rope_parameters. No head_dim, untied.
+LLAMA = {
+    "_name_or_path": "somewhere",
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 2048,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 32,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 10000,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "transformers_version": "4.28.0",
+    "use_cache": True,
+    "vocab_size": 32000,
+}
+# The fields of SmolLM2-135M-Instruct.
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pad_token_id": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    "transformers_version": "4.42.3",
+    "use_cache": True,
+    "vocab_size": 49152,
+}
+LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def without(fields, *names):
+    return {name: value for name, value in fields.items() if name not in names}
+
+
+def test_qwen2_as_transformers_5_writes_it():
+    want = ModelConfig(
+        family="qwen2",
+        vocab=151936,
+        width=896,
+        ffn=4864,
+        layers=24,
+        heads=14,
+        kv_heads=2,
+        head_dim=64,  # 896 / 14
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        tied=True,
+        max_positions=32768,
+    )
+    assert parse_config(QWEN2) == want
+    assert want.qkv_bias
+
+
+def test_llama_as_transformers_4_wrote_it():
+    want = ModelConfig(
+        family="llama",
+        vocab=32000,
+        width=4096,
+        ffn=11008,
+        layers=30,
+        heads=32,
+        kv_heads=32,
+        head_dim=128,
+        norm_eps=1e-6,
+        rope_theta=1e4,
+        tied=False,
+        max_positions=2048,
+    )
+    assert parse_config(LLAMA) == want
+    assert not want.qkv_bias
+
+
+def test_smollm2():
+    config = parse_config(SMOLLM2)
+    assert (config.vocab, config.width, config.ffn, config.layers) == (49152, 576, 1536, 30)
+    assert (config.heads, config.kv_heads, config.head_dim) == (9, 3, 64)
+    assert (config.norm_eps, config.rope_theta, config.tied, config.max_positions) == (1e-5, 1e5, True, 8192)
+
+
+@pytest.mark.parametrize("fields", [QWEN2, LLAMA, SMOLLM2], ids=["qwen2", "llama", "smollm2"])
+def test_both_ways_to_write_the_rotary_base_mean_the_same(fields):
+    theta = parse_config(fields).rope_theta
+    bare = without(fields, "rope_parameters", "rope_theta", "rope_scaling")
+    new = {**bare, "rope_parameters": {"rope_theta": theta, "rope_type": "default"}}
+    old = {**bare, "rope_theta": theta, "rope_scaling": None}
+    assert parse_config(new) == parse_config(old) == parse_config(fields)
+    assert parse_config({**old, "rope_theta": 123.0}).rope_theta == 123.0
+    assert parse_config({**new, "rope_parameters": {"rope_theta": 321.0, "rope_type": "default"}}).rope_theta == 321.0
+    assert parse_config(bare).rope_theta == 10_000.0  # the default of both families
+
+
+def test_absent_fields_get_the_defaults_of_transformers():
+    config = parse_config(without(LLAMA, "num_key_value_heads", "tie_word_embeddings"))
+    assert config.kv_heads == 32 and config.tied is False
+    assert parse_config({**LLAMA, "head_dim": None}).head_dim == 128
+    assert parse_config({**LLAMA, "head_dim": 80}).head_dim == 80
+
+
+UNSUPPORTED = [
+    (LLAMA, "rope_scaling", LLAMA3_ROPE),
+    (LLAMA, "rope_scaling", {"type": "linear", "factor": 2.0}),
+    (LLAMA, "rope_parameters", {"rope_theta": 5e5, **LLAMA3_ROPE}),
+    (LLAMA, "rope_parameters", {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5}),
+    (QWEN2, "use_sliding_window", True),
+    (QWEN2, "layer_types", ["full_attention"] * 12 + ["sliding_attention"] * 12),
+    (LLAMA, "sliding_window", 4096),
+    (QWEN2, "hidden_act", "gelu"),
+    (LLAMA, "attention_bias", True),
+    (LLAMA, "mlp_bias", True),
+    (LLAMA, "attention_dropout", 0.1),
+    (LLAMA, "rope_interleaved", True),
+    (LLAMA, "pretraining_tp", 2),
+    (QWEN2, "quantization_config", {"quant_method": "gptq", "bits": 4}),
+    (QWEN2, "logit_softcapping", 30.0),  # a field that nobody here has heard of
+    (LLAMA, "model_type", "mamba"),
+]
+
+
+@pytest.mark.parametrize(("fields", "name", "value"), UNSUPPORTED, ids=[f"{n}={v}"[:40] for _, n, v in UNSUPPORTED])
+def test_what_would_change_the_numbers_is_refused_by_name(fields, name, value):
+    parse_config(fields)
+    with pytest.raises(InputError, match=name):
+        parse_config({**fields, name: value})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_type",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "rms_norm_eps",
+        "max_position_embeddings",
+    ],
+)
+def test_a_missing_field_is_named(name):
+    with pytest.raises(InputError, match=name):
+        parse_config(without(LLAMA, name))
+
+
+def test_all_faults_come_in_one_error():
+    fields = without({**LLAMA, "mlp_bias": True, "logit_scale": 2, "rope_scaling": LLAMA3_ROPE}, "vocab_size")
+    with pytest.raises(InputError) as error:
+        parse_config(fields)
+    for name in ("mlp_bias", "logit_scale", "rope_scaling", "vocab_size"):
+        assert name in str(error.value)
+    assert "hidden_size" not in str(error.value)
+
+
+def test_heads_that_do_not_divide_among_kv_heads():
+    with pytest.raises(InputError, match="32 attention heads .* 5 kv heads"):
+        parse_config({**LLAMA, "num_key_value_heads": 5})
+
+
+def test_reading_a_folder(tmp_path):
+    with pytest.raises(InputError, match="config.json"):
+        read_config(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(QWEN2))
+    assert read_config(tmp_path) == parse_config(QWEN2)
+    file.write_text(json.dumps(QWEN2)[:-5])
+    with pytest.raises(InputError, match="config.json is not valid JSON"):
+        read_config(tmp_path)
+    file.write_text("[1, 2]")
+    with pytest.raises(InputError, match="list"):
+        read_config(tmp_path)
+    file.write_text(json.dumps({**QWEN2, "use_sliding_window": True}))
+    with pytest.raises(InputError, match=f"{file}.*use_sliding_window"):
+        read_config(tmp_path)

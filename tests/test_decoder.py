@@ -1,0 +1,215 @@
+"""Golden, parity and invariance: the logits are those of transformers, by whole rows and token by token alike."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_model import LLAMA, QWEN2, all_logits, on_mesh, random_params
+
+from ttrl_jax.model import cache, decoder, weights
+from ttrl_jax.model.config import read_config
+
+GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 1e-4  # of max |a - b| / max |b|, in float32
+
+
+def relative_error(got, want):
+    assert got.shape == want.shape
+    return np.abs(np.asarray(got) - np.asarray(want)).max() / np.abs(want).max()
+
+
+def load(folder):
+    config = read_config(folder)
+    with on_mesh((8, 1, 1)) as mesh:
+        return config, jax.device_get(weights.load(folder, config, mesh))
+
+
+@partial(jax.jit, static_argnums=1)
+def prefill(weights, config, ids, lengths):
+    return decoder.prefill(weights, config, ids, lengths)
+
+
+@partial(jax.jit, static_argnums=1)
+def decode_all(weights, config, tokens, prefix, suffix):
+    """Feed tokens [P, V, S], one at a time, through the cache. Logits [S, P, V, W]."""
+
+    def step(suffix, x):
+        logits, suffix = decoder.decode_step(weights, config, x[0], prefix, suffix, x[1])
+        return suffix, logits
+
+    return jax.lax.scan(step, suffix, (jnp.moveaxis(tokens, 2, 0), jnp.arange(tokens.shape[2])))[1]
+
+
+def cached_errors(config, params, ids, lengths, want, *, dtype=jnp.float32):
+    """Errors of prefill and of decoding, for ids [P, V, T] whose V rows share the first lengths[p] tokens."""
+    p, votes, total = ids.shape
+    copy = decoder.sampling_weights(params, config, dtype)
+    width = lengths.max() + 3
+    prompts = np.where(np.arange(width) < lengths[:, None], ids[:, 0, :width], 7)  # what pads them is never seen
+    prefix = prefill(copy, config, prompts, lengths)
+    at = np.arange(p), lengths - 1
+    prefill_error = relative_error(prefix.logits, want[:, 0][at])
+    steps = total - lengths.max()
+    take = lengths[:, None] + np.arange(steps)  # [P, S], positions of the response tokens
+    suffix = cache.empty_suffix(config, prompts=p, votes=votes, slots=steps + 5, dtype=dtype)
+    tokens = np.take_along_axis(ids, take[:, None], 2)
+    got = decode_all(copy, config, tokens, prefix, suffix)
+    expected = np.take_along_axis(want, take[:, None, :, None], 2)
+    return prefill_error, relative_error(jnp.moveaxis(got, 0, 2), expected)
+
+
+@pytest.fixture(params=["llama", "qwen2"])
+def golden(request):
+    folder = GOLDEN / request.param
+    config, params = load(folder)
+    return config, params, np.load(folder / "logits.npz")
+
+
+def test_golden_logits(golden):
+    config, params, table = golden
+    ids, want, lengths = table["ids"], table["logits"], table["prompt_lengths"]
+    assert len(set(lengths)) == 3 and (ids[:, 0] != ids[:, 1]).any(-1).all()
+    flat = ids.reshape(-1, ids.shape[2])
+    assert relative_error(all_logits(params, config, flat), want.reshape(*flat.shape, -1)) <= TOLERANCE
+    prefill_error, decode_error = cached_errors(config, params, ids, lengths, want)
+    assert prefill_error <= TOLERANCE
+    assert decode_error <= TOLERANCE
+
+
+def test_golden_models_use_what_the_families_differ_in():
+    """Otherwise agreement would say little."""
+    llama, params = load(GOLDEN / "llama")
+    assert llama.tied and llama.head_dim != llama.width // llama.heads and llama.kv_heads < llama.heads
+    assert np.std(params["norm"]) > 0.1
+    qwen2, params = load(GOLDEN / "qwen2")
+    assert not qwen2.tied and qwen2.rope_theta != llama.rope_theta
+    assert all(np.std(params["blocks"]["attention"][name]) > 0.1 for name in ("q_bias", "k_bias", "v_bias"))
+
+
+def test_bfloat16_stays_close_to_float32():
+    """Not equal (then it would not be bfloat16), and not further off than its 8 bits of precision explain."""
+    config, params = load(GOLDEN / "qwen2")
+    table = np.load(GOLDEN / "qwen2" / "logits.npz")
+    ids, want, lengths = table["ids"], table["logits"], table["prompt_lengths"]
+    flat = ids.reshape(-1, ids.shape[2])
+
+    @jax.jit
+    def run(params, ids):
+        hidden = decoder.forward(params, config, ids, dtype=jnp.bfloat16, remat=False)
+        return hidden, decoder.logits(params, config, hidden)
+
+    hidden, logits = run(params, flat)
+    assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    assert 1e-4 < relative_error(logits, want.reshape(*flat.shape, -1)) < 0.05
+    for error in cached_errors(config, params, ids, lengths, want, dtype=jnp.bfloat16):
+        assert 1e-4 < error < 0.05
+
+
+def test_remat_changes_nothing():
+    params = random_params(QWEN2)
+    ids = np.random.default_rng(0).integers(QWEN2.vocab, size=(2, 12))
+
+    @partial(jax.jit, static_argnums=1)
+    def run(params, remat):
+        def loss(params):
+            hidden = decoder.forward(params, QWEN2, ids, dtype=jnp.float32, remat=remat)
+            return jnp.square(decoder.logits(params, QWEN2, hidden)).mean()
+
+        return jax.value_and_grad(loss)(params)
+
+    (plain, plain_grads), (remat, remat_grads) = run(params, False), run(params, True)
+    np.testing.assert_allclose(remat, plain, rtol=1e-6)
+    for got, want in zip(jax.tree.leaves(remat_grads), jax.tree.leaves(plain_grads), strict=True):
+        assert np.abs(want).max() > 0
+        assert relative_error(got, want) < 1e-5
+
+
+def test_padding_on_the_right_is_never_seen():
+    params, ids = random_params(LLAMA), np.random.default_rng(0).integers(LLAMA.vocab, size=(2, 12))
+    other = ids.copy()
+    other[:, 8:] = (other[:, 8:] + 1) % LLAMA.vocab
+    a, b = all_logits(params, LLAMA, ids), all_logits(params, LLAMA, other)
+    np.testing.assert_array_equal(a[:, :8], b[:, :8])
+    assert np.abs(a[:, 8:] - b[:, 8:]).max() > 0.1
+
+
+@pytest.mark.parametrize("config", [LLAMA, QWEN2], ids=["llama", "qwen2"])
+def test_logical_axes_name_each_dimension_of_each_parameter(config):
+    shapes, axes = decoder.shapes(config), decoder.logical_axes(config)
+    sizes = {"vocab": config.vocab, "embed": config.width, "ffn": config.ffn}
+    sizes |= {"heads": config.heads, "kv_heads": config.kv_heads}
+    assert len(jax.tree.leaves(shapes)) == (11 if config is LLAMA else 15)
+
+    def fits(shape, names):
+        return all(name is None or sizes[name] == size for name, size in zip(names, shape.shape, strict=True))
+
+    assert all(jax.tree.leaves(jax.tree.map(fits, shapes, axes)))
+    assert axes["embed"] == ("vocab", "embed")
+    assert axes["blocks"]["attention"]["q"] == (None, "embed", "heads", None)
+    assert axes["blocks"]["attention"]["o"] == (None, "heads", None, "embed")
+    assert axes["blocks"]["ffn"]["down"] == (None, "ffn", "embed")
+
+
+def test_sampling_axes_name_each_dimension_of_the_copy():
+    copy = jax.eval_shape(lambda p: decoder.sampling_weights(p, QWEN2, jnp.bfloat16), decoder.shapes(QWEN2))
+    axes = decoder.sampling_axes(QWEN2)
+    assert all(jax.tree.leaves(jax.tree.map(lambda leaf, names: len(names) == leaf.ndim, copy, axes)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(copy)} == {jnp.dtype("bfloat16")}
+    assert len(copy["blocks"]) == QWEN2.layers and axes["blocks"][1]["attention"]["k"] == ("embed", "kv_heads", None)
+
+
+def test_init_is_the_families_own():
+    params = decoder.init(QWEN2, jax.random.key(0))
+    assert np.std(params["embed"]) == pytest.approx(0.02, rel=0.1)
+    np.testing.assert_array_equal(params["blocks"]["ffn_norm"], np.ones((2, 16)))
+    np.testing.assert_array_equal(params["blocks"]["attention"]["k_bias"], np.zeros((2, 2, 4)))
+    assert np.abs(params["blocks"]["ffn"]["up"][0] - params["blocks"]["ffn"]["up"][1]).max() > 0.01
+    again = decoder.init(QWEN2, jax.random.key(1))
+    assert np.abs(params["embed"] - again["embed"]).max() > 0.01
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_live_parity_with_transformers(family, seed, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    rng = np.random.default_rng(seed)
+    kv_heads, groups, head_dim = (int(x) for x in (rng.integers(1, 4), rng.integers(1, 4), 2 * rng.integers(2, 9)))
+    # Qwen2 has no head_dim of its own; Llama's need not be D / N.
+    width = kv_heads * groups * (head_dim if family == "qwen2" else int(rng.integers(8, 17)))
+    shape = dict(
+        vocab_size=int(rng.integers(50, 150)),
+        hidden_size=width,
+        intermediate_size=int(rng.integers(20, 80)),
+        num_hidden_layers=int(rng.integers(1, 4)),
+        num_attention_heads=kv_heads * groups,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=128,
+        rms_norm_eps=float(rng.choice([1e-6, 1e-5])),
+        rope_parameters={"rope_type": "default", "rope_theta": float(rng.choice([1e3, 1e4, 1e6]))},
+        tie_word_embeddings=bool(seed % 2),
+    )
+    if family == "llama":
+        hf_config = transformers.LlamaConfig(**shape, head_dim=head_dim)
+    else:
+        hf_config = transformers.Qwen2Config(**shape)
+    model = transformers.AutoModelForCausalLM.from_config(hf_config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.15, generator=generator)
+    model.save_pretrained(tmp_path)
+    config, params = load(tmp_path)
+    ids = rng.integers(config.vocab, size=(3, 2, 24)).astype(np.int32)
+    lengths = rng.integers(1, 15, size=3).astype(np.int32)
+    for prompt, length in zip(ids, lengths, strict=True):
+        prompt[:, :length] = prompt[0, :length]
+    flat = ids.reshape(6, 24)
+    with torch.no_grad():
+        want = model(torch.tensor(flat)).logits.numpy()
+    assert relative_error(all_logits(params, config, flat), want) <= TOLERANCE
+    errors = cached_errors(config, params, ids, lengths, want.reshape(3, 2, 24, -1))
+    assert max(errors) <= TOLERANCE

@@ -1,0 +1,146 @@
+"""Golden table of pairs, numbers against a slow twin, and keys that stay short, apart and quick on any text."""
+
+import json
+import random
+import time
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from ttrl_jax.reward.equivalence import classes, key
+from ttrl_jax.reward.extract import Answer
+
+ROWS = [json.loads(line) for line in (Path(__file__).parent / "golden/answers.jsonl").read_text().splitlines()]
+PAIRS = [row for row in ROWS if row["kind"] == "pair"]
+
+MB = 1_000_000
+HOSTILE = [
+    " ",
+    "1 ",
+    ", ",
+    "\\",
+    r"\!",
+    r",\!",
+    r"\left",
+    r"\text{",
+    r"\frac",
+    r"\frac{1}{",
+    "{,}000",
+    ",000",
+    "9",
+    "9.",
+    "1/",
+    "-",
+    ".",
+    "$",
+    "e9",
+    "(",
+    "\u2212",
+    "\u0663",  # a digit, but not one of 0-9
+]
+
+
+@pytest.mark.parametrize("row", PAIRS, ids=lambda row: row["why"])
+def test_golden(row: dict) -> None:
+    a, b = Answer(row["a"]), Answer(row["b"])
+    assert classes([a, b]) == classes([b, a]) == ([0, 0] if row["equal"] else [0, 1])
+    assert (key(a) == key(b)) is row["equal"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("012", "n:12"),
+        ("142.0", "n:142"),
+        ("-0", "n:0"),
+        (r"-\frac{2}{-4}", "n:1/2"),
+        ("1.5e-3", "n:3/2000"),
+        (r"\$1,234.50.", "n:2469/2"),
+        (r"\left( 3, \dfrac{\pi}{2} \right)", r"s:(3,\frac{\pi}{2})"),
+        (r"\text{ \textbf{Evelyn} }.", "s:Evelyn"),
+        ("1 2", "s:1 2"),
+        (r"50\%", r"s:50\%"),
+    ],
+)
+def test_key_by_hand(text: str, expected: str) -> None:
+    assert key(Answer(text)) == expected
+
+
+def test_classes_count_by_first_appearance_and_none_stays_none() -> None:
+    texts = ["b", None, "012", "a", "12", r"\,", "b", "12.0", "$", ""]
+    assert classes([None if t is None else Answer(t) for t in texts]) == [0, None, 1, 2, 1, None, 0, 1, None, None]
+    assert classes([]) == []
+
+
+def test_numbers_against_a_slow_twin() -> None:
+    """Many ways to write a number: same class exactly when Python's Fraction says that they are equal."""
+    values = [Fraction(a, b) for a, b in product([-1250, -3, 0, 3, 7, 1250, 12345], [1, 2, 8, 1000])]
+    written = []
+    for v in values:
+        a, b = v.numerator, v.denominator
+        texts = [
+            f"{a}/{b}",
+            rf"\frac{{{a}}}{{{b}}}",
+            rf"$\dfrac{{{a}}}{{{b}}}$.",
+            rf"{float(v):.4f}",
+            f"{2 * a}/{2 * b}",
+        ]
+        texts += [f"{float(v) * 100:.2f}e-2", rf"{float(v):.4f} \times 10^{{0}}"]
+        texts += [f"{a}", f"{a:,}", f"{a:,}".replace(",", "{,}"), f"{a:08d}", f"{a}.00"] if b == 1 else []
+        written += [(v, text) for text in texts]
+    ids = classes([Answer(text) for _, text in written])
+    of_value: dict[Fraction, int] = {}
+    for v, _ in written:
+        of_value.setdefault(v, len(of_value))
+    wrong = [(text, v) for (v, text), i in zip(written, ids, strict=True) if i != of_value[v]]
+    assert wrong == []
+
+
+def test_classes_do_not_depend_on_the_order_of_the_answers() -> None:
+    texts = [row[side] for row in PAIRS for side in "ab"]
+    before = classes([Answer(text) for text in texts])
+    order = list(range(len(texts)))
+    random.Random(0).shuffle(order)
+    after = classes([Answer(texts[i]) for i in order])
+    # The same partition: class numbers of the two correspond one to one.
+    names = set(zip([before[i] for i in order], after, strict=True))
+    assert len(names) == len({b for b, _ in names}) == len({a for _, a in names}) == len(set(before))
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_linear_time_on_hostile_megabytes(piece: str) -> None:
+    filling = piece * (MB // len(piece))
+    for text in (filling, rf"\text{{1{filling}}}", f",{filling}x."):
+        start = time.perf_counter()
+        name = key(Answer(text))
+        assert time.perf_counter() - start < 5
+        assert len(name) <= 2 + 256
+
+
+def test_linear_time_on_deeply_nested_text() -> None:
+    depth = MB // len(r"\text{}")
+    start = time.perf_counter()
+    assert key(Answer(r"\text{" * depth + "7" + "}" * depth)).startswith("s:sha256:")
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("kind", ["x", "7"])
+def test_long_answers_stay_apart(kind: str) -> None:
+    long = kind * 100_000
+    assert classes([Answer(t) for t in (long, long + kind, f" {long}. ", long[:-1] + "8")]) == [0, 1, 0, 2]
+    assert len(key(Answer(long))) < 100
+
+
+def test_numbers_have_up_to_a_thousand_digits_and_exponents_up_to_a_thousand() -> None:
+    zeros = "0" * 998
+    assert classes([Answer(text) for text in ("1e1000", "10e999", f"1{zeros}e2", f"01{zeros}e2")]) == [0, 0, 0, 1]
+    assert key(Answer("1e1001")) == "s:1e1001"
+    assert key(Answer("1e-1001")) == "s:1e-1001"
+
+
+def test_broken_characters_are_kept_apart() -> None:
+    """Lone surrogates come out of byte-level tokenizers; also in keys long enough for a digest."""
+    texts = ["\ud800", "\ud801", "\ud800" * 300, "\ud801" * 300]
+    assert classes([Answer(text) for text in texts]) == [0, 1, 2, 3]

@@ -1,0 +1,400 @@
+"""Data files of every format as users write them, and the order in which training visits the questions."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from ttrl_jax.data import generate
+from ttrl_jax.data.problems import Problem, Problems, load, truths
+from ttrl_jax.errors import InputError
+
+ROWS = [
+    {"id": "a", "prompt": "What is 20 + 5?", "answer": "025"},
+    {"id": "b", "prompt": 'Say "x, y",\nthen ü.', "answer": "\\frac{1}{2}"},
+    {"id": "c", "prompt": "When was it?", "answer": "2024-01-05"},
+]
+EXPECTED = [Problem(i, row["id"], row["prompt"], row["answer"]) for i, row in enumerate(ROWS)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows in the format that the path's suffix names."""
+    match path.suffix.lower():
+        case ".parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        case ".csv":
+            with path.open("w", encoding="utf-8", newline="") as out:
+                writer = csv.DictWriter(out, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+        case ".json":
+            path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        case ".jsonl":
+            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+each_format = pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
+
+
+def read(path: Path | str, *, question: str = "prompt", truth: str = "answer", limit: int | None = None):
+    return load(str(path), split="train", question_column=question, truth_column=truth, limit=limit)
+
+
+def refusal(path: Path | str, **options: Any) -> str:
+    """The message of the InputError that reading `path` must raise."""
+    with pytest.raises(InputError) as raised:
+        read(path, **options)
+    return str(raised.value)
+
+
+def with_answers(*answers: Any) -> list[dict[str, Any]]:
+    return [{"prompt": f"question {i}", "answer": answer} for i, answer in enumerate(answers)]
+
+
+def text_file(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
+
+
+# ---- formats
+
+
+@each_format
+def test_every_format_gives_the_same_problems(tmp_path: Path, suffix: str) -> None:
+    assert read(write(tmp_path / f"data{suffix}", ROWS)) == EXPECTED
+    assert read(write(tmp_path / f"DATA{suffix.upper()}", ROWS)) == EXPECTED
+
+
+def test_folder_in_hub_layout_has_splits(tmp_path: Path) -> None:
+    data = tmp_path / "hub" / "data"
+    data.mkdir(parents=True)
+    write(data / "train-00000-of-00001.parquet", ROWS)
+    write(data / "test-00000-of-00001.parquet", ROWS[:1])
+    assert read(tmp_path / "hub") == EXPECTED
+    options = {"question_column": "prompt", "truth_column": "answer", "limit": None}
+    assert load(str(tmp_path / "hub"), split="test", **options) == EXPECTED[:1]
+    with pytest.raises(InputError, match="split 'validation', cannot be loaded"):
+        load(str(tmp_path / "hub"), split="validation", **options)
+    (tmp_path / "empty").mkdir()
+    assert "cannot be loaded" in refusal(tmp_path / "empty")
+
+
+def test_csv_byte_order_mark_and_line_ends_inside_quotes(tmp_path: Path) -> None:
+    file = text_file(tmp_path / "data.csv", '\ufeffprompt,answer\r\n"a\r\nb",2\r\n')
+    assert read(file) == [Problem(0, "0", "a\r\nb", "2")]
+
+
+def test_json_lines_keep_unicode_line_separators_and_skip_empty_lines(tmp_path: Path) -> None:
+    question = "first\u2028second"
+    file = text_file(tmp_path / "data.jsonl", f'\n{{"prompt": "{question}", "answer": "1"}}\n\n')
+    assert [problem.question for problem in read(file)] == [question]
+
+
+def test_parquet_columns_that_nobody_asked_for_are_left_alone(tmp_path: Path) -> None:
+    year_beyond_9999 = pyarrow.array([10**15] * 3, pyarrow.timestamp("s"))  # Python has no such date
+    table = pyarrow.Table.from_pylist(ROWS).append_column("time", year_beyond_9999)
+    pyarrow.parquet.write_table(table, tmp_path / "data.parquet")
+    assert read(tmp_path / "data.parquet") == EXPECTED
+
+
+# ---- truths
+
+
+@each_format
+def test_zero_padded_truths_stay_as_written(tmp_path: Path, suffix: str) -> None:
+    answers = ["025", "7", "073", "1.50", "0.12345678901234567"]
+    found = read(write(tmp_path / f"data{suffix}", with_answers(*answers)))
+    assert [problem.truth for problem in found] == answers
+
+
+def test_numbers_become_plain_decimals(tmp_path: Path) -> None:
+    written = ["25", "-3", "0.5", "2.50", "0.12345678901234567", "123456789012345678901", "1e-7", "1.5E3", '"025"']
+    text = ",".join(f'{{"prompt": "q", "answer": {number}}}' for number in written)
+    found = [problem.truth for problem in read(text_file(tmp_path / "data.json", f"[{text}]"))]
+    assert found[:6] == written[:6]
+    assert found[6:] == ["0.0000001", "1500.0", "025"]
+    whole = write(tmp_path / "whole.parquet", with_answers(25, -3))
+    assert [problem.truth for problem in read(whole)] == ["25", "-3"]
+    fractions = write(tmp_path / "fractions.parquet", with_answers(0.5, 1e-7, 1e22))
+    assert [problem.truth for problem in read(fractions)] == ["0.5", "0.0000001", "1" + 22 * "0"]
+
+
+@each_format
+def test_no_truth_column(tmp_path: Path, suffix: str) -> None:
+    file = write(tmp_path / f"data{suffix}", ROWS)
+    without = [Problem(problem.index, problem.id, problem.question, None) for problem in EXPECTED]
+    assert read(file, truth="") == read(file, truth="solution") == without
+
+
+@each_format
+@pytest.mark.parametrize("blank", ["", "  ", None])
+def test_blank_truths_everywhere_mean_no_truths(tmp_path: Path, suffix: str, blank: str | None) -> None:
+    found = read(write(tmp_path / f"data{suffix}", with_answers(blank, blank)))
+    assert [problem.truth for problem in found] == [None, None]
+
+
+@each_format
+def test_partly_missing_truths_are_refused_by_row(tmp_path: Path, suffix: str) -> None:
+    message = refusal(write(tmp_path / f"data{suffix}", with_answers("1", "", "3", " ")))
+    assert "'answer', is missing in rows 1, 3 (the first is 0) of 4" in message
+
+
+def test_absent_fields_and_not_a_number_are_missing_truths(tmp_path: Path) -> None:
+    absent = text_file(tmp_path / "data.json", '[{"prompt": "a", "answer": "1"}, {"prompt": "b"}]')
+    assert "missing in row 1 (the first is 0) of 2" in refusal(absent)
+    many = write(tmp_path / "many.json", with_answers("1", *[""] * 7))
+    assert "missing in rows 1, 2, 3, 4, 5 and 2 more (the first is 0) of 8" in refusal(many)
+    nan = write(tmp_path / "data.parquet", with_answers(float("nan"), 2.0))
+    assert "missing in row 0 (the first is 0) of 2" in refusal(nan)
+
+
+@pytest.mark.parametrize(("value", "kind"), [(True, "bool"), (["1"], "list"), ({"a": 1}, "dict")])
+def test_values_of_another_type_are_refused(tmp_path: Path, value: Any, kind: str) -> None:
+    file = write(tmp_path / "data.json", [{"prompt": "a", "answer": "1"}, {"prompt": value, "answer": value}])
+    end = f"row 1 (the first is 0) holds a value of type {kind}."
+    assert refusal(file) == f"{file}: the question, column 'prompt', must be text; {end}"
+    file = write(tmp_path / "data.json", with_answers("1", value))
+    assert refusal(file) == f"{file}: the truth, column 'answer', must be text or a number; {end}"
+
+
+def test_truths_of_a_batch_are_complete_or_none() -> None:
+    known = [Problem(0, "0", "a", "1"), Problem(1, "1", "b", "02")]
+    assert truths(known) == ["1", "02"]
+    assert truths([known[1], known[0]]) == ["02", "1"]
+    assert truths([known[0], Problem(2, "2", "c", None)]) is None
+    assert truths([Problem(2, "2", "c", None)]) is None
+
+
+# ---- questions and ids
+
+
+@each_format
+def test_missing_question_column_lists_the_columns(tmp_path: Path, suffix: str) -> None:
+    message = refusal(write(tmp_path / f"data{suffix}", ROWS), question="problem")
+    assert "no column 'problem' for the question; its columns: 'id', 'prompt', 'answer'." in message
+
+
+@each_format
+def test_empty_questions_are_refused_by_row(tmp_path: Path, suffix: str) -> None:
+    rows = [{"prompt": text, "answer": "1"} for text in ["a", "", "b", " \n"]]
+    message = refusal(write(tmp_path / f"data{suffix}", rows))
+    assert "the question, column 'prompt', is empty in rows 1, 3 (the first is 0)" in message
+
+
+def test_question_that_is_a_number_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "data.json", [{"prompt": "a"}, {"prompt": 12}])
+    assert "must be text; row 1 (the first is 0) holds a number." in refusal(file)
+
+
+@each_format
+def test_ids_of_the_column_are_used_if_distinct(tmp_path: Path, suffix: str) -> None:
+    def ids(*given: Any) -> list[str]:
+        rows = [{"id": value, "prompt": "q", "answer": "1"} for value in given]
+        return [problem.id for problem in read(write(tmp_path / f"data{suffix}", rows))]
+
+    assert ids("x", "z", "y") == ["x", "z", "y"]
+    assert ids(7, 3, 5) == ["7", "3", "5"]
+    assert ids("x", "y", "x") == ["0", "1", "2"]
+    assert ids("x", None, None) == ["0", "1", "2"]
+
+
+# ---- limit
+
+
+@each_format
+def test_limit_keeps_the_first(tmp_path: Path, suffix: str) -> None:
+    file = write(tmp_path / f"data{suffix}", ROWS)
+    assert read(file, limit=2) == EXPECTED[:2]
+    assert read(file, limit=50) == EXPECTED
+    bad_beyond = write(tmp_path / f"bad{suffix}", with_answers("1", "2", ""))
+    assert [problem.truth for problem in read(bad_beyond, limit=2)] == ["1", "2"]
+
+
+def test_limit_below_one_is_refused() -> None:
+    assert refusal("x.json", limit=0) == "The number of questions to keep must be at least 1, not 0."
+
+
+# ---- files that cannot be read
+
+
+def test_data_without_rows_is_refused(tmp_path: Path) -> None:
+    empty = pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())})
+    pyarrow.parquet.write_table(empty, tmp_path / "none.parquet")
+    files = [
+        text_file(tmp_path / "none.json", "[]"),
+        text_file(tmp_path / "none.jsonl", "\n"),
+        text_file(tmp_path / "none.csv", "prompt,answer\n"),
+        text_file(tmp_path / "blank.csv", ""),
+        tmp_path / "none.parquet",
+    ]
+    assert [refusal(file) for file in files] == [f"{file} holds no questions." for file in files]
+    blank = text_file(tmp_path / "blank.json", " \n")
+    assert refusal(blank) == f"{blank} is empty."
+
+
+UNREADABLE = {
+    "a.json": (
+        '[\n {"prompt": "a"},\n {"prompt" "b"}\n]',
+        " is not JSON: Expecting ':' delimiter at line 3, column 12.",
+    ),
+    "a.jsonl": ('{"prompt": "a"}\n\n{"prompt": }', ", line 3, is not JSON: Expecting value at line 1, column 12."),
+    "one.json": ('{"prompt": "a"}', " must hold a list of objects, not one dict."),
+    "mixed.json": (
+        '[{"prompt": "a"}, "b"]',
+        ": row 1 (the first is 0) must be an object with named fields, not a value of",
+    ),
+    "deep.json": ("[" * 200_000, " is nested too deeply to be read as JSON."),
+    "latin.csv": ("prompt\nü\n", " is not UTF-8 text (byte 7): save it as UTF-8."),
+    "a.txt": ("[]", " ends in '.txt'; data files end in .json, .jsonl, .csv or .parquet."),
+    "twice.csv": ("prompt,answer,prompt\na,1,b\n", " names a column twice; its columns: 'prompt', 'answer', 'prompt'."),
+    "long.csv": ("prompt,answer\na,1\nb, or c,2\n", ": row 1 (the first is 0) has 3 fields and the header 2: put text"),
+    "short.csv": ("prompt,answer\na,1\nb\n", ": row 1 (the first is 0) has 1 fields and the header 2: put text"),
+    "open.csv": ('prompt,answer\n"a,1\n', " is not CSV: unexpected end of data at line 2."),
+    "a.parquet": ("prompt\n", " cannot be read as Parquet: "),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    content, message = UNREADABLE[name]
+    file = tmp_path / name
+    file.write_bytes(content.encode("latin-1"))
+    assert refusal(file).startswith(f"{file}{message}")
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl", "data.csv", "data.parquet", "data.txt", "folder"])
+def test_missing_file_is_named_and_not_looked_for_on_the_hub(tmp_path: Path, name: str) -> None:
+    assert refusal(tmp_path / name) == f"There is no data file {tmp_path / name}."
+
+
+# ---- changes on disk
+
+
+def replaced(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write other rows with the size and the time stamp of the old file."""
+    before = file.stat()
+    write(file, rows)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = file.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+@each_format
+@pytest.mark.parametrize("hub_layout", [False, True], ids=["file", "folder"])
+def test_changed_data_is_read_anew(tmp_path: Path, suffix: str, hub_layout: bool) -> None:
+    file = write(tmp_path / f"train{suffix}", with_answers("v1", "v2"))
+    path = tmp_path if hub_layout else file
+    assert [problem.truth for problem in read(path)] == ["v1", "v2"]
+    replaced(file, with_answers("v8", "v9"))
+    assert [problem.truth for problem in read(path)] == ["v8", "v9"]
+
+
+# ---- built-in tasks
+
+
+@pytest.mark.parametrize("name", generate.TASKS)
+def test_builtin_task(name: str) -> None:
+    pairs = generate.TASKS[name]()
+    assert read(f"builtin:{name}") == [Problem(i, str(i), *pair) for i, pair in enumerate(pairs)]
+    assert read(f"builtin:{name}", limit=3) == read(f"builtin:{name}")[:3]
+    hidden = read(f"builtin:{name}", truth="")
+    assert [(problem.question, problem.truth) for problem in hidden] == [(question, None) for question, _ in pairs]
+
+
+def test_unknown_builtin_task_lists_those_there_are() -> None:
+    assert refusal("builtin:products") == (
+        "There is no built-in task 'products'; there are builtin:sums.train, builtin:sums.held_out."
+    )
+
+
+# ---- the order of training
+
+
+def numbered(n: int) -> list[Problem]:
+    return [Problem(i, str(i), f"question {i}", None) for i in range(n)]
+
+
+def episodes(problems: Problems, count: int) -> list[list[int]]:
+    """The indices that each of the first `count` episodes visits, in order."""
+    steps = problems.steps_per_episode
+    return [
+        [problem.index for step in range(e * steps, (e + 1) * steps) for problem in problems.take(step)]
+        for e in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("n", "batch", "steps"), [(10, 3, 3), (12, 4, 3), (5, 5, 1), (7, 1, 7), (30, 8, 3)])
+def test_steps_per_episode(n: int, batch: int, steps: int) -> None:
+    problems = Problems(numbered(n), batch=batch, seed=0)
+    assert len(problems) == n
+    assert problems.steps_per_episode == steps
+    assert all(len(problems.take(step)) == batch for step in range(2 * steps))
+    assert [problems.episode(step) for step in range(2 * steps)] == [0] * steps + [1] * steps
+
+
+@pytest.mark.parametrize(("n", "visits"), [(11, 9), (12, 12)])
+def test_episodes_differ_and_visit_no_question_twice(n: int, visits: int) -> None:
+    visited = episodes(Problems(numbered(n), batch=3, seed=4), 20)
+    assert all(len(order) == len(set(order)) == visits for order in visited)
+    assert len({tuple(order) for order in visited}) == 20
+    assert list(range(visits)) not in visited
+
+
+def test_questions_left_out_differ_between_episodes() -> None:
+    visited = episodes(Problems(numbered(10), batch=4, seed=0), 60)
+    left_out = [frozenset(range(10)) - frozenset(order) for order in visited]
+    assert all(len(out) == 2 for out in left_out)
+    assert len(set(left_out)) > 15  # of 45 pairs
+    assert frozenset().union(*left_out) == frozenset(range(10))
+
+
+def test_step_does_not_depend_on_earlier_calls() -> None:
+    problems = Problems(numbered(10), batch=3, seed=1)
+    forwards = [problems.take(step) for step in range(9)]
+    backwards = [problems.take(step) for step in reversed(range(9))]
+    assert backwards[::-1] == forwards
+    assert [Problems(numbered(10), batch=3, seed=1).take(step) for step in range(9)] == forwards
+
+
+def test_order_is_pinned_and_the_seed_changes_it() -> None:
+    """A resumed run must meet the order that it began with, also under a newer version of this package."""
+    for batch in (1, 5):
+        assert episodes(Problems(numbered(10), batch=batch, seed=0), 2) == [
+            [4, 9, 8, 7, 5, 3, 0, 1, 2, 6],
+            [3, 8, 9, 4, 6, 7, 2, 0, 1, 5],
+        ]
+    assert len({tuple(episodes(Problems(numbered(10), batch=5, seed=seed), 1)[0]) for seed in range(20)}) == 20
+
+
+@pytest.mark.parametrize("batch", [6, 0, -1])
+def test_batch_beyond_the_data_is_refused(batch: int) -> None:
+    with pytest.raises(InputError, match=f"has 5 questions and a step wants {batch}: set a batch between 1 and 5"):
+        Problems(numbered(5), batch=batch, seed=0)
+
+
+# ---- the paper's data
+
+
+def test_aime(ttrl_data: Path) -> None:
+    found = read(ttrl_data / "AIME-TTT.json")
+    assert len(found) == len({problem.id for problem in found}) == 30
+    answers = truths(found)
+    assert answers is not None
+    assert answers[:6] == ["204", "025", "809", "116", "104", "294"]
+    assert [answer for answer in answers if answer.startswith("0")] == ["025", "073", "045", "033", "080", "055", "023"]
+    assert found[0].question.startswith("Every morning Aya goes for a $9$-kilometer-long walk")
+
+
+def test_math(ttrl_data: Path) -> None:
+    found = read(ttrl_data / "MATH-TTT.json")
+    assert len(found) == len({problem.id for problem in found}) == 500
+    answers = truths(found)
+    assert answers is not None
+    assert answers[:3] == ["\\left( 3, \\frac{\\pi}{2} \\right)", "p - q", "\\frac{14}{3}"]
+    assert found[0].id == "test/precalculus/807.json"

@@ -1,0 +1,310 @@
+"""Prompts with a real tokenizer, built here and saved as a Hugging Face folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ttrl_jax.data.problems import Problem
+from ttrl_jax.data.prompts import PromptEncoder, check_vocabulary, decode, load_tokenizer, stop_ids
+from ttrl_jax.errors import InputError
+
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<user>", "<system>", "<assistant>"]
+PAD, BOS, EOS, USER, SYSTEM, ASSISTANT = range(6)
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}" + TEMPLATE
+
+
+def save(folder: Path, *, template: str | None = TEMPLATE, eos: str | None = "<eos>") -> Path:
+    """A byte-level tokenizer: one id per byte of UTF-8, a first token <bos> before every text."""
+    pieces = SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token=eos,
+    )  # fmt: skip
+    if template is not None:
+        tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(str(folder))
+
+
+def encoder(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> PromptEncoder:
+    options = {"chat_template": True, "system": "", "prefix": "", "suffix": "", "max_tokens": 100}
+    return PromptEncoder(tokenizer, **(options | changes))
+
+
+def problems(*questions: str) -> list[Problem]:
+    return [Problem(i, f"q{i}", question, None) for i, question in enumerate(questions)]
+
+
+def letters(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of ASCII letters, straight from the vocabulary."""
+    return [tokenizer.get_vocab()[letter] for letter in text]
+
+
+# ---- render
+
+
+def test_render_in_the_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert encoder(tokenizer).render("1 + 1?") == "<bos><user>1 + 1?<assistant>"
+
+
+def test_render_with_system_prefix_and_suffix(tokenizer: PreTrainedTokenizerBase) -> None:
+    made = encoder(tokenizer, system="Be brief.", prefix="Q: ", suffix="\nBox it.")
+    assert made.render("1 + 1?") == "<bos><system>Be brief.<user>Q: 1 + 1?\nBox it.<assistant>"
+
+
+def test_render_as_plain_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    made = encoder(tokenizer, chat_template=False, prefix="Q: ", suffix="\nA:")
+    assert made.render("1 + 1?") == "Q: 1 + 1?\nA:"
+
+
+def test_braces_in_a_question_are_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    question = "What is {0} in \\frac{1}{2} and {{ bos_token }}?"
+    assert encoder(tokenizer).render(question) == f"<bos><user>{question}<assistant>"
+    assert encoder(tokenizer, chat_template=False, prefix="{").render(question) == "{" + question
+
+
+def test_chat_template_is_wanted_and_there_is_none(tmp_path: Path) -> None:
+    plain = load_tokenizer(str(save(tmp_path, template=None)))
+    with pytest.raises(InputError, match="has no chat template: set prompt.chat_template=False") as raised:
+        encoder(plain)
+    assert str(tmp_path) in str(raised.value)
+    assert encoder(plain, chat_template=False).render("a") == "a"
+
+
+def test_system_turn_needs_the_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(InputError, match="prompt.system needs prompt.chat_template=True"):
+        encoder(tokenizer, chat_template=False, system="Be brief.")
+
+
+def test_chat_template_that_refuses_the_system_turn(tmp_path: Path) -> None:
+    refusing = load_tokenizer(str(save(tmp_path, template=REFUSING)))
+    with pytest.raises(InputError, match="refuses the prompt: no system turn here"):
+        encoder(refusing, system="Be brief.").render("a")
+    assert encoder(refusing).render("a") == "<bos><user>a<assistant>"
+
+
+# ---- encode
+
+
+def test_encode_gives_each_prompt_its_own_length(tokenizer: PreTrainedTokenizerBase) -> None:
+    encoded = encoder(tokenizer, system="xy", prefix="p", suffix="s").encode(problems("abc", "d", "efgh"))
+    expected = [
+        [BOS, SYSTEM, *letters(tokenizer, "xy"), USER, *letters(tokenizer, f"p{question}s"), ASSISTANT]
+        for question in ("abc", "d", "efgh")
+    ]
+    assert [ids.tolist() for ids in encoded] == expected
+    assert [ids.shape for ids in encoded] == [(11,), (9,), (12,)]
+    assert all(ids.dtype == np.int32 for ids in encoded)
+
+
+def test_first_token_is_not_doubled_in_the_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    # This tokenizer adds <bos> to text by itself, and the template spells it out as well.
+    assert tokenizer("<bos>a")["input_ids"] == [BOS, BOS, *letters(tokenizer, "a")]
+    (ids,) = encoder(tokenizer).encode(problems("a"))
+    assert ids.tolist() == [BOS, USER, *letters(tokenizer, "a"), ASSISTANT]
+
+
+def test_plain_text_gets_the_tokenizers_own_first_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    (ids,) = encoder(tokenizer, chat_template=False, suffix="s").encode(problems("ab"))
+    assert ids.tolist() == [BOS, *letters(tokenizer, "abs")]
+
+
+def test_encode_does_not_depend_on_the_neighbours(tokenizer: PreTrainedTokenizerBase) -> None:
+    made = encoder(tokenizer)
+    questions = problems("a", "a much longer question than that", "ü €")
+    together = made.encode(questions)
+    for alone, ids in zip(questions, together, strict=True):
+        assert made.encode([alone])[0].tolist() == ids.tolist()
+    assert len(together[2]) == 3 + 6  # bytes of UTF-8: 2 + 1 + 3
+
+
+def test_too_long_prompts_are_named(tokenizer: PreTrainedTokenizerBase) -> None:
+    made = encoder(tokenizer, max_tokens=6)  # three are the template's
+    with pytest.raises(InputError) as raised:
+        made.encode(problems("abcd", "abc", "abcde"))
+    assert str(raised.value) == (
+        "A prompt must have 1 to 6 tokens; not so, by id (tokens): q0 (7), q2 (8). "
+        "Raise prompt.max_tokens or take these questions out."
+    )
+    assert [len(ids) for ids in made.encode(problems("abc", "a"))] == [6, 4]
+
+
+def test_many_too_long_prompts_are_counted(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(InputError, match=r"q0 \(5\), q1 \(5\), q2 \(5\), q3 \(5\), q4 \(5\) and 2 more\."):
+        encoder(tokenizer, max_tokens=4).encode(problems(*["ab"] * 7))
+
+
+def test_prompt_longer_than_the_model_is_not_cut(tmp_path: Path) -> None:
+    """A tokenizer's model_max_length must neither shorten prompts nor fail them: max_tokens alone decides."""
+    file = save(tmp_path) / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 8}))
+    short = load_tokenizer(str(tmp_path))
+    assert short.model_max_length == 8
+    (ids,) = encoder(short).encode(problems("a" * 40))
+    assert len(ids) == 43
+
+
+def test_prompt_without_tokens_is_refused(tmp_path: Path) -> None:
+    nothing = load_tokenizer(str(save(tmp_path, template="{{ '' }}")))
+    with pytest.raises(InputError, match=r"1 to 100 tokens; not so, by id \(tokens\): q0 \(0\)"):
+        encoder(nothing).encode(problems("a"))
+
+
+def test_check_raises_what_encode_would(tokenizer: PreTrainedTokenizerBase) -> None:
+    made = encoder(tokenizer, max_tokens=6)
+    made.check(problems("abc"))
+    with pytest.raises(InputError, match=r"q1 \(7\)"):
+        made.check(problems("abc", "abcd"))
+
+
+# ---- load_tokenizer
+
+
+def test_load_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert len(tokenizer) == len(tokenizer.get_vocab()) == len(SPECIAL) + 256
+    assert tokenizer.convert_ids_to_tokens(list(range(6))) == SPECIAL
+    assert (tokenizer.eos_token_id, tokenizer.chat_template) == (EOS, TEMPLATE)
+
+
+def test_missing_model_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        load_tokenizer(str(tmp_path / "none"))
+    assert str(raised.value) == f"There is no model folder {tmp_path / 'none'}."
+
+
+def test_file_is_no_model_folder(folder: Path) -> None:
+    with pytest.raises(InputError, match="There is no model folder"):
+        load_tokenizer(str(folder / "tokenizer.json"))
+
+
+def test_folder_with_a_config_alone_has_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 32}))
+    with pytest.raises(InputError, match="has no tokenizer: expected one of tokenizer.json, "):
+        load_tokenizer(str(tmp_path))
+
+
+def test_broken_tokenizer_file(tmp_path: Path) -> None:
+    (save(tmp_path) / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError) as raised:
+        load_tokenizer(str(tmp_path))
+    assert str(raised.value).startswith(f"The tokenizer in {tmp_path} cannot be loaded: ")
+    assert "\n" not in str(raised.value)
+
+
+# ---- check_vocabulary
+
+
+def test_check_vocabulary(tokenizer: PreTrainedTokenizerBase) -> None:
+    size = len(SPECIAL) + 256
+    check_vocabulary(tokenizer, size, "model")
+    check_vocabulary(tokenizer, size + 58, "model")
+    last = tokenizer.convert_ids_to_tokens(size - 1)
+    with pytest.raises(InputError) as raised:
+        check_vocabulary(tokenizer, size - 1, "model")
+    assert str(raised.value) == (
+        f"The tokenizer does not belong to the model in model: its token {last!r} has id 261 "
+        "and the model's vocabulary ends at 260."
+    )
+
+
+def test_check_vocabulary_counts_added_tokens(folder: Path) -> None:
+    grown = load_tokenizer(str(folder))
+    grown.add_tokens(["<think>"])
+    check_vocabulary(grown, 263, "model")
+    with pytest.raises(InputError, match="its token '<think>' has id 262"):
+        check_vocabulary(grown, 262, "model")
+
+
+# ---- stop_ids
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"eos_token_id": 9}, (EOS, 9)),
+        ({"eos_token_id": 0}, (0, EOS)),
+        ({"eos_token_id": [9, 7]}, (EOS, 7, 9)),
+        ({"eos_token_id": [EOS, 9, 9]}, (EOS, 9)),
+        ({"eos_token_id": None}, (EOS,)),
+        ({"eos_token_id": []}, (EOS,)),
+        ({"temperature": 0.7}, (EOS,)),
+        (None, (EOS,)),
+    ],
+)
+def test_stop_ids_are_the_tokenizers_and_the_files(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, content: Any, expected: tuple[int, ...]
+) -> None:
+    if content is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    assert stop_ids(tokenizer, str(tmp_path)) == expected
+
+
+def test_stop_ids_of_a_tokenizer_without_eos(tmp_path: Path) -> None:
+    endless = load_tokenizer(str(save(tmp_path, eos=None)))
+    with pytest.raises(InputError, match="has neither an eos_token nor generation_config.json with eos_token_id"):
+        stop_ids(endless, str(tmp_path))
+    file = tmp_path / "generation_config.json"
+    file.write_text("{}")
+    with pytest.raises(InputError, match="No token ends a response"):
+        stop_ids(endless, str(tmp_path))
+    file.write_text('{"eos_token_id": [8, 5]}')
+    assert stop_ids(endless, str(tmp_path)) == (5, 8)
+
+
+@pytest.mark.parametrize("named", ["2", [2, "3"], True, [True], 2.0, -1, {"a": 1}])
+def test_stop_ids_of_another_type_are_refused(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, named: Any) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+    with pytest.raises(InputError, match="eos_token_id must be a token id or a list of them, not"):
+        stop_ids(tokenizer, str(tmp_path))
+
+
+def test_stop_ids_from_a_broken_file(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(InputError, match="generation_config.json cannot be read as JSON"):
+        stop_ids(tokenizer, str(tmp_path))
+
+
+# ---- decode
+
+
+def test_decode_leaves_out_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = [BOS, *letters(tokenizer, "ab"), ASSISTANT, *letters(tokenizer, "c"), EOS, PAD, PAD]
+    assert decode(tokenizer, ids) == "abc"
+    assert decode(tokenizer, [EOS, PAD]) == ""
+    assert decode(tokenizer, []) == ""
+
+
+@pytest.mark.parametrize("text", ["a , b . c ! d ?", "I do n't , it 's", "  two  spaces \n", "ü € \\boxed{ 7 }"])
+def test_decode_keeps_spaces(folder: Path, text: str) -> None:
+    cleaning = load_tokenizer(str(folder))
+    cleaning.clean_up_tokenization_spaces = True  # what the folder's own setting may be
+    ids = cleaning(text, add_special_tokens=False)["input_ids"]
+    assert decode(cleaning, ids) == text
+
+
+def test_decode_takes_arrays(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = letters(tokenizer, "xyz")
+    assert decode(tokenizer, np.array(ids, np.int32)) == decode(tokenizer, tuple(ids)) == "xyz"

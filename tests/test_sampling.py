@@ -1,0 +1,198 @@
+"""Slow twin and semantics: draws follow the truncated distribution exactly, ties and edges of the unit interval too."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from ttrl_jax.rollout.sampling import Sampling, draw, filtered_weights, pick
+
+DRAWS = 200_000
+LARGEST = 1 - 2**-23  # of jax.random.uniform in float32
+
+
+def truncated(logits, sampling):
+    """The distribution [W] in float64, by sorting. Every token tied with the last one kept is kept."""
+    scores = np.asarray(logits, np.float64) / sampling.temperature
+    weights = np.exp(scores - scores.max())
+    if sampling.top_k:
+        weights[scores < np.sort(scores)[::-1][: sampling.top_k][-1]] = 0
+    probs = weights / weights.sum()
+    if sampling.top_p < 1:
+        order = np.sort(probs)[::-1]
+        last = np.searchsorted(np.cumsum(order), sampling.top_p)  # the first whose cumulative sum reaches top_p
+        probs = np.where(probs >= order[last], probs, 0)
+    return probs / probs.sum()
+
+
+@partial(jax.jit, static_argnums=2)
+def pick_many(logits, keys, sampling):
+    """One row of logits, many keys."""
+    return jax.vmap(lambda key: pick(logits, key, sampling))(keys)
+
+
+def chi_square(counts, probs):
+    """p-value of the counts; tokens that are expected fewer than 5 times are taken together."""
+    expected = probs * counts.sum()
+    rare = expected < 5
+    counts = np.append(counts[~rare], counts[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    seen = expected > 0
+    assert counts[~seen].sum() == 0
+    if seen.sum() == 1:
+        return 1.0
+    return scipy.stats.chisquare(counts[seen], expected[seen] * counts.sum() / expected[seen].sum()).pvalue
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.95, 0.5])
+@pytest.mark.parametrize("top_k", [0, 5, 50])
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
+def test_draws_follow_the_truncated_distribution(temperature, top_k, top_p):
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    logits = np.random.default_rng(0).normal(size=1000).astype(np.float32) * 2
+    probs = truncated(logits, sampling)
+    tokens, logps = pick_many(logits, jax.random.split(jax.random.key(1), DRAWS), sampling)
+    counts = np.bincount(tokens, minlength=1000)
+    assert counts[probs == 0].sum() == 0
+    assert chi_square(counts, probs) > 1e-4
+    untruncated = scipy.special.log_softmax(logits.astype(np.float64) / temperature)
+    np.testing.assert_allclose(logps, untruncated[tokens], rtol=1e-5)
+
+
+def test_the_chi_square_test_has_teeth():
+    """It tells apart distributions that differ by a token at the threshold, or by 5 % in temperature."""
+    logits = np.random.default_rng(0).normal(size=1000).astype(np.float32) * 2
+    tokens, _ = pick_many(logits, jax.random.split(jax.random.key(1), DRAWS), Sampling(1.0, 50, 0.95))
+    counts = np.bincount(tokens, minlength=1000)
+    assert chi_square(counts, truncated(logits, Sampling(1.05, 50, 0.95))) < 1e-4
+    fewer = np.where(np.arange(1000) == np.flatnonzero(counts)[0], 0, counts)
+    assert chi_square(fewer, truncated(logits, Sampling(1.0, 50, 0.95))) < 1e-4
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000, 1024])
+def test_filters_in_batches_equal_the_sorting_twin(size):
+    rng = np.random.default_rng(size)
+    rows = rng.normal(size=(8, 4, size)).astype(np.float32) * 3
+    for sampling in (Sampling(1.0, 3, 1.0), Sampling(1.0, 0, 0.8), Sampling(1.0, 20, 0.9), Sampling(1.0, 2000, 1.0)):
+        got = np.asarray(jax.jit(filtered_weights, static_argnums=1)(rows, sampling))
+        for row, weights in zip(rows.reshape(-1, size), got.reshape(-1, size), strict=True):
+            want = truncated(row, sampling)
+            np.testing.assert_array_equal(weights > 0, want > 0)
+            np.testing.assert_allclose(weights / weights.sum(), want, rtol=2e-5, atol=1e-9)
+
+
+def kept(logits, sampling):
+    weights = np.asarray(filtered_weights(jnp.asarray(logits, jnp.float32), sampling))
+    return np.flatnonzero(weights).tolist()
+
+
+def test_every_token_tied_at_the_threshold_is_kept():
+    logits = np.array([1.0, 3.0, 2.0, 0.5, 2.0, -1.0, 2.0, 0.5])
+    assert kept(logits, Sampling(top_k=1)) == [1]
+    assert kept(logits, Sampling(top_k=2)) == kept(logits, Sampling(top_k=4)) == [1, 2, 4, 6]
+    assert kept(logits, Sampling(top_k=5)) == [0, 1, 2, 4, 6]
+    assert kept(logits, Sampling(top_k=6)) == [0, 1, 2, 3, 4, 6, 7]
+    # Probabilities 0.413, three of 0.152 (sums 0.565, 0.717, 0.869), 0.056 (0.925), two of 0.034, 0.008.
+    assert kept(logits, Sampling(top_p=0.41)) == [1]
+    assert kept(logits, Sampling(top_p=0.42)) == kept(logits, Sampling(top_p=0.86)) == [1, 2, 4, 6]
+    assert kept(logits, Sampling(top_p=0.88)) == [0, 1, 2, 4, 6]
+    assert kept(logits, Sampling(top_p=0.93)) == [0, 1, 2, 3, 4, 6, 7]
+    # Both: top-k keeps four, of which the first has 0.475.
+    assert kept(logits, Sampling(top_k=2, top_p=0.45)) == [1]
+    assert kept(logits, Sampling(top_k=2, top_p=0.49)) == [1, 2, 4, 6]
+    assert kept(np.zeros(9), Sampling(top_k=1)) == kept(np.zeros(9), Sampling(top_p=0.01)) == list(range(9))
+    assert kept([0.0, -0.0, -1.0], Sampling(top_k=1)) == [0, 1]
+    assert kept([-5.0, -2.0, -2.0, -3.0], Sampling(top_k=1)) == [1, 2]
+
+
+def test_top_p_stops_as_soon_as_it_is_reached():
+    logits = np.log([0.5, 0.25, 0.25])
+    assert kept(logits, Sampling(top_p=0.5)) == [0]
+    assert kept(logits, Sampling(top_p=0.51)) == [0, 1, 2]
+
+
+def test_greedy_is_the_first_argmax_with_its_logprob():
+    logits = np.array([[0.5, 2.0, -1.0, 2.0], [1.0, 0.0, 3.0, 2.0]], np.float32)
+    keys = jax.random.split(jax.random.key(0), 2)
+    for sampling in (Sampling(temperature=0.0), Sampling(temperature=0.0, top_k=1, top_p=0.3)):
+        tokens, logps = jax.jit(pick, static_argnums=2)(logits, keys, sampling)
+        assert tokens.dtype == jnp.int32 and tokens.tolist() == [1, 2]
+        # log(e^2 / (e^0.5 + 2 e^2 + e^-1)) and log(e^3 / (e + 1 + e^3 + e^2))
+        np.testing.assert_allclose(logps, [-0.821064, -0.440190], atol=1e-5)
+
+
+def test_top_k_of_one_is_greedy_with_the_tempered_logprob():
+    logits = np.array([[1.0, 0.0, 3.0, 2.0]], np.float32)
+    tokens, logps = pick(logits, jax.random.split(jax.random.key(0), 1), Sampling(temperature=0.5, top_k=1))
+    assert tokens.tolist() == [2]
+    np.testing.assert_allclose(logps, [-np.log(1 + np.exp(-2) + np.exp(-4) + np.exp(-6))], atol=1e-6)
+
+
+def test_same_key_same_token_other_key_other_token():
+    logits = np.zeros(1000, np.float32)
+    keys = jax.random.split(jax.random.key(0), 100)
+    first, again = pick_many(logits, keys, Sampling())[0], pick_many(logits, keys, Sampling())[0]
+    np.testing.assert_array_equal(first, again)
+    assert len(set(first.tolist())) > 80  # 95 expected
+    np.testing.assert_array_equal(pick(np.tile(logits, (100, 1)), keys, Sampling())[0], first)  # in a batch or alone
+
+
+def test_draw_by_hand():
+    """Weights 0, 3, 0, 1, 0, 4, 0: an eighth of the unit interval for each unit of weight."""
+    weights = np.tile(np.float32([0, 3, 0, 1, 0, 4, 0]), (8, 1))
+    below = np.float32(np.nextafter(np.float32(0.375), np.float32(0)))
+    assert draw(weights, np.arange(8, dtype=np.float32) / 8).tolist() == [1, 1, 1, 3, 5, 5, 5, 5]
+    assert draw(weights[:3], np.array([below, 0.375, LARGEST], np.float32)).tolist() == [1, 3, 5]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000, 1024])
+def test_draw_at_both_ends_of_the_unit_interval(size):
+    rng = np.random.default_rng(size)
+    weights = rng.random((200, size)).astype(np.float32)
+    weights *= rng.random((200, size)) < 0.1
+    weights[:, rng.integers(size)] = 0.5
+    first = (weights > 0).argmax(1)
+    last = size - 1 - (weights[:, ::-1] > 0).argmax(1)
+    run = jax.jit(draw)
+    np.testing.assert_array_equal(run(weights, np.zeros(200, np.float32)), first)
+    for u in (LARGEST, 1 - 2**-24):
+        got = run(weights, np.full(200, u, np.float32))
+        assert (weights[np.arange(200), got] > 0).all()
+        light = weights[np.arange(200), last] < 1e-4
+        np.testing.assert_array_equal(np.asarray(got)[~light], last[~light])
+
+
+def test_draw_equals_a_float64_search():
+    rng = np.random.default_rng(0)
+    weights = np.exp(rng.normal(size=(2000, 1000))).astype(np.float32)
+    uniforms = (rng.integers(2**23, size=2000) / 2**23).astype(np.float32)
+    ends = np.cumsum(weights.astype(np.float64), 1)
+    target = uniforms * ends[:, -1]
+    near = np.abs(ends - target[:, None]).min(1) < 2e-6 * ends[:, -1]
+    want = (ends <= target[:, None]).sum(1)
+    got = np.asarray(jax.jit(draw)(weights, uniforms))
+    np.testing.assert_array_equal(got[~near], want[~near])
+    assert near.mean() < 0.02 and (np.abs(got - want) <= 1).all()
+
+
+def test_never_a_token_of_weight_zero_even_where_sums_round():
+    """Cumulative sums round differently from place to place: a number right at the end of a token's share of the unit
+    interval must not fall through to a token that the filters dropped."""
+    rng = np.random.default_rng(0)
+    run = jax.jit(draw)
+    for keep in (3, 20, 60):
+        weights = np.exp(2 * rng.normal(size=(2000, 1000))).astype(np.float32)
+        weights[weights < np.sort(weights, 1)[:, -keep, None]] = 0
+        ends = np.cumsum(weights.astype(np.float64), 1)
+        ends /= ends[:, -1:]
+        rows = np.arange(2000)
+        columns = np.nonzero(weights)[1].reshape(2000, keep)
+        for _ in range(20):
+            end = ends[rows, columns[rows, rng.integers(keep, size=2000)]]
+            grid = np.clip(np.round(end * 2**23) + rng.integers(-2, 3, size=2000), 0, 2**23 - 1)
+            tokens = np.asarray(run(weights, (grid / 2**23).astype(np.float32)))
+            assert tokens.max() < 1000
+            assert (weights[rows, tokens] > 0).all()
