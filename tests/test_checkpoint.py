@@ -207,7 +207,9 @@ def test_the_first_signal_is_noted_and_the_second_ends_the_process(number, twice
         assert child.stdout.readline() == f"noted {int(number)}\n"
         if twice:
             child.send_signal(number)
-        rest, notice = child.communicate(timeout=30)
+        # Not communicate(), which would miss what readline() has read ahead.
+        rest, notice = child.stdout.read(), child.stderr.read()
+        child.wait(timeout=30)
     finally:
         child.kill()
     assert f"{number.name}: will save and leave" in notice

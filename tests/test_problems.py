@@ -385,7 +385,6 @@ def test_aime(ttrl_data: Path) -> None:
     found = read(ttrl_data / "AIME-TTT.json")
     assert len(found) == len({problem.id for problem in found}) == 30
     answers = truths(found)
-    assert answers is not None
     assert answers[:6] == ["204", "025", "809", "116", "104", "294"]
     assert [answer for answer in answers if answer.startswith("0")] == ["025", "073", "045", "033", "080", "055", "023"]
     assert found[0].question.startswith("Every morning Aya goes for a $9$-kilometer-long walk")
@@ -395,6 +394,5 @@ def test_math(ttrl_data: Path) -> None:
     found = read(ttrl_data / "MATH-TTT.json")
     assert len(found) == len({problem.id for problem in found}) == 500
     answers = truths(found)
-    assert answers is not None
     assert answers[:3] == ["\\left( 3, \\frac{\\pi}{2} \\right)", "p - q", "\\frac{14}{3}"]
     assert found[0].id == "test/precalculus/807.json"

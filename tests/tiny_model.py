@@ -82,3 +82,10 @@ def _forward(params, ids, config):
 
 
 _all_logits = jax.jit(_forward, static_argnums=2)
+
+
+def sampling_copy(params: decoder.Params, config: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
+    """float32 weights for sampling, laid over the mesh as a run lays them."""
+    copy = decoder.sampling_weights(jax.tree.map(jnp.asarray, params), config, jnp.float32)
+    layout = shardings(decoder.sampling_axes(config), copy, mesh, without=("embed",))
+    return jax.device_put(copy, layout)

@@ -21,14 +21,13 @@ _USED = {
     "tie_word_embeddings", "max_position_embeddings",
 }
 
-# Fields that do not change what the decoder computes: bookkeeping, initialisation, token ids, training-time hints.
+# Fields that do not change what the decoder computes: bookkeeping, initialisation, training-time hints. Besides them,
+# token ids (*_token_id, which are the tokenizer's business here) and transformers' own notes (_*).
 _HARMLESS = {
-    "_attn_implementation_autoset", "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype",
-    "eos_token_id", "initializer_range", "is_llama_config", "max_window_layers", "output_attentions",
-    "output_hidden_states", "pad_token_id", "return_dict", "torch_dtype", "transformers.js_config",
-    "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache", "use_mrope",
+    "architectures", "auto_map", "dtype", "initializer_range", "is_llama_config", "max_window_layers",
+    "output_attentions", "output_hidden_states", "return_dict", "torch_dtype", "transformers.js_config",
+    "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache",
 }
-
 # fmt: on
 # Fields that would change the numbers, with the values that leave them as this decoder computes them.
 _ONLY = {
@@ -39,6 +38,7 @@ _ONLY = {
     "pretraining_tp": (1,),
     "quantization_config": (None,),
     "rope_interleaved": (False,),
+    "use_mrope": (False,),
     "use_sliding_window": (False,),
 }
 
@@ -121,7 +121,7 @@ def parse_config(fields: dict[str, Any], *, source: str = "config.json") -> Mode
 def _unsupported(fields: dict[str, Any]) -> list[str]:
     problems = []
     for name, value in fields.items():
-        if name in _USED or name in _HARMLESS:
+        if name in _USED or name in _HARMLESS or name.endswith("_token_id") or name.startswith("_"):
             continue
         if name == "sliding_window":  # read by transformers only when use_sliding_window is on
             if value is not None and fields["model_type"] != "qwen2":

@@ -1,0 +1,274 @@
+"""Invariance and semantics: the same tokens whatever is decoded together, stops that stop, and log-probs that are those
+of training."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_model import LLAMA, MESHES, QWEN2, all_logits, on_mesh, random_params, sampling_copy
+
+from ttrl_jax.learn.batch import train_batch
+from ttrl_jax.learn.logprobs import response_logprobs
+from ttrl_jax.model import decoder
+from ttrl_jax.records import Prompts
+from ttrl_jax.rollout import sampler as module
+from ttrl_jax.rollout.sampler import Sampler
+from ttrl_jax.rollout.sampling import Sampling
+
+CONFIG = QWEN2
+PARAMS = random_params(CONFIG)
+T, V = 14, 15
+STOPS = (3, 17, 40)
+SAMPLING = Sampling(temperature=0.8, top_k=20, top_p=0.95)
+KEY = jax.random.key(5)
+
+
+def make_prompts():
+    """7 prompts of 1 to 9 tokens; what pads them is not zero."""
+    rng = np.random.default_rng(0)
+    lengths = np.array([5, 1, 9, 3, 9, 2, 6], np.int32)
+    ids = rng.integers(CONFIG.vocab, size=(7, 21)).astype(np.int32)
+    return Prompts(ids, lengths, np.array([11, 5, 900, 0, 2**32 - 1, 7, 8], np.uint32))
+
+
+PROMPTS = make_prompts()
+
+
+def make_sampler(*, rows=1000, max_tokens=T, stops=STOPS, multiples=(1, 1), config=CONFIG):
+    return Sampler(
+        config,
+        dtype=jnp.float32,
+        rows=rows,
+        max_tokens=max_tokens,
+        stop_ids=stops,
+        prompt_multiple=multiples[0],
+        vote_multiple=multiples[1],
+        announce=lambda line: None,
+    )
+
+
+@functools.cache
+def copy():
+    return decoder.sampling_weights(jax.tree.map(jnp.asarray, PARAMS), CONFIG, jnp.float32)
+
+
+def ignore(tokens):
+    pass
+
+
+def run(sampler, *, weights=None, prompts=PROMPTS, key=KEY, votes=V, sampling=SAMPLING, progress=ignore):
+    weights = copy() if weights is None else weights
+    return sampler(weights, prompts, key, votes=votes, sampling=sampling, progress=progress)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The sampler that decodes everything at once."""
+    return make_sampler()
+
+
+@pytest.fixture(scope="module")
+def rollouts(whole):
+    return run(whole)
+
+
+def rows_of(prompts, rollouts):
+    """Everything as rows for the training forward."""
+    p, v = rollouts.lengths.shape
+    return train_batch(prompts, rollouts, np.tile(np.arange(v), (p, 1)), np.zeros((p, v)))
+
+
+def distribution(p, tokens):
+    """The truncated distribution after prompt p and `tokens`, float64 [W]."""
+    row = np.zeros((1, 32), np.int32)
+    length = PROMPTS.lengths[p]
+    row[0, :length] = PROMPTS.ids[p, :length]
+    row[0, length : length + len(tokens)] = tokens
+    logits = np.asarray(all_logits(PARAMS, CONFIG, row), np.float64)[0, length + len(tokens) - 1]
+    weights = np.exp(logits / SAMPLING.temperature)
+    weights[weights < np.sort(weights)[-SAMPLING.top_k]] = 0
+    ordered = np.sort(weights / weights.sum())[::-1]
+    threshold = ordered[np.searchsorted(np.cumsum(ordered), SAMPLING.top_p)]
+    weights[weights / weights.sum() < threshold] = 0
+    return weights / weights.sum()
+
+
+def uniform(p, v, position):
+    """The random number that decides this token."""
+    key = KEY
+    for data in (PROMPTS.uids[p], v, position):
+        key = jax.random.fold_in(key, data)
+    return float(jax.random.uniform(key))
+
+
+def assert_same_tokens(got, want):
+    """Equal, but for at most 1 % of the samples, whose first difference lies within 1e-4 of the border between the two
+    tokens. (Tokens are drawn by inversion of the cumulative distribution.)"""
+    differ = np.argwhere((got.tokens != want.tokens).any(-1))
+    assert len(differ) < 0.01 * want.lengths.size
+    for p, v in differ:
+        position = int((got.tokens[p, v] != want.tokens[p, v]).argmax())
+        cumulative = np.cumsum(distribution(p, want.tokens[p, v, :position]))
+        low, high = sorted((got.tokens[p, v, position], want.tokens[p, v, position]))
+        assert np.abs(cumulative[low:high] - uniform(p, v, position)).max() < 1e-4
+    same = (got.tokens == want.tokens).all(-1)
+    np.testing.assert_array_equal(got.lengths[same], want.lengths[same])
+    np.testing.assert_array_equal(got.truncated[same], want.truncated[same])
+    np.testing.assert_allclose(got.logps[same], want.logps[same], atol=1e-4)
+
+
+def test_tokens_are_the_draws_of_their_own_random_numbers(rollouts):
+    """Slow twin of a few samples: full forward, sorting, float64, the key of each position."""
+    for p, v in [(0, 0), (1, 3), (4, 14), (6, 7)]:
+        tokens = rollouts.tokens[p, v, : rollouts.lengths[p, v]]
+        for position, token in enumerate(tokens[:6]):
+            cumulative = np.cumsum(distribution(p, tokens[:position]))
+            assert token == np.searchsorted(cumulative, uniform(p, v, position), side="right")
+
+
+def test_shapes_stops_lengths_and_truncation(rollouts):
+    assert rollouts.tokens.shape == rollouts.logps.shape == (7, V, T)
+    assert rollouts.lengths.shape == rollouts.truncated.shape == (7, V)
+    assert rollouts.tokens.dtype == rollouts.lengths.dtype == np.int32
+    assert rollouts.logps.dtype == np.float32 and rollouts.truncated.dtype == bool
+    for tokens, logps, length, truncated in zip(
+        rollouts.tokens.reshape(-1, T),
+        rollouts.logps.reshape(-1, T),
+        rollouts.lengths.ravel(),
+        rollouts.truncated.ravel(),
+        strict=True,
+    ):
+        stops = np.flatnonzero(np.isin(tokens[:length], STOPS))
+        assert truncated == (len(stops) == 0)
+        assert length == (T if truncated else stops[0] + 1)
+        assert (logps[:length] < 0).all() and not tokens[length:].any() and not logps[length:].any()
+    assert 10 < rollouts.truncated.sum() < 95  # both kinds
+    assert len(set(rollouts.lengths.ravel())) > 8
+
+
+def test_logprobs_are_those_of_the_training_forward(rollouts):
+    batch = rows_of(PROMPTS, rollouts)
+    logps, _ = jax.jit(
+        lambda ids, prompt_lengths, responses: response_logprobs(
+            jax.tree.map(jnp.asarray, PARAMS),
+            CONFIG,
+            ids,
+            prompt_lengths,
+            responses,
+            temperature=SAMPLING.temperature,
+            dtype=jnp.float32,
+            remat=False,
+            chunk=500,
+        )
+    )(batch.ids, batch.prompt_lengths, batch.responses)
+    gap = np.abs(logps - batch.sampler_logps) * batch.mask
+    assert batch.mask.sum() == rollouts.lengths.sum() > 500
+    assert gap.max() < 1e-4
+
+
+def test_small_segments_and_a_growing_cache_change_nothing(rollouts, monkeypatch):
+    monkeypatch.setattr(module, "SEGMENT", 3)
+    monkeypatch.setattr(module, "FIRST_CACHE", 4)
+    said, drawn = [], []
+    sampler = make_sampler()
+    for program in (sampler._prefill, sampler._segment, sampler._grow):
+        program._announce = said.append
+    assert_same_tokens(run(sampler, progress=drawn.append), rollouts)
+    assert sum("compiled grow cache" in line for line in said) == 2  # 4 to 8 to 14
+    assert sum("compiled decode" in line for line in said) == 3
+    # At tokens 1, 4 (a segment), 7, 8 (the cache is full), 11.
+    lengths = rollouts.lengths
+    assert drawn == [int(np.minimum(lengths, t).sum()) for t in (1, 4, 7, 8, 11)]
+    assert sampler.compile_seconds > 0
+
+
+# 6: one prompt and its votes in three parts. 50: three prompts at a time, the last time one and two that pad.
+@pytest.mark.parametrize("rows", [6, 50])
+def test_batch_size_changes_nothing(rows, rollouts):
+    drawn = []
+    assert_same_tokens(run(make_sampler(rows=rows), progress=drawn.append), rollouts)
+    assert drawn[0] == min(rows // V, 7) * V or drawn[0] == rows
+    assert drawn == sorted(drawn) and drawn[-1] < rollouts.lengths.sum()
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_eight_devices_change_nothing(shape, rollouts):
+    """7 prompts and 15 votes are padded to what the mesh divides."""
+    with on_mesh(shape) as mesh:
+        sampler = make_sampler(multiples=(mesh.shape["data"], mesh.shape["fsdp"]))
+        got = run(sampler, weights=sampling_copy(PARAMS, CONFIG, mesh))
+    assert_same_tokens(got, rollouts)
+
+
+def test_votes_and_questions_have_their_own_randomness(whole, rollouts):
+    """Keys name the question and the vote, not the place in the batch."""
+    order = [4, 2, 0, 1, 3, 6, 5]
+    shuffled = Prompts(PROMPTS.ids[order], PROMPTS.lengths[order], PROMPTS.uids[order])
+    assert_same_tokens(run(whole, prompts=shuffled), take(rollouts, order, slice(None)))
+    # One question under seven names, all else equal: no two samples of some length are the same.
+    twins = Prompts(PROMPTS.ids[[2] * 7], PROMPTS.lengths[[2] * 7], np.arange(7, dtype=np.uint32))
+    again = run(whole, prompts=twins)
+    long = again.tokens[again.lengths > 4]
+    assert len({tuple(row) for row in long}) == len(long) > 50
+    other = run(whole, key=jax.random.fold_in(KEY, 1))
+    assert (other.tokens != rollouts.tokens).any(-1).mean() > 0.9
+
+
+def test_fewer_votes_are_the_first_of_more(rollouts):
+    sampler = make_sampler(rows=5)
+    first = run(sampler, votes=5)
+    assert first.tokens.shape == (7, 5, T)
+    assert_same_tokens(run(sampler, votes=8), take(rollouts, slice(None), slice(8)))
+    assert_same_tokens(first, take(rollouts, slice(None), slice(5)))
+
+
+def take(rollouts, p, v):
+    return module.Rollouts(
+        rollouts.tokens[p][:, v], rollouts.lengths[p][:, v], rollouts.logps[p][:, v], rollouts.truncated[p][:, v]
+    )
+
+
+@pytest.mark.parametrize("config", [LLAMA, QWEN2], ids=["llama", "qwen2"])
+def test_greedy_is_the_argmax_of_the_full_forward(config):
+    params = random_params(config, seed=3)
+    prompts = Prompts(PROMPTS.ids[:3] % config.vocab, PROMPTS.lengths[:3], PROMPTS.uids[:3])
+    rows = np.zeros((3, 32), np.int32)
+    for row, ids, length in zip(rows, prompts.ids, prompts.lengths, strict=True):
+        row[:length] = ids[:length]
+    want = np.zeros((3, T), np.int32)
+    for t in range(T):
+        logits = np.asarray(all_logits(params, config, rows))
+        want[:, t] = logits[np.arange(3), prompts.lengths + t - 1].argmax(-1)
+        rows[np.arange(3), prompts.lengths + t] = want[:, t]
+    weights = decoder.sampling_weights(jax.tree.map(jnp.asarray, params), config, jnp.float32)
+    greedy = run(
+        make_sampler(stops=(), config=config),
+        weights=weights,
+        prompts=prompts,
+        votes=2,
+        sampling=Sampling(temperature=0.0),
+    )
+    np.testing.assert_array_equal(greedy.tokens, np.repeat(want[:, None], 2, 1))
+    assert greedy.truncated.all() and (greedy.lengths == T).all()
+    assert len(np.unique(want)) > 5  # not a model that repeats itself
+
+
+def test_nothing_is_decoded_after_the_last_stop():
+    drawn = []
+    rollouts = run(make_sampler(stops=tuple(range(CONFIG.vocab))), progress=drawn.append)
+    assert drawn == [] and (rollouts.lengths == 1).all() and not rollouts.truncated.any()
+    assert not rollouts.tokens[..., 1:].any()
+
+
+def test_progress_may_abandon_the_batch(whole, rollouts):
+    class Leave(Exception):
+        pass
+
+    def leave(tokens):
+        raise Leave
+
+    with pytest.raises(Leave):
+        run(whole, progress=leave)
+    assert_same_tokens(run(whole), rollouts)  # and nothing is left behind
