@@ -5,8 +5,9 @@ python -m ttrl_jax.train --config configs/quickstart.py
 
 from pathlib import Path
 
-from configs import default
 from ml_collections import ConfigDict
+
+from configs import default
 
 
 def get_config() -> ConfigDict:

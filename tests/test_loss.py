@@ -99,15 +99,14 @@ def trl_loss(logps, old, reference, advantages, mask, *, epsilon_low, epsilon_hi
 
 def test_the_token_mean_is_trls():
     rng = np.random.default_rng(0)
-    shape = (6, 9)
+    shape = (12, 30)
     old = -rng.exponential(size=shape)
-    logps, reference = old + rng.normal(size=shape), old + 0.3 * rng.normal(size=shape)
-    mask = (np.arange(9) < rng.integers(1, 10, size=6)[:, None]).astype(float)
-    advantages = rng.normal(size=6)
+    logps = old + 1.5 * rng.normal(size=shape)
+    reference = logps + 0.5 * rng.normal(size=shape)
+    mask = (np.arange(30) < rng.integers(1, 31, size=12)[:, None]).astype(float)
+    advantages = np.tile([1.2, -0.7], 6)
     arrays = [np.float32(x) for x in (logps, np.zeros(shape), old, reference, advantages, mask)]
     total, sums = token_sums(*arrays, kl_coef=0.05, entropy_coef=0.0, **CLIPS)
-    want = trl_loss(
-        logps, old, reference, advantages, mask, epsilon_low=0.2, epsilon_high=0.28, delta=3.0, beta=0.05
-    )
+    want = trl_loss(logps, old, reference, advantages, mask, epsilon_low=0.2, epsilon_high=0.28, delta=3.0, beta=0.05)
     assert float(total) / mask.sum() == pytest.approx(want, rel=1e-5)
     assert float(sums["clip_fraction"]) > 3 and float(sums["dual_clip_fraction"]) > 0  # all branches were there

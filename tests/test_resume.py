@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,25 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
-def start(workdir: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "ttrl_jax.train", *ARGUMENTS, f"--workdir={workdir}"]
+@pytest.fixture(scope="module", autouse=True)
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The many processes below run the same programs: compile them once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
+def start(workdir: Path, *changes: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "ttrl_jax.train", *ARGUMENTS, f"--workdir={workdir}", *changes]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def finish(workdir: Path) -> str:
-    process = start(workdir)
+def finish(workdir: Path, *changes: str) -> str:
+    process = start(workdir, *changes)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
@@ -110,3 +120,18 @@ def test_a_finished_run_prints_its_table_again(tmp_path: Path):
     output = finish(workdir)
     assert "is finished" in output and "avg@2" in output
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_questions_without_truths(tmp_path: Path):
+    """Everything label-free works, and nothing is measured against a truth."""
+    data = tmp_path / "questions.jsonl"
+    question = "Tom has 37 apples and buys 48 more. How many apples does Tom have now?"
+    data.write_text((json.dumps({"prompt": question}) + "\n") * 4)
+    workdir = tmp_path / "run"
+    output = finish(workdir, f"--config.data.path={data}", "--config.episodes=1")
+    assert "no column 'answer': no accuracy is measured" in output
+    first, last = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < first["vote/majority_ratio"] <= 1 and first["update/grad_norm"] >= 0
+    assert not [name for name in first | last if name.startswith("audit/") or "@" in name]
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert set(summary["after"]) == {"majority_ratio", "truncation_rate", "no_answer_rate", "response_length"}

@@ -221,52 +221,16 @@ class Parts:
 
 def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -> Parts:
     """Put the model on the mesh and make the functions that the loop calls. Sets JAX's mesh for the process."""
-    model, dtype = inputs.model, jnp.dtype(config.model.dtype)
-    mesh = inputs.mesh
+    model, mesh, train = inputs.model, inputs.mesh, config.train
     jax.set_mesh(mesh)
     optimizer = optim.make_optimizer(
-        b1=config.train.b1,
-        b2=config.train.b2,
-        weight_decay=config.train.weight_decay,
-        grad_clip=config.train.grad_clip,
+        b1=train.b1, b2=train.b2, weight_decay=train.weight_decay, grad_clip=train.grad_clip
     )
     layout = _layout(model, optimizer, mesh)
     params = weights.load(inputs.folder, model, mesh)
-    cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(dtype), params))
-    reference = cast(params) if config.train.kl_coef else None
-    sampler = Sampler(
-        model,
-        dtype=dtype,
-        rows=config.rollout.rows,
-        max_tokens=config.rollout.max_tokens,
-        stop_ids=inputs.stop_ids,
-        prompt_multiple=mesh.shape["data"],
-        vote_multiple=mesh.shape["fsdp"],
-        announce=announce,
-    )
-    sample = functools.partial(_sample, sampler, _sampling_copy(model, dtype, mesh))
-    update = Update(
-        model,
-        optimizer,
-        loss=LossSettings(
-            clip_low=config.train.clip_low,
-            clip_high=config.train.clip_high,
-            dual_clip=config.train.dual_clip,
-            kl_coef=config.train.kl_coef,
-            entropy_coef=config.train.entropy_coef,
-        ),
-        score=ScoreSettings(
-            temperature=config.rollout.temperature,
-            dtype=dtype,
-            remat=config.train.remat,
-            chunk=config.train.chunk_tokens,
-        ),
-        minibatch_rows=config.train.minibatch_prompts * config.train.samples,
-        micro_rows=_micro_rows(config, mesh),
-        reference=reference,
-        state_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout),
-        announce=announce,
-    )
+    sampler = _sampler(config, inputs, announce)
+    update = _update(config, inputs, optimizer, params, layout, announce)
+    sample = functools.partial(_sample, sampler, _sampling_copy(model, jnp.dtype(config.model.dtype), mesh))
     start = jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout.optimizer))
     return Parts(
         state=TrainState(jax.device_put(jnp.int32(0), replicated(mesh)), params, start(params)),
@@ -277,13 +241,58 @@ def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -
         texts=functools.partial(_texts, inputs.tokenizer),
         extract=functools.partial(extract, strategies=tuple(config.reward.extract)),
         learning_rate=functools.partial(
-            optim.learning_rate,
-            peak=config.train.learning_rate,
-            total_steps=inputs.total_steps,
-            warmup=config.train.warmup,
+            optim.learning_rate, peak=train.learning_rate, total_steps=inputs.total_steps, warmup=train.warmup
         ),
         update=update,
         compile_seconds=lambda: sampler.compile_seconds + update.compile_seconds,
+    )
+
+
+def _sampler(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -> Sampler:
+    return Sampler(
+        inputs.model,
+        dtype=jnp.dtype(config.model.dtype),
+        rows=config.rollout.rows,
+        max_tokens=config.rollout.max_tokens,
+        stop_ids=inputs.stop_ids,
+        prompt_multiple=inputs.mesh.shape["data"],
+        vote_multiple=inputs.mesh.shape["fsdp"],
+        announce=announce,
+    )
+
+
+def _update(
+    config: ConfigDict,
+    inputs: Inputs,
+    optimizer: optax.GradientTransformation,
+    params: decoder.Params,
+    layout: TrainState,
+    announce: Callable[[str], None],
+) -> Update:
+    train, dtype = config.train, jnp.dtype(config.model.dtype)
+    # A real copy, also where the type stays: the parameters' own buffers are given away to the first update.
+    freeze = jax.jit(
+        lambda params: jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), params),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout.params),
+    )
+    return Update(
+        inputs.model,
+        optimizer,
+        loss=LossSettings(
+            clip_low=train.clip_low,
+            clip_high=train.clip_high,
+            dual_clip=train.dual_clip,
+            kl_coef=train.kl_coef,
+            entropy_coef=train.entropy_coef,
+        ),
+        score=ScoreSettings(
+            temperature=config.rollout.temperature, dtype=dtype, remat=train.remat, chunk=train.chunk_tokens
+        ),
+        minibatch_rows=train.minibatch_prompts * train.samples,
+        micro_rows=_micro_rows(config, inputs.mesh),
+        reference=freeze(params) if train.kl_coef else None,
+        state_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout),
+        announce=announce,
     )
 
 

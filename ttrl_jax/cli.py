@@ -30,7 +30,7 @@ def define_config_flag() -> None:
 def run(main: Callable[[], int], *, doc: str) -> int:
     """Parse the flags of sys.argv, call `main`, and return the exit code.
 
-    That is main's own, or 2 with one line on stderr for an InputError, a flag error or a full disk, or 1 for numbers that
+    That is main's own; 2, with one line on stderr, for an InputError, a flag error or a full disk; 1 for numbers that
     are no longer finite. `--help` prints `doc` and the flags of the command.
     """
     try:

@@ -1,7 +1,8 @@
 """The update: all optimizer steps of one rollout batch in one jitted program."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from ttrl_jax.records import TrainBatch, TrainState
 from ttrl_jax.run.compiled import Compiled
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class LossSettings:
     """Scalars of the loss, see loss.token_sums."""
 
@@ -30,7 +31,7 @@ class LossSettings:
     entropy_coef: float
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class ScoreSettings:
     """How log-probs are computed, see logprobs.response_logprobs."""
 
@@ -45,8 +46,8 @@ class Update:
 
     minibatch_rows: rows of one optimizer step. micro_rows: rows of one forward and backward pass, a divisor of it
     (memory, not maths: the gradient is the same up to rounding). reference: parameters of the frozen start, or None
-    when there is no KL term. state_shardings: the layout that the state keeps. announce: called with a line before and after
-    each compile.
+    when there is no KL term. state_shardings: the layout that the state keeps. announce: called with a line before and
+    after each compile.
     """
 
     def __init__(
@@ -63,69 +64,14 @@ class Update:
         announce: Callable[[str], None],
     ):
         self.minibatch_rows, self.micro_rows, self.reference = minibatch_rows, micro_rows, reference
-
-        def logprobs(params: decoder.Params, batch: TrainBatch) -> tuple[jax.Array, jax.Array]:
-            return response_logprobs(
-                params,
-                config,
-                batch.ids,
-                batch.prompt_lengths,
-                batch.responses,
-                temperature=score.temperature,
-                dtype=score.dtype,
-                remat=score.remat,
-                chunk=score.chunk,
-            )
-
-        def score_all(params: decoder.Params, batch: TrainBatch) -> jax.Array:
-            """Log-probs of every row, a micro-batch at a time. [minibatches, micro-batches, rows, T']"""
-            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-            logps = jax.lax.map(lambda micro: logprobs(params, _pin(micro))[0], flat)
-            return logps.reshape(batch.mask.shape)
-
-        def update(state: TrainState, batch: TrainBatch, old: jax.Array, reference: jax.Array | None, rate: jax.Array):
-            """One optimizer step for each minibatch."""
-
-            def summed_loss(params, micro, old, reference):
-                logps, entropies = logprobs(params, micro)
-                return token_sums(
-                    logps,
-                    entropies,
-                    old,
-                    reference,
-                    micro.advantages,
-                    micro.mask,
-                    clip_low=loss.clip_low,
-                    clip_high=loss.clip_high,
-                    dual_clip=loss.dual_clip,
-                    kl_coef=loss.kl_coef,
-                    entropy_coef=loss.entropy_coef,
-                )
-
-            def one_minibatch(carry, minibatch):
-                params, opt_state = carry
-                tokens = minibatch[0].mask.sum()
-
-                def one_micro(total, micro):
-                    grads, sums = jax.grad(summed_loss, has_aux=True)(params, _pin(micro[0]), *micro[1:])
-                    return jax.tree.map(jnp.add, total, grads), sums
-
-                zeros = jax.tree.map(jnp.zeros_like, params)
-                grads, sums = jax.lax.scan(one_micro, zeros, minibatch)
-                grads = jax.tree.map(lambda g: g / tokens, grads)
-                metrics = {name: x.max() if name == "ratio_max" else x.sum() / tokens for name, x in sums.items()}
-                norm = optax.global_norm(grads)
-                finite = jnp.isfinite(norm)
-                step = _maybe_step(optimizer, grads, opt_state, params, rate, finite)
-                return step, metrics | {"grad_norm": norm, "skipped": 1.0 - finite}
-
-            xs = (batch, old, reference)
-            (params, opt_state), metrics = jax.lax.scan(one_minibatch, (state.params, state.optimizer), xs)
-            return TrainState(state.step + 1, params, opt_state), metrics
-
-        self._score = Compiled("score", score_all, announce=announce)
+        logprobs = functools.partial(_logprobs, config=config, score=score)
+        self._score = Compiled("score", functools.partial(_score_rows, logprobs=logprobs), announce=announce)
         self._update = Compiled(
-            "update", update, announce=announce, donate_argnames=("state",), out_shardings=(state_shardings, None)
+            "update",
+            functools.partial(_update, logprobs=logprobs, optimizer=optimizer, loss=loss),
+            announce=announce,
+            donate_argnames=("state",),
+            out_shardings=(state_shardings, None),
         )
 
     def __call__(self, state: TrainState, batch: TrainBatch, rate: float) -> tuple[TrainState, dict[str, float]]:
@@ -161,7 +107,7 @@ class Update:
 
 def _pin(micro: TrainBatch) -> TrainBatch:
     """Rows over the batch axes of the mesh."""
-    return replace(
+    return dataclasses.replace(
         micro,
         ids=constrain(micro.ids, "rows", None),
         responses=constrain(micro.responses, "rows", None),
@@ -169,10 +115,77 @@ def _pin(micro: TrainBatch) -> TrainBatch:
     )
 
 
-def _maybe_step(
-    optimizer: optax.GradientTransformation, grads: Any, opt_state: Any, params: Any, rate: jax.Array, finite: jax.Array
+def _logprobs(
+    params: decoder.Params, micro: TrainBatch, *, config: ModelConfig, score: ScoreSettings
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probs and entropies [rows, T'] of one micro-batch."""
+    micro = _pin(micro)
+    return response_logprobs(
+        params,
+        config,
+        micro.ids,
+        micro.prompt_lengths,
+        micro.responses,
+        temperature=score.temperature,
+        dtype=score.dtype,
+        remat=score.remat,
+        chunk=score.chunk,
+    )
+
+
+def _score_rows(params: decoder.Params, batch: TrainBatch, *, logprobs: Callable) -> jax.Array:
+    """Log-probs of every row, a micro-batch at a time: float32 [minibatches, micro-batches, rows, T']."""
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    return jax.lax.map(lambda micro: logprobs(params, micro)[0], flat).reshape(batch.mask.shape)
+
+
+def _update(
+    state: TrainState,
+    batch: TrainBatch,
+    old: jax.Array,
+    reference: jax.Array | None,
+    rate: jax.Array,
+    *,
+    logprobs: Callable,
+    optimizer: optax.GradientTransformation,
+    loss: LossSettings,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step for each minibatch. Metrics come with a leading minibatch axis."""
+
+    def summed_loss(params, micro, old, reference):
+        logps, entropies = logprobs(params, micro)
+        return token_sums(logps, entropies, old, reference, micro.advantages, micro.mask, **dataclasses.asdict(loss))
+
+    def one_minibatch(carry, minibatch):
+        params, opt_state = carry
+        tokens = minibatch[0].mask.sum()
+
+        def one_micro(total, micro):
+            grads, sums = jax.grad(summed_loss, has_aux=True)(params, *micro)
+            return jax.tree.map(jnp.add, total, grads), sums
+
+        grads, sums = jax.lax.scan(one_micro, jax.tree.map(jnp.zeros_like, params), minibatch)
+        grads = jax.tree.map(lambda g: g / tokens, grads)
+        metrics = {name: x.max() if name == "ratio_max" else x.sum() / tokens for name, x in sums.items()}
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm)
+        carry = _step_if(finite, optimizer, grads, opt_state, params, rate)
+        return carry, metrics | {"grad_norm": norm, "skipped": 1.0 - finite}
+
+    xs = (batch, old, reference)
+    (params, opt_state), metrics = jax.lax.scan(one_minibatch, (state.params, state.optimizer), xs)
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def _step_if(
+    finite: jax.Array,
+    optimizer: optax.GradientTransformation,
+    grads: Any,
+    opt_state: Any,
+    params: Any,
+    rate: jax.Array,
 ) -> tuple[Any, Any]:
-    """One optimizer step, or none where the gradient is not finite."""
+    """Parameters and optimizer state after one optimizer step, or as they were where the gradient is not finite."""
 
     def step(_: None) -> tuple[Any, Any]:
         updates, new_state = optimizer.update(grads, opt_state, params)

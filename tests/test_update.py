@@ -1,0 +1,248 @@
+"""Slow twin and invariance: the optimizer steps of one batch against full logits and one gradient per minibatch, and
+micro-batches, chunks, remat and devices that change nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_model import LLAMA, MESHES, QWEN2, all_logits, on_mesh, placed, random_params
+
+from ttrl_jax.learn.batch import train_batch
+from ttrl_jax.learn.optimizer import make_optimizer
+from ttrl_jax.learn.update import LossSettings, ScoreSettings, Update
+from ttrl_jax.model.sharding import replicated
+from ttrl_jax.records import Prompts, Rollouts, TrainState
+
+# The clip range is narrow: the steps below are small, and still leave it.
+LOSS = LossSettings(clip_low=0.005, clip_high=0.008, dual_clip=3.0, kl_coef=0.05, entropy_coef=0.01)
+TEMPERATURE = 0.8
+ROWS = 16  # 2 prompts, 8 samples each
+
+
+def reference_params(config):
+    """Near the start, as in a run, but not equal to it (and not so far that k3 reaches its limit of 10)."""
+    noise = random_params(config, seed=1, std=0.01)
+    return jax.tree.map(lambda x, y: x + (y - y.mean()), random_params(config), noise)
+
+
+def make_batch(config):
+    rng = np.random.default_rng(0)
+    prompts = Prompts(rng.integers(config.vocab, size=(2, 6)), np.array([6, 3], np.int32), np.arange(2))
+    lengths = rng.integers(1, 13, size=(2, 8)).astype(np.int32)
+    tokens, logps = rng.integers(config.vocab, size=(2, 8, 12)), -rng.exponential(size=(2, 8, 12))
+    rollouts = Rollouts(tokens, lengths, logps, lengths == 12)
+    return train_batch(prompts, rollouts, np.tile(np.arange(8), (2, 1)), rng.normal(size=(2, 8)))
+
+
+def state_of(params, optimizer):
+    """A fresh state on one device: `Update` uses it up."""
+    params = jax.tree.map(jnp.array, params)
+    return TrainState(jnp.int32(4), params, optimizer.init(params))
+
+
+def make_update(config, optimizer, *, minibatch, micro, loss=LOSS, remat=False, chunk=1000, state=None, reference=True):
+    reference = reference_params(config) if reference is True else reference
+    state = state or state_of(random_params(config), optimizer)
+    return Update(
+        config,
+        optimizer,
+        loss=loss,
+        score=ScoreSettings(temperature=TEMPERATURE, dtype=jnp.float32, remat=remat, chunk=chunk),
+        minibatch_rows=minibatch,
+        micro_rows=micro,
+        reference=jax.tree.map(jnp.asarray, reference),
+        state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+        announce=lambda line: None,
+    )
+
+
+def plain_scores(params, config, batch):
+    """Log-probs and entropies of all response tokens from full logits."""
+    log_probs = jax.nn.log_softmax(all_logits(params, config, batch.ids) / TEMPERATURE)
+    before = batch.prompt_lengths[:, None] - 1 + np.arange(batch.mask.shape[1])[None]
+    before = jnp.minimum(before, batch.ids.shape[1] - 1)
+    log_probs = jnp.take_along_axis(log_probs, before[..., None], 1)
+    logps = jnp.take_along_axis(log_probs, batch.responses[..., None], 2)[..., 0]
+    return logps, -(jnp.exp(log_probs) * log_probs).sum(-1)
+
+
+def plain_loss(params, config, batch, old, reference, loss):
+    """The loss as on paper: the mean over the tokens of the batch of
+    -min(r A, clip(r) A), at most -3 A where A < 0, + kl_coef k3 - entropy_coef H."""
+    logps, entropies = plain_scores(params, config, batch)
+    ratio, a = jnp.exp(logps - old), batch.advantages[:, None]
+    objective = jnp.minimum(ratio * a, jnp.clip(ratio, 1 - loss.clip_low, 1 + loss.clip_high) * a)
+    objective = jnp.where(a < 0, jnp.maximum(objective, loss.dual_clip * a), objective)
+    per_token = -objective - loss.entropy_coef * entropies
+    if loss.kl_coef:
+        d = reference - logps
+        per_token += loss.kl_coef * (jnp.exp(d) - d - 1)
+    return (per_token * batch.mask).sum() / batch.mask.sum()
+
+
+plain_gradient = jax.jit(
+    lambda params, config, batch, old, reference, loss: jax.value_and_grad(plain_loss)(
+        params, config, batch, old, reference, loss
+    ),
+    static_argnames=("config", "loss"),
+)
+
+
+def rows(batch, index):
+    return jax.tree.map(lambda x: x[index], batch)
+
+
+def assert_close(got, want, tolerance=1e-5):
+    """Relative to the largest entry, leaf by leaf."""
+    for path, b in jax.tree.leaves_with_path(want):
+        a = got
+        for key in path:
+            a = a[key.key]
+        error = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max() / np.abs(b).max()
+        assert error <= tolerance, (jax.tree_util.keystr(path), error)
+
+
+NO_KL = LossSettings(clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_coef=0.0, entropy_coef=0.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "micro", "remat", "chunk", "loss"),
+    [(LLAMA, 2, True, 8, LOSS), (QWEN2, 16, False, 1000, LOSS), (LLAMA, 4, False, 30, NO_KL)],
+    ids=["small pieces", "one piece", "no KL"],
+)
+def test_gradient_equals_the_slow_twin(config, micro, remat, chunk, loss):
+    """Read off a step at rate 1e4 without an optimizer: what is left of the parameters themselves is rounding."""
+    params, batch = jax.tree.map(jnp.asarray, random_params(config)), make_batch(config)
+    optimizer = optax.identity()
+    update = make_update(
+        config,
+        optimizer,
+        minibatch=ROWS,
+        micro=micro,
+        loss=loss,
+        remat=remat,
+        chunk=chunk,
+        reference=None if loss is NO_KL else True,
+    )
+    state, metrics = update(state_of(params, optimizer), batch, 1e4)
+    got = jax.tree.map(lambda before, after: (before - after) / 1e4, params, state.params)
+    old, entropies = plain_scores(params, config, batch)
+    reference = None if loss is NO_KL else plain_scores(reference_params(config), config, batch)[0]
+    value, want = plain_gradient(params, config, batch, old, reference, loss)
+    assert_close(got, want)
+    tokens = batch.mask.sum()
+    assert metrics["loss"] == pytest.approx(float(value), rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(want)), rel=1e-5)
+    assert metrics["entropy"] == pytest.approx(float((entropies * batch.mask).sum() / tokens), rel=1e-5)
+    gap = np.abs(np.asarray(old) - batch.sampler_logps) * batch.mask
+    assert metrics["logp_gap"] == pytest.approx(gap.sum() / tokens, rel=1e-5)
+    assert ("kl" in metrics) == (loss is LOSS)
+    # The first step of a batch is at ratio 1: the policy loss is the mean of -A, and nothing is clipped.
+    advantages = batch.advantages[:, None] * batch.mask
+    assert metrics["policy_loss"] == pytest.approx(-advantages.sum() / tokens, rel=1e-4)
+    assert metrics["ratio_max"] == pytest.approx(1, abs=1e-4) and metrics["clip_fraction"] == metrics["skipped"] == 0
+    assert int(state.step) == 5
+
+
+ADAM = dict(b1=0.9, b2=0.99, weight_decay=0.01, grad_clip=0.05)  # clips every gradient here
+RATE = 0.0003  # Adam turns rounding of small gradients into steps of its own: larger rates show that instead
+
+
+def adam_twin(params, config, batch, minibatches):
+    """Gradients one by one, optax.adamw. Returns the parameters and the losses, one for each minibatch (row indices)."""
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(ADAM["grad_clip"]),
+        optax.adamw(RATE, b1=ADAM["b1"], b2=ADAM["b2"], weight_decay=ADAM["weight_decay"]),
+    )
+    old, _ = plain_scores(params, config, batch)
+    reference, _ = plain_scores(reference_params(config), config, batch)
+    opt_state, losses = optimizer.init(params), []
+    for index in minibatches:
+        value, grads = plain_gradient(params, config, rows(batch, index), old[index], reference[index], LOSS)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(value))
+    return params, losses
+
+
+QUARTERS = [slice(i, i + 4) for i in range(0, ROWS, 4)]
+
+
+@pytest.fixture(scope="module")
+def four_steps():
+    """Minibatches of 4 rows in micro-batches of 2."""
+    return make_update(LLAMA, make_optimizer(**ADAM), minibatch=4, micro=2, chunk=16)
+
+
+def test_several_steps_keep_the_log_probs_from_before_the_first(four_steps):
+    params, batch = jax.tree.map(jnp.asarray, random_params(LLAMA)), make_batch(LLAMA)
+    state, metrics = four_steps(state_of(params, make_optimizer(**ADAM)), batch, RATE)
+    want, losses = adam_twin(params, LLAMA, batch, QUARTERS)
+    assert_close(state.params, want)
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert metrics["clip_fraction"] > 0.1 and metrics["ratio_max"] > 1.01
+    assert metrics["skipped"] == 0 and int(state.step) == 5
+    # The same steps with old log-probs taken anew for each are something else.
+    fresh = params
+    for index in QUARTERS[:2]:
+        fresh, _ = adam_twin(fresh, LLAMA, rows(batch, index), [slice(None)])
+    assert np.abs(adam_twin(params, LLAMA, batch, QUARTERS[:2])[0]["embed"] - fresh["embed"]).max() > 5e-5
+
+
+def test_each_minibatch_is_divided_by_its_own_tokens(four_steps):
+    """Micro-batches of 2 rows with few and many tokens: one denominator for the 4 rows of the step."""
+    batch = make_batch(LLAMA)
+    tokens = batch.mask.sum(1).reshape(4, 2, 2).sum(-1)
+    assert (np.abs(tokens[:, 0] - tokens[:, 1]) > 2).any() and len(set(tokens.sum(1))) > 1
+
+
+def poisoned(batch, index):
+    advantages = batch.advantages.copy()
+    advantages[index] = np.nan
+    return type(batch)(**{**vars(batch), "advantages": advantages})
+
+
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(four_steps):
+    params, batch = jax.tree.map(jnp.asarray, random_params(LLAMA)), make_batch(LLAMA)
+    state, metrics = four_steps(state_of(params, make_optimizer(**ADAM)), poisoned(batch, 5), RATE)
+    want, losses = adam_twin(params, LLAMA, batch, [QUARTERS[0], QUARTERS[2], QUARTERS[3]])
+    assert_close(state.params, want)
+    assert metrics["skipped"] == 1
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_no_finite_gradient_at_all_is_an_error(four_steps):
+    with pytest.raises(FloatingPointError, match="not finite"):
+        state = state_of(random_params(LLAMA), make_optimizer(**ADAM))
+        four_steps(state, poisoned(make_batch(LLAMA), [0, 4, 8, 12]), RATE)
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_eight_devices_equal_the_slow_twin(shape):
+    """Two steps of 8 rows: one row for each device, or two."""
+    params, batch = jax.tree.map(jnp.asarray, random_params(LLAMA)), make_batch(LLAMA)
+    want, losses = adam_twin(params, LLAMA, batch, [slice(0, 8), slice(8, 16)])
+    optimizer = make_optimizer(**ADAM)
+    with on_mesh(shape) as mesh:
+        masters = placed(random_params(LLAMA), LLAMA, mesh)
+        state = TrainState(jax.device_put(jnp.int32(4), replicated(mesh)), masters, optimizer.init(masters))
+        state = jax.tree.map(
+            lambda x: x if isinstance(x.sharding, jax.NamedSharding) else jax.device_put(x, replicated(mesh)), state
+        )
+        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+        update = make_update(
+            LLAMA,
+            optimizer,
+            minibatch=8,
+            micro=8,
+            chunk=16,
+            state=state,
+            reference=placed(reference_params(LLAMA), LLAMA, mesh),
+        )
+        state, metrics = update(state, batch, RATE)
+        assert jax.tree.map(lambda leaf: leaf.sharding, state) == layout
+    assert len(state.params["embed"].addressable_shards) == 8
+    assert_close(state.params, want)
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
