@@ -150,7 +150,7 @@ RATE = 0.0003  # Adam turns rounding of small gradients into steps of its own: l
 
 
 def adam_twin(params, config, batch, minibatches):
-    """Gradients one by one, optax.adamw. Returns the parameters and the losses, one for each minibatch (row indices)."""
+    """Gradients one by one, optax.adamw. Returns the parameters, and a loss for each minibatch (row indices)."""
     optimizer = optax.chain(
         optax.clip_by_global_norm(ADAM["grad_clip"]),
         optax.adamw(RATE, b1=ADAM["b1"], b2=ADAM["b2"], weight_decay=ADAM["weight_decay"]),

@@ -90,7 +90,7 @@ class Update:
         if host["skipped"].all():
             raise FloatingPointError("update/grad_norm is not finite in any optimizer step of this training step")
         means = {name: float(values[host["skipped"] == 0].mean()) for name, values in host.items()}
-        means["ratio_max"] = float(host["ratio_max"].max())
+        means["ratio_max"] = float(host["ratio_max"][host["skipped"] == 0].max())
         means["skipped"] = float(host["skipped"].sum())
         means["logp_gap"] = float(gap.sum() / shaped.mask.sum())
         return state, means
@@ -167,7 +167,7 @@ def _update(
         grads, sums = jax.lax.scan(one_micro, jax.tree.map(jnp.zeros_like, params), minibatch)
         grads = jax.tree.map(lambda g: g / tokens, grads)
         metrics = {name: x.max() if name == "ratio_max" else x.sum() / tokens for name, x in sums.items()}
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
         carry = _step_if(finite, optimizer, grads, opt_state, params, rate)
         return carry, metrics | {"grad_norm": norm, "skipped": 1.0 - finite}

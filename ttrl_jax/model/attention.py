@@ -37,6 +37,7 @@ def cached(q: jax.Array, prefix: LayerCache, prefix_lengths: jax.Array, suffix: 
     w_prefix, w_suffix = jnp.exp(to_prefix - top), jnp.exp(to_suffix - top)
     total = w_prefix.sum(-1, keepdims=True) + w_suffix.sum(-1, keepdims=True)
     w_prefix, w_suffix = (w_prefix / total).astype(q.dtype), (w_suffix / total).astype(q.dtype)
-    out = jnp.einsum("pvkgt,pkth->pvkgh", w_prefix, prefix.v, **f32)
+    # In this order of the operands: XLA's CPU backend refuses the other one in bfloat16.
+    out = jnp.einsum("pkth,pvkgt->pvkgh", prefix.v, w_prefix, **f32)
     out = out + jnp.einsum("pvkgs,pvksh->pvkgh", w_suffix, suffix.v, **f32)
     return out.astype(q.dtype).reshape(p, v, n, h)

@@ -95,7 +95,17 @@ def parse_config(fields: dict[str, Any], *, source: str = "config.json") -> Mode
         "max_position_embeddings",
     ]
     problems += [f"{name} is missing" for name in required if fields.get(name) is None]
-    theta = _rope_theta(fields, problems)
+    problems += [
+        f"{name}={fields[name]!r} should be a number"
+        for name in [*required, "num_key_value_heads", "head_dim", "rope_theta"]
+        if fields.get(name) is not None and type(fields[name]) not in (int, float)
+    ]
+    problems += [
+        f"{name}={fields[name]!r} should be an object"
+        for name in ("rope_parameters", "rope_scaling")
+        if not isinstance(fields.get(name) or {}, dict)
+    ]
+    theta = 0.0 if problems else _rope_theta(fields, problems)
     if problems:
         raise InputError(f"{source} describes a model that is not supported: " + "; ".join(problems))
     heads = fields["num_attention_heads"]

@@ -66,9 +66,7 @@ class Sampler:
         self._segment = Compiled(
             "decode", segment, announce=announce, static_argnames=("sampling",), donate_argnames=("state",)
         )
-        self._grow = Compiled(
-            "grow cache", _grow, announce=announce, static_argnames=("slots",), donate_argnames=("state",)
-        )
+        self._grow = Compiled("grow cache", _grow, announce=announce, static_argnames=("slots",))
 
     def __call__(
         self,

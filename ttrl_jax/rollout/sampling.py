@@ -67,14 +67,23 @@ def draw(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     width = 1 << math.ceil(math.log2(size) / 2)
     blocks = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, -size % width)])
     blocks = blocks.reshape(*weights.shape[:-1], -1, width)
-    ends = jnp.cumsum(blocks.sum(-1), -1)
+    sums = blocks.sum(-1)
+    ends = jnp.cumsum(sums, -1)
     target = uniforms * ends[..., -1]
-    block = jnp.minimum((ends <= target[..., None]).sum(-1), ends.shape[-1] - 1)
-    before = jnp.where(block > 0, jnp.take_along_axis(ends, jnp.maximum(block - 1, 0)[..., None], -1)[..., 0], 0)
-    inner = jnp.cumsum(jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :], -1)
-    # The two sums of a block may round differently: stay inside it.
-    rest = jnp.minimum(target - before, jnp.nextafter(inner[..., -1], jnp.zeros_like(before)))
-    return (block * width + (inner <= rest[..., None]).sum(-1)).astype(jnp.int32)
+    block = _first_beyond(sums, ends, target)
+    before = jnp.take_along_axis(ends - sums, block[..., None], -1)[..., 0]
+    inner = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
+    return (block * width + _first_beyond(inner, jnp.cumsum(inner, -1), target - before)).astype(jnp.int32)
+
+
+def _first_beyond(weights: jax.Array, ends: jax.Array, target: jax.Array) -> jax.Array:
+    """The first index of positive weight whose cumulative sum `ends` exceeds `target`, else the last such index.
+
+    Cumulative sums are computed as a tree: entries of weight 0 may move them by a rounding, up or down.
+    """
+    ends = jnp.where(weights > 0, ends, -jnp.inf)
+    target = jnp.minimum(target, jnp.nextafter(ends.max(-1), -jnp.inf))
+    return jnp.argmax(ends > target[..., None], -1)
 
 
 def pick(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
