@@ -239,3 +239,18 @@ def test_reading_a_folder(tmp_path):
     file.write_text(json.dumps({**QWEN2, "use_sliding_window": True}))
     with pytest.raises(InputError, match=f"{file}.*use_sliding_window"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rms_norm_eps": "x"},
+        {"num_hidden_layers": "3"},
+        {"rope_parameters": [1]},
+        {"rope_scaling": "linear"},
+        {"rope_theta": "big", "rope_parameters": None},
+    ],
+)
+def test_a_wrong_type_is_named(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        parse_config(LLAMA | wrong)

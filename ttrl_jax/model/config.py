@@ -97,15 +97,10 @@ def parse_config(fields: dict[str, Any], *, source: str = "config.json") -> Mode
     problems += [f"{name} is missing" for name in required if fields.get(name) is None]
     problems += [
         f"{name}={fields[name]!r} should be a number"
-        for name in [*required, "num_key_value_heads", "head_dim", "rope_theta"]
+        for name in [*required, "num_key_value_heads", "head_dim"]
         if fields.get(name) is not None and type(fields[name]) not in (int, float)
     ]
-    problems += [
-        f"{name}={fields[name]!r} should be an object"
-        for name in ("rope_parameters", "rope_scaling")
-        if not isinstance(fields.get(name) or {}, dict)
-    ]
-    theta = 0.0 if problems else _rope_theta(fields, problems)
+    theta = _rope_theta(fields, problems)
     if problems:
         raise InputError(f"{source} describes a model that is not supported: " + "; ".join(problems))
     heads = fields["num_attention_heads"]
@@ -148,12 +143,18 @@ def _unsupported(fields: dict[str, Any]) -> list[str]:
 
 def _rope_theta(fields: dict[str, Any], problems: list[str]) -> float:
     """The rotary base. transformers 5 writes `rope_parameters`, earlier ones `rope_theta` and `rope_scaling`."""
-    rope = dict(fields.get("rope_parameters") or {})
+    rope, scaling = fields.get("rope_parameters") or {}, fields.get("rope_scaling") or {}
+    if not (isinstance(rope, dict) and isinstance(scaling, dict)):
+        problems.append(f"rope_parameters={rope!r} and rope_scaling={scaling!r} should be objects")
+        return 0.0
+    rope = dict(rope)
     kind = rope.pop("rope_type", "default")
     theta = rope.pop("rope_theta", fields.get("rope_theta", 10_000.0))
     if kind != "default" or rope:
         problems.append(f"rope_parameters={fields['rope_parameters']!r} (only rope_type 'default' is supported)")
-    scaling = fields.get("rope_scaling")
     if scaling and (scaling.get("rope_type") or scaling.get("type")) != "default":
         problems.append(f"rope_scaling={scaling!r} (only None is supported)")
+    if type(theta) not in (int, float):
+        problems.append(f"rope_theta={theta!r} should be a number")
+        return 0.0
     return float(theta)
