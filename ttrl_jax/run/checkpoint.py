@@ -9,10 +9,12 @@ never meets the containers (NamedTuples of optax, dataclasses, NNX states), and 
 the caller's tree structure.
 """
 
+import contextlib
+import errno
 import os
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -78,7 +80,8 @@ class Checkpoints:
             if not isinstance(leaf, jax.Array):
                 raise TypeError(f"state leaf {path} is {type(leaf).__name__}, expected a jax array")
         items = ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(dict(meta)))
-        return self._manager.save(step, args=items, force=True)  # forced: the caller decides when to save
+        with _full_disk():
+            return self._manager.save(step, args=items, force=True)  # forced: the caller decides when to save
 
     def latest(self) -> int | None:
         """The highest step with a complete checkpoint, or None."""
@@ -115,7 +118,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when the save in progress is on disk; raises what went wrong with it."""
-        self._manager.wait_until_finished()
+        with _full_disk():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait for the save in progress and let go of the folder."""
@@ -137,6 +141,17 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _full_disk() -> Iterator[None]:
+    """Turn what Orbax raises for a full disk, a ValueError, into the OSError that it is."""
+    try:
+        yield
+    except ValueError as error:
+        if "No space left" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "a checkpoint could not be written") from error
 
 
 def _flatten(tree: PyTree) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:
