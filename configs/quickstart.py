@@ -1,9 +1,9 @@
-"""TTRL in two minutes on a laptop CPU: a small embedded model, 64 unlabelled word problems, no network.
+"""TTRL in minutes on a laptop CPU: a small embedded model, 64 unlabelled word problems, no network.
 
     python -m ttrl_jax.train --config configs/quickstart.py
 
 288 steps of 8 questions x 64 votes. The model's errors are noise on purpose (scripts/make_quickstart_model.py), so
-that a vote can undo them. The README has the scores and the time it takes.
+that a vote can undo them. The README has the scores.
 """
 
 from pathlib import Path

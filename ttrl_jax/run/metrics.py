@@ -140,7 +140,7 @@ def _replace(path: Path, text: str) -> None:
     """Put `text` into `path` by renaming a finished file over it: at any moment it is the old or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".tmp")
-    # A lone surrogate in a response has no UTF-8; backslashreplace makes it \udXXX, JSON's way to spell it.
+    # A lone surrogate in a response has no UTF-8; backslashreplace makes it an escape, as is JSON's way to spell it.
     with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
