@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STEPS = 8
+STEPS = 24  # far more than the kills below let pass, also on a fast machine
 ARGUMENTS = [
-    "--config=configs/quickstart.py", "--config.eval.held_out_path=", "--config.episodes=8",
+    "--config=configs/quickstart.py", "--config.eval.held_out_path=", f"--config.episodes={STEPS}",
     "--config.rollout.prompts=4", "--config.data.limit=4", "--config.rollout.votes=8", "--config.train.samples=8",
     "--config.train.micro_rows=8", "--config.train.minibatch_prompts=2", "--config.train.kl_coef=0.001",
     "--config.train.learning_rate=4e-5", "--config.eval.samples=2", "--config.eval.every=3",
@@ -47,10 +47,13 @@ def finish(workdir: Path, *changes: str) -> str:
     return output
 
 
-def wait_for(condition, process: subprocess.Popen) -> None:
-    """Wait until `condition` holds, or the process ends."""
-    while not condition() and process.poll() is None:
+def wait_for(condition, process: subprocess.Popen) -> bool:
+    """Wait until `condition` holds (true), or the process ends (false)."""
+    while not condition():
+        if process.poll() is not None:
+            return False
         time.sleep(0.005)
+    return True
 
 
 def saved(workdir: Path) -> list[str]:
@@ -83,16 +86,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 def test_killed_at_five_moments(undisturbed: dict[str, object], tmp_path: Path):
     """SIGKILL after a random time in four episodes, and once in the middle of a save."""
-    workdir, rng, while_saving = tmp_path / "run", random.Random(0), 0
+    workdir, rng, while_saving = tmp_path / "run", random.Random(0), False
     for kill in range(5):
         process = start(workdir)
         if kill == 2:  # orbax writes into a folder whose name has more than the step, and renames it
-            wait_for(lambda: any(not name.isdigit() for name in saved(workdir)), process)
-            while_saving = any(not name.isdigit() for name in saved(workdir))
+            while_saving = wait_for(lambda: any(not name.isdigit() for name in saved(workdir)), process)
         else:
             newest = max((int(name) for name in saved(workdir) if name.isdigit()), default=0)
             wait_for(lambda newest=newest: str(newest + 1) in saved(workdir), process)
-            time.sleep(rng.uniform(0, 0.5))
+            time.sleep(rng.uniform(0, 0.25))
         process.kill()
         process.communicate()
     assert while_saving
