@@ -2,8 +2,8 @@
 
     python -m ttrl_jax.train --config configs/quickstart.py
 
-288 steps of 8 questions x 64 votes. The model's errors are noise on purpose (scripts/make_quickstart_model.py), so
-that a vote can undo them. The README has the scores.
+288 steps of 8 questions x 64 votes, 3.6 minutes on 2 cores. The model's errors are noise on purpose
+(scripts/make_quickstart_model.py), so that a vote can undo them. The README has the scores.
 """
 
 from pathlib import Path
