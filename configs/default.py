@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     c.rollout.prompts = 8  # questions of one training step
     c.rollout.votes = 64  # responses to each, all of which vote
     c.rollout.max_tokens = 3072  # of a response
+    c.rollout.stop = ()  # texts: besides the model's own stop tokens, a token that has one of them ends a response
     c.rollout.temperature = 1.0
     c.rollout.top_k = 0  # 0: off
     c.rollout.top_p = 1.0  # 1: off

@@ -1,4 +1,4 @@
-"""The built-in task: its questions, their split, and a vocabulary and tokenizer that hold all its texts."""
+"""The built-in tasks: their questions, their split, and a vocabulary and tokenizer that hold all the texts of `sums`."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ SHA256 = {
     "sums.train": "2a90555d47d09d3c592e09e78220c01971fb84b3ad14cece1c5d8bd2e8c38f88",
     "sums.held_out": "1ea3f3aa4ff9aa817593793cbb30a80f8cb9d6c69bff8a3b56b39f50cdbe4b76",
 }
-SIZES = {"sums.train": 64, "sums.held_out": 256}
+SIZES = {"sums.train": 64, "sums.held_out": 256}  # of `sums`; `digits` has its own tests
 DRAWN = 3000
 
 
@@ -38,7 +38,7 @@ def examples(noise: float) -> list[tuple[str, str]]:
 
 
 def all_texts() -> list[str]:
-    questions = [question for task in generate.TASKS.values() for question, _ in task()]
+    questions = [question for name in SIZES for question, _ in generate.TASKS[name]()]
     drawn = [text for example in examples(1.0) for text in example]
     return questions + drawn
 
@@ -56,7 +56,7 @@ def make_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def test_task_names() -> None:
-    assert set(generate.TASKS) == set(SIZES)
+    assert set(generate.TASKS) == {*SIZES, "digits.train", "digits.held_out"}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -111,6 +111,19 @@ def test_two_people_in_a_question_are_two() -> None:
     found = [match.groups() for match in people if match]
     assert len(found) > 300
     assert all(one != other for one, other in found)
+
+
+def test_digits_are_all_sums_and_products_of_digits_split_by_fact() -> None:
+    train, held_out = (generate.TASKS[f"digits.{part}"]() for part in ("train", "held_out"))
+    assert (len(train), len(held_out)) == (96, 49)
+    both = dict(train + held_out)
+    right = {f"{a} + {b}": str(a + b) for a in range(1, 10) for b in range(1, 10)}
+    right |= {f"{a} * {b}": str(a * b) for a in range(2, 10) for b in range(2, 10)}
+    assert both == right and len(both) == len(train) + len(held_out)
+    facts = [{(question.split()[1], pair(question)) for question, _ in part} for part in (train, held_out)]
+    assert not facts[0] & facts[1]
+    made = hashlib.sha256(json.dumps([train, held_out]).encode()).hexdigest()
+    assert made == "c0f7d23a08dec157d49bc4449f6cc34a2245b14f018ed287adce02a0b2b0cdc6"  # the same on every machine and release
 
 
 # ---- worked answers

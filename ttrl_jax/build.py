@@ -62,7 +62,7 @@ def read_inputs(config: ConfigDict) -> Inputs:
     model = read_config(folder)
     tokenizer = text.load_tokenizer(str(folder))
     text.check_vocabulary(tokenizer, model.vocab, str(folder))
-    stop_ids = text.stop_ids(tokenizer, str(folder))
+    stop_ids = {*text.stop_ids(tokenizer, str(folder)), *text.stop_text_ids(tokenizer, config.rollout.stop)}
     longest = config.prompt.max_tokens + config.rollout.max_tokens
     if longest > model.max_positions:
         raise InputError(
@@ -90,7 +90,7 @@ def read_inputs(config: ConfigDict) -> Inputs:
     _micro_rows(config, mesh)
     weights.check(folder, model)
     total_steps = config.episodes * problems.steps_per_episode
-    return Inputs(folder, model, tokenizer, stop_ids, encoder, problems, held_out, mesh, total_steps)
+    return Inputs(folder, model, tokenizer, tuple(sorted(stop_ids)), encoder, problems, held_out, mesh, total_steps)
 
 
 def _micro_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:

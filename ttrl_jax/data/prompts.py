@@ -143,6 +143,24 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+def stop_text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[int, ...]:
+    """Ids of all tokens whose own text has one of `texts` in it, ascending: "\\n" gives those that end a line.
+
+    Raises InputError for a text that no single token has.
+    """
+    found = set()
+    pieces = [decode(tokenizer, [i]) for i in range(len(tokenizer))]
+    for text in texts:
+        ids = [i for i, piece in enumerate(pieces) if text and text in piece]
+        if not ids:
+            raise InputError(
+                f"rollout.stop has {text!r}, which is in no single token of {tokenizer.name_or_path}; give a shorter "
+                'text, such as "\\n"'
+            )
+        found.update(ids)
+    return tuple(sorted(found))
+
+
 def _eos_ids(file: Path) -> list[int]:
     try:
         config: Any = json.loads(file.read_text(encoding="utf-8"))
