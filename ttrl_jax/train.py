@@ -60,7 +60,7 @@ def main() -> int:
     workdir = Path(flags.FLAGS.workdir or f"runs/{cli.config_name()}")
     inputs = builder.read_inputs(config)
     settings = config.as_configdict().to_dict()
-    model = {**dataclasses.asdict(inputs.model), "fingerprint": fingerprint(inputs.folder)}
+    model = {**dataclasses.asdict(inputs.model), "fingerprint": fingerprint(inputs.source)}
     folder.require_same(workdir, settings, model)
     if (summary := folder.read_summary(workdir)) is not None:
         print(f"{workdir} is finished:\n{report(summary, config.eval.samples)}")

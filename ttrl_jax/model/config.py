@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ttrl_jax.errors import InputError
+from ttrl_jax.model import gguf
 
 FAMILIES = {"llama": {"qkv_bias": False}, "qwen2": {"qkv_bias": True}}
 
@@ -65,9 +66,14 @@ class ModelConfig:
         return FAMILIES[self.family]["qkv_bias"]
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """Read `folder/config.json`. Raises InputError when it is missing, broken, or asks for what is not supported."""
-    path = Path(folder) / "config.json"
+def read_config(source: Path) -> ModelConfig:
+    """Read the config.json of a Hugging Face folder, or the same out of a GGUF file.
+
+    Raises InputError when it is missing, broken, or asks for what is not supported.
+    """
+    if Path(source).is_file():
+        return parse_config(gguf.config_fields(source), source=str(source))
+    path = Path(source) / "config.json"
     if not path.is_file():
         raise InputError(f"expected a Hugging Face model folder with a config.json, found none at {path}")
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ttrl_jax.errors import InputError
-from ttrl_jax.model import decoder
+from ttrl_jax.model import decoder, gguf
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import shardings
 
@@ -82,13 +82,13 @@ def table(config: ModelConfig) -> dict[str, Any]:
     return entries
 
 
-def load(folder: Path, config: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
-    """Stream the safetensors of a Hugging Face folder onto the mesh, as float32 masters.
+def load(source: Path, config: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
+    """Stream the safetensors of a Hugging Face folder, or a GGUF file, onto the mesh, as float32 masters.
 
     Each device's part is read by itself, layer by layer, from the memory-mapped files: no whole copy of the model is
     made on the host. Raises InputError listing every missing, unexpected and mis-shaped tensor at once.
     """
-    tensors = check(folder, config)
+    tensors = check(source, config)
     axes, shapes = decoder.logical_axes(config), decoder.shapes(config)
 
     def read(entry: Entry, shape: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.Array:
@@ -118,11 +118,12 @@ def to_huggingface(params: decoder.Params, config: ModelConfig) -> dict[str, np.
     return tensors
 
 
-def fingerprint(folder: Path) -> str:
-    """Tell one set of weights from another without reading them whole: SHA-256 over the config and, for each
-    safetensors file, its size and the first and last MiB."""
-    digest = hashlib.sha256((Path(folder) / "config.json").read_bytes())
-    for path in _files(Path(folder)):
+def fingerprint(source: Path) -> str:
+    """Tell one set of weights from another without reading them whole: SHA-256 over the config of a folder and, for
+    each weight file, its size and the first and last MiB."""
+    source = Path(source)
+    digest = hashlib.sha256(b"" if source.is_file() else (source / "config.json").read_bytes())
+    for path in [source] if source.is_file() else _files(source):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
@@ -172,9 +173,12 @@ def _open(folder: Path) -> dict[str, Any]:
     return tensors
 
 
-def check(folder: Path, config: ModelConfig) -> dict[str, Any]:
-    """Open the folder's tensors, as lazy slices by name. Raises InputError listing all that do not match `config`."""
-    tensors, expected = _open(Path(folder)), {}
+def check(source: Path, config: ModelConfig) -> dict[str, Any]:
+    """Open the tensors of a Hugging Face folder or GGUF file, as lazy slices by Hugging Face name.
+
+    Raises InputError listing all that do not match `config`.
+    """
+    tensors, expected = gguf.tensors(source) if Path(source).is_file() else _open(Path(source)), {}
     for entry in jax.tree.leaves(table(config), is_leaf=_is_entry):
         names = [entry.name.format(l=i) for i in range(config.layers)] if "{l}" in entry.name else [entry.name]
         expected |= {name: entry.shape for name in names}
@@ -191,5 +195,5 @@ def check(folder: Path, config: ModelConfig) -> dict[str, Any]:
         elif dtype not in _DTYPES:
             problems.append(f"{name} is {dtype}, expected one of {sorted(_DTYPES)}")
     if problems:
-        raise InputError(f"the weights in {folder} do not match its config.json: " + "; ".join(problems))
+        raise InputError(f"the weights in {source} do not match its config: " + "; ".join(problems))
     return tensors
