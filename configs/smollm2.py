@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     c.model.path = _weights()
     c.data.path = "builtin:digits.train"
     c.eval.held_out_path = "builtin:digits.held_out"
-    c.episodes = 14
+    c.episodes = 12
     # A line to go on from: "11 + 4 = 15\n7 * 8 =". Its sum is not among the questions.
     c.prompt.chat_template = False
     c.prompt.prefix = "11 + 4 = 15\n"
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     c.train.samples = 16
     c.train.minibatch_prompts = 8
     c.train.micro_rows = 128
-    c.train.learning_rate = 1e-5
+    c.train.learning_rate = 5e-6
     c.train.kl_coef = 0.0
     c.train.remat = False
     c.eval.every = 36

@@ -123,6 +123,8 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--config.rollout.prompts=72", ("64", "72")),
         ("--config.rollout.prompts=7", ("rollout.prompts=7", "train.minibatch_prompts=")),
         ("--config.rollout.temperature=0", ("rollout.temperature",)),
+        ("--config.rollout.stop=('a whole sentence',)", ("rollout.stop", "'a whole sentence'")),
+        ("--config.rollout.stop=(1,)", ("rollout.stop", "texts", "(1,)")),
         ("--config.reward.label=gold", ("reward.label", "gold")),
         ("--config.reward.extract=('box',)", ("box", "boxed")),
         ("--config.model.dtype=int8", ("model.dtype", "int8")),

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ttrl_jax.data.problems import Problem
-from ttrl_jax.data.prompts import PromptEncoder, check_vocabulary, decode, load_tokenizer, stop_ids
+from ttrl_jax.data.prompts import PromptEncoder, check_vocabulary, decode, load_tokenizer, stop_ids, stop_text_ids
 from ttrl_jax.errors import InputError
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<user>", "<system>", "<assistant>"]
@@ -285,6 +285,21 @@ def test_stop_ids_from_a_broken_file(tokenizer: PreTrainedTokenizerBase, tmp_pat
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(InputError, match="generation_config.json cannot be read as JSON"):
         stop_ids(tokenizer, str(tmp_path))
+
+
+def test_stop_texts_are_found_inside_of_tokens(tmp_path: Path) -> None:
+    words = ["a", ".", "\n", ".\n\n", "a.", "\nb", "<eos>"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    assert stop_text_ids(tokenizer, ()) == ()
+    assert stop_text_ids(tokenizer, ("\n",)) == (2, 3, 5)
+    assert stop_text_ids(tokenizer, ("\n\n", "a.")) == (3, 4)
+
+
+@pytest.mark.parametrize("text", ["", "no token has this"])
+def test_a_stop_text_that_no_token_has(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    with pytest.raises(InputError, match="rollout.stop has"):
+        stop_text_ids(tokenizer, ("a", text))
 
 
 # ---- decode

@@ -198,6 +198,7 @@ def check(config: ConfigDict) -> None:
             train.samples <= rollout.votes,
             f"train.samples={train.samples} is more than the rollout.votes={rollout.votes} that are sampled",
         ),
+        (all(isinstance(t, str) for t in rollout.stop), f"rollout.stop must be a tuple of texts, got {rollout.stop}"),
         (rollout.temperature > 0, f"rollout.temperature must be above 0 to learn from, got {rollout.temperature}"),
         (all(s.temperature >= 0 for s in sampling), "a temperature must not be negative"),
         (all(s.top_k >= 0 for s in sampling), "top_k must not be negative; 0 switches it off"),
