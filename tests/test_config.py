@@ -1,4 +1,4 @@
-"""Hand-worked, semantics and parity: which config.json files are read, as what, and which fields are refused by name."""
+"""Hand-worked, semantics and parity: which config.json files are read, as what, and which fields are refused."""
 
 import json
 
