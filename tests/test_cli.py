@@ -177,8 +177,8 @@ def test_a_vocabulary_that_does_not_match_the_tokenizer(call, model: Path):
 
 def test_an_unsupported_model(call, model: Path):
     fields = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(fields | {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}))
-    assert_refused(call(f"--config.model.path={model}"), "rope_scaling", "yarn")
+    (model / "config.json").write_text(json.dumps(fields | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}))
+    assert_refused(call(f"--config.model.path={model}"), "rope_scaling", "dynamic", "length of the row")
 
 
 def test_weights_that_do_not_fit(call, model: Path):

@@ -1,5 +1,6 @@
 """Golden, parity and invariance: the logits are those of transformers, by whole rows and token by token alike."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -7,12 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import LLAMA, QWEN2, all_logits, on_mesh, random_params
+from tiny_model import LLAMA, QWEN2, QWEN3, all_logits, on_mesh, placed, random_params, sampling_copy
 
 from ttrl_jax.model import cache, decoder, weights
 from ttrl_jax.model.config import read_config
+from ttrl_jax.model.rope import Rope
 
 GOLDEN = Path(__file__).parent / "golden"
+FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "ministral"]
+WINDOWS = ["mistral", "ministral", "qwen2_windows"]
+ROTATIONS = ["linear", "llama3", "yarn"]
 TOLERANCE = 1e-4  # of max |a - b| / max |b|, in float32
 
 
@@ -61,7 +66,7 @@ def cached_errors(config, params, ids, lengths, want, *, dtype=jnp.float32):
     return prefill_error, relative_error(jnp.moveaxis(got, 0, 2), expected)
 
 
-@pytest.fixture(params=["llama", "qwen2"])
+@pytest.fixture(params=["llama", "qwen2", "qwen3", *WINDOWS, *ROTATIONS])
 def golden(request):
     folder = GOLDEN / request.param
     config, params = load(folder)
@@ -85,8 +90,44 @@ def test_golden_models_use_what_the_families_differ_in():
     assert llama.tied and llama.head_dim != llama.width // llama.heads and llama.kv_heads < llama.heads
     assert np.std(params["norm"]) > 0.1
     qwen2, params = load(GOLDEN / "qwen2")
-    assert not qwen2.tied and qwen2.rope_theta != llama.rope_theta
+    assert not qwen2.tied and qwen2.rope != llama.rope
     assert all(np.std(params["blocks"]["attention"][name]) > 0.1 for name in ("q_bias", "k_bias", "v_bias"))
+    qwen3, params = load(GOLDEN / "qwen3")
+    assert qwen3.tied and not qwen3.qkv_bias
+    assert all(np.std(params["blocks"]["attention"][name]) > 0.1 for name in ("q_norm", "k_norm"))
+
+
+@pytest.mark.parametrize("name", [*WINDOWS, *ROTATIONS])
+def test_golden_models_show_their_windows_and_rotations(name):
+    """Without them the logits are other ones, from the first token outside the window, or right away."""
+    config, params = load(GOLDEN / name)
+    table = np.load(GOLDEN / name / "logits.npz")
+    ids, want = table["ids"][:, 0], table["logits"][:, 0]
+    if name in WINDOWS:
+        window = next(window for window in config.windows if window)
+        assert {"mistral": (8, 8), "ministral": (6, None, 6), "qwen2_windows": (None, 7, 7)}[name] == config.windows
+        got = all_logits(params, replace(config, windows=None), ids)
+        assert relative_error(got[:, :window], want[:, :window]) <= TOLERANCE
+        assert relative_error(got[:, window], want[:, window]) > 0.01
+        assert min(table["prompt_lengths"]) < window < max(table["prompt_lengths"]) < ids.shape[1] - window
+    else:
+        assert config.rope.kind == name and ids.shape[1] > max(config.rope.original, 32)
+        assert relative_error(all_logits(params, replace(config, rope=Rope(theta=100.0)), ids), want) > 0.01
+
+
+def test_a_window_as_long_as_the_row_makes_no_mask():
+    params, ids = random_params(LLAMA), np.zeros((1, 12), np.int32)
+
+    def program(*windows):
+        config = replace(LLAMA, windows=windows)
+        return str(
+            jax.make_jaxpr(partial(decoder.forward, dtype=jnp.float32, remat=False), static_argnums=1)(
+                params, config, ids
+            )
+        )
+
+    plain = program(None, None)
+    assert program(12, 12) == program(12, None) == plain != program(11, None)
 
 
 def test_bfloat16_stays_close_to_float32():
@@ -109,14 +150,14 @@ def test_bfloat16_stays_close_to_float32():
 
 
 def test_remat_changes_nothing():
-    params = random_params(QWEN2)
-    ids = np.random.default_rng(0).integers(QWEN2.vocab, size=(2, 12))
+    params = random_params(QWEN3)
+    ids = np.random.default_rng(0).integers(QWEN3.vocab, size=(2, 12))
 
     @partial(jax.jit, static_argnums=1)
     def run(params, remat):
         def loss(params):
-            hidden = decoder.forward(params, QWEN2, ids, dtype=jnp.float32, remat=remat)
-            return jnp.square(decoder.logits(params, QWEN2, hidden)).mean()
+            hidden = decoder.forward(params, QWEN3, ids, dtype=jnp.float32, remat=remat)
+            return jnp.square(decoder.logits(params, QWEN3, hidden)).mean()
 
         return jax.value_and_grad(loss)(params)
 
@@ -136,12 +177,33 @@ def test_padding_on_the_right_is_never_seen():
     assert np.abs(a[:, 8:] - b[:, 8:]).max() > 0.1
 
 
-@pytest.mark.parametrize("config", [LLAMA, QWEN2], ids=["llama", "qwen2"])
+def test_a_mesh_changes_nothing():
+    """Norms of queries and keys, a window in one layer and a stretched rotation, split over data, fsdp and tensor."""
+    params, rng = random_params(QWEN3), np.random.default_rng(0)
+    rows = rng.integers(QWEN3.vocab, size=(8, 24)).astype(np.int32)
+    ids, lengths = rows.reshape(2, 4, 24).copy(), np.array([4, 9], np.int32)
+    for prompt, length in zip(ids, lengths, strict=True):
+        prompt[:, :length] = prompt[0, :length]
+    tokens = np.take_along_axis(ids, (lengths[:, None] + np.arange(15))[:, None], 2)
+
+    def run(shape):
+        with on_mesh(shape) as mesh:
+            whole = all_logits(placed(params, QWEN3, mesh), QWEN3, rows)
+            copy = sampling_copy(params, QWEN3, mesh)
+            prefix = prefill(copy, QWEN3, ids[:, 0, :10], lengths)
+            suffix = cache.empty_suffix(QWEN3, prompts=2, votes=4, slots=16, dtype=jnp.float32)
+            return jax.device_get((whole, prefix.logits, decode_all(copy, QWEN3, tokens, prefix, suffix)))
+
+    for got, want in zip(run((2, 2, 2)), run((1, 1, 1)), strict=True):
+        assert relative_error(got, want) < 1e-5
+
+
+@pytest.mark.parametrize("config", [LLAMA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
 def test_logical_axes_name_each_dimension_of_each_parameter(config):
     shapes, axes = decoder.shapes(config), decoder.logical_axes(config)
     sizes = {"vocab": config.vocab, "embed": config.width, "ffn": config.ffn}
     sizes |= {"heads": config.heads, "kv_heads": config.kv_heads}
-    assert len(jax.tree.leaves(shapes)) == (11 if config is LLAMA else 15)
+    assert len(jax.tree.leaves(shapes)) == {"llama": 11, "qwen2": 15, "qwen3": 14}[config.family]
 
     def fits(shape, names):
         return all(name is None or sizes[name] == size for name, size in zip(names, shape.shape, strict=True))
@@ -171,45 +233,64 @@ def test_init_is_the_families_own():
     assert np.abs(params["embed"] - again["embed"]).max() > 0.01
 
 
+def random_fields(family, seed, rng):
+    """Fields of a random tiny config of `family`: shapes, windows and a rotation of each kind in turn."""
+    kv_heads, groups, head_dim = (int(x) for x in (rng.integers(1, 4), rng.integers(1, 4), 2 * rng.integers(2, 9)))
+    layers, window = int(rng.integers(1, 4)), int(rng.integers(2, 12))
+    theta = {"rope_theta": float(rng.choice([1e2, 1e4, 1e6]))}
+    rotation = [
+        {"rope_type": "default"},
+        {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 20, "truncate": False},
+        {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0},
+        {"rope_type": "linear", "factor": 2.5},
+        {"rope_type": "yarn", "factor": 8.0, "mscale": 0.7, "mscale_all_dim": 1.2, "beta_fast": 4.0},
+    ][(seed + FAMILIES.index(family)) % 5]
+    return dict(
+        vocab_size=int(rng.integers(50, 150)),
+        hidden_size=kv_heads * groups * int(rng.integers(8, 17)),
+        intermediate_size=int(rng.integers(20, 80)),
+        num_hidden_layers=layers,
+        num_attention_heads=kv_heads * groups,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=32,
+        rms_norm_eps=float(rng.choice([1e-6, 1e-5])),
+        rope_parameters={**rotation, **theta},
+        tie_word_embeddings=bool(seed % 2),
+        **{
+            "llama": {},
+            "qwen2": {"use_sliding_window": True, "sliding_window": window, "max_window_layers": int(rng.integers(3))},
+            "qwen3": {"use_sliding_window": seed > 0, "sliding_window": window, "max_window_layers": 1},
+            "mistral": {"sliding_window": window},
+            "ministral": {
+                "sliding_window": window,
+                "layer_types": [f"{kind}_attention" for kind in rng.choice(["full", "sliding"], size=layers)],
+            },
+        }[family],
+    )
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_live_parity_with_transformers(family, seed, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     rng = np.random.default_rng(seed)
-    kv_heads, groups, head_dim = (int(x) for x in (rng.integers(1, 4), rng.integers(1, 4), 2 * rng.integers(2, 9)))
-    # Qwen2 has no head_dim of its own; Llama's need not be D / N.
-    width = kv_heads * groups * (head_dim if family == "qwen2" else int(rng.integers(8, 17)))
-    shape = dict(
-        vocab_size=int(rng.integers(50, 150)),
-        hidden_size=width,
-        intermediate_size=int(rng.integers(20, 80)),
-        num_hidden_layers=int(rng.integers(1, 4)),
-        num_attention_heads=kv_heads * groups,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=128,
-        rms_norm_eps=float(rng.choice([1e-6, 1e-5])),
-        rope_parameters={"rope_type": "default", "rope_theta": float(rng.choice([1e3, 1e4, 1e6]))},
-        tie_word_embeddings=bool(seed % 2),
-    )
-    if family == "llama":
-        hf_config = transformers.LlamaConfig(**shape, head_dim=head_dim)
-    else:
-        hf_config = transformers.Qwen2Config(**shape)
+    hf_config = transformers.AutoConfig.for_model(family, **random_fields(family, seed, rng))
     model = transformers.AutoModelForCausalLM.from_config(hf_config).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.15, generator=generator)
+        torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.25, generator=generator)
     model.save_pretrained(tmp_path)
     config, params = load(tmp_path)
-    ids = rng.integers(config.vocab, size=(3, 2, 24)).astype(np.int32)
+    ids = rng.integers(config.vocab, size=(3, 2, 40)).astype(np.int32)
     lengths = rng.integers(1, 15, size=3).astype(np.int32)
     for prompt, length in zip(ids, lengths, strict=True):
         prompt[:, :length] = prompt[0, :length]
-    flat = ids.reshape(6, 24)
+    flat = ids.reshape(6, 40)
     with torch.no_grad():
         want = model(torch.tensor(flat)).logits.numpy()
     assert relative_error(all_logits(params, config, flat), want) <= TOLERANCE
-    errors = cached_errors(config, params, ids, lengths, want.reshape(3, 2, 24, -1))
+    errors = cached_errors(config, params, ids, lengths, want.reshape(3, 2, 40, -1))
     assert max(errors) <= TOLERANCE

@@ -1,4 +1,4 @@
-"""The built-in tasks: their questions, their split, and a vocabulary and tokenizer that hold all the texts of `sums`."""
+"""The built-in tasks: their questions, their split, and a vocabulary and tokenizer that hold all texts of `sums`."""
 
 import functools
 import hashlib
@@ -123,7 +123,9 @@ def test_digits_are_all_sums_and_products_of_digits_split_by_fact() -> None:
     facts = [{(question.split()[1], pair(question)) for question, _ in part} for part in (train, held_out)]
     assert not facts[0] & facts[1]
     made = hashlib.sha256(json.dumps([train, held_out]).encode()).hexdigest()
-    assert made == "c0f7d23a08dec157d49bc4449f6cc34a2245b14f018ed287adce02a0b2b0cdc6"  # the same on every machine and release
+    assert (
+        made == "c0f7d23a08dec157d49bc4449f6cc34a2245b14f018ed287adce02a0b2b0cdc6"
+    )  # the same on every machine and release
 
 
 # ---- worked answers

@@ -13,6 +13,7 @@ from tiny_model import LLAMA, QWEN2, all_logits, on_mesh, random_params
 from ttrl_jax.errors import InputError
 from ttrl_jax.model.config import read_config
 from ttrl_jax.model.gguf import llama3_rope, tensors
+from ttrl_jax.model.rope import Rope
 from ttrl_jax.model.weights import check, fingerprint, load, to_huggingface
 
 # Quantisation is in blocks of 32 numbers.
@@ -73,7 +74,11 @@ def test_the_shape_in_other_words(tmp_path):
         del shape[name]
     tiny = {"tokens": [str(i) for i in range(qwen2.vocab)]}
     path, _ = made(tmp_path, qwen2, shape=shape, tokenizer=tiny)
-    assert read_config(path) == dataclasses.replace(qwen2, rope_theta=10_000.0) and not qwen2.tied and llama.tied
+    assert (
+        read_config(path) == dataclasses.replace(qwen2, rope=Rope("default", 10_000.0))
+        and not qwen2.tied
+        and llama.tied
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import LLAMA, MESHES, QWEN2, all_logits, on_mesh, random_params, sampling_copy
+from tiny_model import LLAMA, MESHES, QWEN2, QWEN3, all_logits, on_mesh, random_params, sampling_copy
 
 from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.learn.logprobs import response_logprobs
@@ -230,7 +230,7 @@ def take(rollouts, p, v):
     )
 
 
-@pytest.mark.parametrize("config", [LLAMA, QWEN2], ids=["llama", "qwen2"])
+@pytest.mark.parametrize("config", [LLAMA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
 def test_greedy_is_the_argmax_of_the_full_forward(config):
     params = random_params(config, seed=3)
     prompts = Prompts(PROMPTS.ids[:3] % config.vocab, PROMPTS.lengths[:3], PROMPTS.uids[:3])

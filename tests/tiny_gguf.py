@@ -67,7 +67,7 @@ def metadata(config: ModelConfig) -> dict[str, int | float]:
         "embedding_length": config.width,
         "feed_forward_length": config.ffn,
         "rope.dimension_count": config.head_dim,
-        "rope.freq_base": config.rope_theta,
+        "rope.freq_base": config.rope.theta,
         "vocab_size": config.vocab,
     }
 

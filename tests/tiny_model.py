@@ -1,4 +1,4 @@
-"""Two tiny decoders with weights that nothing averages out, for tests: sharp logits, norms far from 1, biases."""
+"""Three tiny decoders with weights that nothing averages out, for tests: sharp logits, norms far from 1, biases."""
 
 from contextlib import contextmanager
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from ttrl_jax.model import decoder
 from ttrl_jax.model.config import ModelConfig
+from ttrl_jax.model.rope import Rope
 from ttrl_jax.model.sharding import MESH_AXES, make_mesh, shardings
 
 # head_dim is not D / N, kv heads are shared, and the vocabulary is split over `tensor`.
@@ -21,7 +22,7 @@ LLAMA = ModelConfig(
     kv_heads=2,
     head_dim=6,
     norm_eps=1e-6,
-    rope_theta=10_000.0,
+    rope=Rope(),
     tied=True,
     max_positions=256,
 )
@@ -36,9 +37,25 @@ QWEN2 = ModelConfig(
     kv_heads=2,
     head_dim=4,
     norm_eps=1e-5,
-    rope_theta=500.0,
+    rope=Rope(theta=500.0),
     tied=False,
     max_positions=256,
+)
+# Norms of queries and keys, a window in one layer, a stretched rotation.
+QWEN3 = ModelConfig(
+    family="qwen3",
+    vocab=64,
+    width=16,
+    ffn=24,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    norm_eps=1e-6,
+    rope=Rope("yarn", 100.0, 4.0, 16, slow=1.0, fast=4.0, scale=1.1),
+    tied=False,
+    max_positions=64,
+    windows=(None, 5),
 )
 
 MESHES = [(1, 8, 1), (2, 2, 2)]

@@ -1,6 +1,7 @@
 """From the config to the parts of a run. The one place, beside the commands, that reads the config."""
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ttrl_jax.learn import optimizer as optim
 from ttrl_jax.learn.update import LossSettings, ScoreSettings, Update
 from ttrl_jax.model import decoder, gguf, weights
 from ttrl_jax.model.config import ModelConfig, read_config
+from ttrl_jax.model.shapes import named
 from ttrl_jax.model.sharding import make_mesh, replicated, shardings
 from ttrl_jax.records import Prompts, Rollouts, TrainState
 from ttrl_jax.reward.extract import Answer, extract
@@ -130,6 +132,7 @@ def model_source(path: str) -> Path:
         raise InputError(
             f"There is no model {local.absolute()}; set model.path to a folder, a .gguf file or a hub name"
         )
+    print(f"taking {path} from the hub, or from its copy here{_size(path)} ...", file=sys.stderr, flush=True)
     try:
         return Path(huggingface_hub.snapshot_download(path, allow_patterns=_HUB_FILES))
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
@@ -146,6 +149,15 @@ def tokenizer_of(source: Path) -> tuple[Any, tuple[int, ...]]:
         return gguf_tokenizer.make(metadata, path=str(source)), gguf_tokenizer.stop_ids(metadata, path=str(source))
     tokenizer = text.load_tokenizer(str(source))
     return tokenizer, text.stop_ids(tokenizer, str(source))
+
+
+def _size(name: str) -> str:
+    """How large a well-known model is, to be told before it is fetched; nothing for others."""
+    model = named(name)
+    if model is None:
+        return ""
+    count = parameter_count(model) / 1e9
+    return f": {count:.1f} billion parameters, {2 * count:.1f} GB in bfloat16"
 
 
 def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:

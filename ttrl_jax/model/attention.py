@@ -8,20 +8,33 @@ from ttrl_jax.model.cache import LayerCache
 _NEVER = -1e30  # finite, so that a row with nothing to attend to gives numbers and not NaN
 
 
-def causal(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def causal(q: jax.Array, k: jax.Array, v: jax.Array, window: int | jax.Array | None = None) -> jax.Array:
     """Causal grouped-query attention within rows. Scores and softmax in float32.
 
     q [R, T, N, H], k and v [R, T, K, H] -> [R, T, N, H]. Rows are padded on the right, so the causal mask is the only
-    one needed: no real token sees a later padding token.
+    one needed: no real token sees a later padding token. With a window (int32 []) a token sees only the last `window`
+    tokens, itself among them.
     """
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+    mask = None
+    if window is not None:
+        at = jnp.arange(q.shape[1])
+        mask = (at[:, None] - at < window)[None, None]  # [1, 1, T, T]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="xla")
 
 
-def cached(q: jax.Array, prefix: LayerCache, prefix_lengths: jax.Array, suffix: LayerCache, t: jax.Array) -> jax.Array:
+def cached(
+    q: jax.Array,
+    prefix: LayerCache,
+    prefix_lengths: jax.Array,
+    suffix: LayerCache,
+    t: jax.Array,
+    window: int | None = None,
+) -> jax.Array:
     """Attention of one new token of each vote over its prompt, held once, and over its own tokens so far.
 
     q [P, V, N, H]; prefix k and v [P, K, T, H] shared by the votes, of which prefix_lengths [P] are real; suffix k and
     v [P, V, K, S, H], of which slots 0..t are filled. Returns [P, V, N, H]. One softmax over both parts, in float32.
+    With a window only the last `window` tokens are seen, the new one among them, wherever they are held.
     """
     p, v, n, h = q.shape
     kv_heads = prefix.k.shape[1]
@@ -29,8 +42,13 @@ def cached(q: jax.Array, prefix: LayerCache, prefix_lengths: jax.Array, suffix: 
     f32 = dict(preferred_element_type=jnp.float32)
     to_prefix = jnp.einsum("pvkgh,pkth->pvkgt", q, prefix.k, **f32) * h**-0.5
     to_suffix = jnp.einsum("pvkgh,pvksh->pvkgs", q, suffix.k, **f32) * h**-0.5
-    real = jnp.arange(prefix.k.shape[2])[None] < prefix_lengths[:, None]  # [P, T]
-    filled = jnp.arange(suffix.k.shape[3]) <= t  # [S]
+    at = jnp.arange(prefix.k.shape[2])
+    real = at[None] < prefix_lengths[:, None]  # [P, T]
+    slots = jnp.arange(suffix.k.shape[3])
+    filled = slots <= t  # [S]
+    if window is not None:
+        real &= prefix_lengths[:, None] + t - at < window
+        filled &= t - slots < window
     to_prefix = jnp.where(real[:, None, None, None, :], to_prefix, _NEVER)
     to_suffix = jnp.where(filled[None, None, None, None], to_suffix, _NEVER)
     top = jnp.maximum(to_prefix.max(-1, keepdims=True), to_suffix.max(-1, keepdims=True))

@@ -75,6 +75,12 @@ def logits(weights: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array
     return jnp.einsum("...d,wd->...w", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
+def _windows(config: ModelConfig, length: int) -> tuple[int | None, ...]:
+    """The window of each layer; None where it is not shorter than a row of `length` tokens, so that it hides none."""
+    windows = config.windows or (None,) * config.layers
+    return tuple(None if window is None or window >= length else window for window in windows)
+
+
 def forward(params: Params, config: ModelConfig, ids: jax.Array, *, dtype: jnp.dtype, remat: bool) -> jax.Array:
     """Final hidden states of whole rows, after the last norm.
 
@@ -82,15 +88,20 @@ def forward(params: Params, config: ModelConfig, ids: jax.Array, *, dtype: jnp.d
     """
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     x = constrain(params["embed"].astype(dtype)[ids], "rows", None, None)
+    windows = _windows(config, ids.shape[1])
+    # One program serves all layers, so their windows are scanned like their weights. Without any there is no mask.
+    scanned = jnp.array([window or ids.shape[1] for window in windows], jnp.int32) if any(windows) else None
 
-    def layer(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
+    def layer(x: jax.Array, one: tuple[Params, jax.Array | None]) -> tuple[jax.Array, None]:
+        weights, window = one
+
         def attend(q, k, v):
-            return attention.causal(q, k, v), None
+            return attention.causal(q, k, v, window), None
 
         x, _ = _bind_block(config, weights)(x, positions, attend)
         return constrain(x, "rows", None, None), None
 
-    x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, params["blocks"])
+    x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, (params["blocks"], scanned))
     return rms_norm(x, params["norm"], config.norm_eps)
 
 
@@ -99,12 +110,13 @@ def prefill(weights: Params, config: ModelConfig, ids: jax.Array, lengths: jax.A
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     x = constrain(weights["embed"][ids], "prompts", None, None)
 
-    def attend(q, k, v):
-        heads_first = (constrain(y.swapaxes(1, 2), "prompts", "kv_heads", None, None) for y in (k, v))
-        return attention.causal(q, k, v), LayerCache(*heads_first)
-
     layers = []
-    for block in weights["blocks"]:
+    for block, window in zip(weights["blocks"], _windows(config, ids.shape[1]), strict=True):
+
+        def attend(q, k, v, window=window):
+            heads_first = (constrain(y.swapaxes(1, 2), "prompts", "kv_heads", None, None) for y in (k, v))
+            return attention.causal(q, k, v, window), LayerCache(*heads_first)
+
         x, kept = _bind_block(config, block)(x, positions, attend)
         layers.append(kept)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], 1)[:, 0]
@@ -122,17 +134,18 @@ def decode_step(
     """
     positions = jnp.broadcast_to((prefix.lengths + t)[:, None], tokens.shape)
     x = constrain(weights["embed"][tokens], "prompts", "votes", None)
+    windows = _windows(config, prefix.layers[0].k.shape[2] + suffix[0].k.shape[3])
     filled = []
-    for block, shared, own in zip(weights["blocks"], prefix.layers, suffix, strict=True):
+    for block, shared, own, window in zip(weights["blocks"], prefix.layers, suffix, windows, strict=True):
 
-        def attend(q, k, v, shared=shared, own=own):
+        def attend(q, k, v, shared=shared, own=own, window=window):
             own = LayerCache(
                 *(
                     jax.lax.dynamic_update_slice_in_dim(cache, new[:, :, :, None], t, axis=3)
                     for cache, new in ((own.k, k), (own.v, v))
                 )
             )
-            return attention.cached(q, shared, prefix.lengths, own, t), own
+            return attention.cached(q, shared, prefix.lengths, own, t, window), own
 
         x, kept = _bind_block(config, block)(x, positions, attend)
         filled.append(kept)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ttrl_jax.model.config import ModelConfig
+from ttrl_jax.model.rope import Rope, frequencies
 from ttrl_jax.model.sharding import Axes
 
-INIT_STD = 0.02  # transformers' initializer_range for both families
+INIT_STD = 0.02  # transformers' initializer_range for all families
 
 
 def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, *, init: str = "normal") -> nnx.Param:
@@ -32,13 +33,11 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return y.astype(x.dtype) * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
 
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
     """Rotary embedding (arXiv 2104.09864), halves rotated as transformers does. x [..., heads, H], positions [...]."""
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     positions = positions[..., None, None].astype(jnp.float32)
-    angles = positions * jnp.expand_dims(frequencies, range(positions.ndim - 1))
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    angles = positions * jnp.expand_dims(frequencies(rope, x.shape[-1]), range(positions.ndim - 1))
+    cos, sin = jnp.cos(angles) * rope.scale, jnp.sin(angles) * rope.scale
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
@@ -48,7 +47,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         layers, d, n, k, h = config.layers, config.width, config.heads, config.kv_heads, config.head_dim
-        self.theta = config.rope_theta
+        self.rope, self.eps = config.rope, config.norm_eps
         self.q = parameter(rngs, (layers, d, n, h), (None, "embed", "heads", None))
         self.k = parameter(rngs, (layers, d, k, h), (None, "embed", "kv_heads", None))
         self.v = parameter(rngs, (layers, d, k, h), (None, "embed", "kv_heads", None))
@@ -58,6 +57,10 @@ class Attention(nnx.Module):
             self.q_bias = parameter(rngs, (layers, n, h), (None, "heads", None), init="zeros")
             self.k_bias = parameter(rngs, (layers, k, h), (None, "kv_heads", None), init="zeros")
             self.v_bias = parameter(rngs, (layers, k, h), (None, "kv_heads", None), init="zeros")
+        self.norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = parameter(rngs, (layers, h), (None, None), init="ones")
+            self.k_norm = parameter(rngs, (layers, h), (None, None), init="ones")
 
     def qkv(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [..., D] -> rotated queries [..., N, H], rotated keys and values [..., K, H]."""
@@ -65,7 +68,9 @@ class Attention(nnx.Module):
         if self.bias:
             biases = ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias))
             q, k, v = (y + jnp.broadcast_to(b[...].astype(x.dtype), y.shape) for y, b in biases)
-        return rotate(q, positions, self.theta), rotate(k, positions, self.theta), v
+        if self.norm:
+            q, k = (rms_norm(y, scale[...], self.eps) for y, scale in ((q, self.q_norm), (k, self.k_norm)))
+        return rotate(q, positions, self.rope), rotate(k, positions, self.rope), v
 
     def out(self, x: jax.Array) -> jax.Array:
         return jnp.einsum("...nh,nhd->...d", x, self.o[...].astype(x.dtype))

@@ -63,6 +63,11 @@ def table(config: ModelConfig) -> dict[str, Any]:
             "k_bias": bias(block + "self_attn.k_proj.bias", k),
             "v_bias": bias(block + "self_attn.v_proj.bias", k),
         }
+    if config.qk_norm:
+        attention |= {
+            "q_norm": same(block + "self_attn.q_norm.weight", h),
+            "k_norm": same(block + "self_attn.k_norm.weight", h),
+        }
     entries = {
         "embed": same("model.embed_tokens.weight", config.vocab, d),
         "norm": same("model.norm.weight", d),
