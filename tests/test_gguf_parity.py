@@ -104,6 +104,7 @@ def test_logits_are_those_of_transformers(theirs, ours, prompts):
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
 
 
+@pytest.mark.slow
 def test_greedy_answers_are_those_of_transformers(source, theirs, ours, prompts):
     import torch
 
