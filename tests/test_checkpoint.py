@@ -76,6 +76,19 @@ def test_restores_bitwise_on_any_mesh(tmp_path, shape):
     assert type(restored["optimizer"][1][0]) is type(state["optimizer"][1][0])
 
 
+def test_restores_a_part_alone(tmp_path):
+    state, mesh = state_on(mesh_of((2, 4))), mesh_of((8, 1))
+    abstract = abstract_on(mesh, state)["params"]
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(7, state, {})
+        part = checkpoints.restore_part(7, "params", abstract)
+        assert_bitwise(part, state["params"])
+        assert part["layer"].kernel.addressable_shards[0].data.shape == (1, 16)
+        del abstract["embed.table"]
+        with pytest.raises(InputError, match=r"params\.embed\.table \(checkpoint: float32\[32, 8\], this run: nothing"):
+            checkpoints.restore_part(7, "params", abstract)
+
+
 def test_a_donated_state_was_saved_before_it_changed(tmp_path):
     state = {"w": jnp.arange(2_000_000, dtype=jnp.float32)}
     before = np.array(state["w"])

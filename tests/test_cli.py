@@ -129,6 +129,8 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--config.reward.extract=('box',)", ("box", "boxed")),
         ("--config.model.dtype=int8", ("model.dtype", "int8")),
         ("--config.model.path=/nowhere", ("/nowhere",)),
+        ("--config.model.path=models/none.gguf", ("There is no model", "models/none.gguf")),
+        (f"--config.model.path={MODEL / 'model.safetensors'}", ("model.path is the file", "expected a model folder")),
         ("--config.rollout.max_tokens=4000", ("4032", "64")),
         ("--config.prompt.max_tokens=15", ("15", "id")),
         ("--config.train.micro_rows=7", ("micro_rows=7",)),
@@ -243,7 +245,7 @@ def test_the_command_itself_exits_with_2(tmp_path: Path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1] == "error: model.path is empty; give a model folder or a hub name"
+    assert done.stderr.splitlines()[-1] == "error: model.path is empty; give a model folder, a .gguf file or a hub name"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from tiny_model import LLAMA, MESHES, QWEN2, on_mesh, random_params
 
 from ttrl_jax.errors import InputError
-from ttrl_jax.model import decoder
+from ttrl_jax.model import decoder, weights
+from ttrl_jax.model.sharding import shardings
 from ttrl_jax.model.weights import check, fingerprint, load, sha256, to_huggingface
 
 CONFIGS = pytest.mark.parametrize("config", [LLAMA, QWEN2], ids=["llama", "qwen2"])
@@ -62,6 +63,44 @@ def test_round_trip_is_bitwise_on_every_mesh(config, tmp_path):
             assert loaded["blocks"]["attention"]["q"].addressable_shards[0].data.shape == (2, 8, 2, config.head_dim)
             split = config.vocab // 2 if config is LLAMA else config.vocab  # an odd vocabulary is not split
             assert loaded["embed"].addressable_shards[0].data.shape == (split, 8)
+
+
+class Counted:
+    """A tensor that counts the numbers taken out of it."""
+
+    def __init__(self, values: np.ndarray):
+        self.values, self.taken = values, 0
+
+    def __getitem__(self, index):
+        self.taken += self.values[index].size
+        return self.values[index]
+
+
+@CONFIGS
+@pytest.mark.parametrize("chunk", [5, 1 << 22])  # numbers converted at once: rows one by one, and all
+def test_parts_are_read_by_themselves_and_once(config, chunk, monkeypatch):
+    """Slow twin: the parts are those of the whole parameter, and reading them all takes each number once."""
+    monkeypatch.setattr(weights, "_CHUNK", chunk)
+    params, tensors = random_params(config), to_huggingface(random_params(config), config)
+    with on_mesh((2, 2, 2)) as mesh:
+        placed = jax.tree.leaves(shardings(decoder.logical_axes(config), decoder.shapes(config), mesh))
+    entries = jax.tree.leaves(weights.table(config), is_leaf=lambda node: isinstance(node, weights.Entry))
+    for entry, sharding, ours in zip(entries, placed, jax.tree.leaves(params), strict=True):
+        stacked = "{l}" in entry.name
+        ours = ours[1] if stacked else ours
+        spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*sharding.spec[stacked:]))
+        tensor = Counted(tensors[entry.name.format(l=1)])
+        indices = {str(index): index for index in spec.devices_indices_map(ours.shape).values()}
+        for index in indices.values():
+            part = entry.read(tensor, index)
+            assert part.flags.c_contiguous and part.tobytes() == np.ascontiguousarray(ours[index]).tobytes()
+        assert tensor.taken == ours.size == tensor.values.size
+
+
+def test_parts_of_an_inner_axis_are_refused():
+    entry = weights.table(LLAMA)["blocks"]["attention"]["q"]
+    with pytest.raises(ValueError, match="scattered"):
+        entry.read(np.zeros((24, 16), np.float32), (slice(None), slice(None), slice(0, 3)))
 
 
 def test_names_and_layouts_are_those_of_huggingface():

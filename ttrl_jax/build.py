@@ -138,7 +138,8 @@ def model_source(path: str) -> Path:
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{path} is neither a model folder here nor could it be fetched from the hub ({reason})"
+            f"{path} is no model folder here and could not be fetched from the hub ({reason}); check the name and the "
+            "network, or set model.path to a folder or a .gguf file"
         ) from error
 
 

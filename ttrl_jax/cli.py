@@ -27,8 +27,10 @@ def define_config_flag() -> None:
     )
 
 
-def run(main: Callable[[], int], *, doc: str) -> int:
+def run(main: Callable[..., int], *, doc: str, takes: str | None = None) -> int:
     """Parse the flags of sys.argv, call `main`, and return the exit code.
+
+    takes: what the one argument is called that is no flag, if the command takes one; `main` is called with it.
 
     That is main's own; 2, with one line on stderr, for an InputError, a flag error or a full disk; 1 for numbers that
     are no longer finite. `--help` prints `doc` and the flags of the command.
@@ -37,8 +39,7 @@ def run(main: Callable[[], int], *, doc: str) -> int:
         if {"--help", "-h"} & set(sys.argv):
             print(f"{doc.strip()}\n\n{_flag_help()}")
             return 0
-        _parse(sys.argv)
-        return main()
+        return main(*_parse(sys.argv, takes))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -71,7 +72,8 @@ def config_name() -> str:
     return Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
 
 
-def _parse(argv: list[str]) -> None:
+def _parse(argv: list[str], takes: str | None) -> list[str]:
+    """Parse the flags; what is no flag comes back, in a list: one argument if the command takes one, else none."""
     if str(_CHECKOUT) not in sys.path:
         sys.path.append(str(_CHECKOUT))
     named = _config_argument(argv)
@@ -95,8 +97,12 @@ def _parse(argv: list[str]) -> None:
         raise InputError(_unknown_key(str(error))) from error
     except TypeError as error:
         raise InputError(f"the config cannot be made: {error}") from error
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; options begin with --, such as --config FILE.py")
+    expected = 1 if takes is None else 2
+    if len(rest) > expected:
+        raise InputError(f"unexpected argument {rest[expected]!r}; options begin with --, such as --config FILE.py")
+    if len(rest) < expected:
+        raise InputError(f"{takes} is missing; give it after the command")
+    return rest[1:]
 
 
 def _config_argument(argv: list[str]) -> str | None:
@@ -135,7 +141,7 @@ def _require_keys(given: ConfigDict, default: ConfigDict, prefix: str) -> None:
 def _flag_help() -> str:
     return "\n".join(
         f"  --{flag.name}: {flag.help}"
-        for name in ("config", "workdir")
+        for name in ("config", "workdir", "out", "step", "dtype")
         if name in flags.FLAGS
         for flag in [flags.FLAGS[name]]
     )

@@ -1,15 +1,19 @@
 """Weights in and out: the table from parameters to Hugging Face tensors, and the streaming read of safetensors."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes  # noqa: F401 - registers bfloat16 with numpy, without which safetensors cannot hand it out
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import SafetensorError, safe_open
 
 from ttrl_jax.errors import InputError
@@ -18,6 +22,7 @@ from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import shardings
 
 _DTYPES = {"F32", "F16", "BF16"}
+_CHUNK = 1 << 20  # numbers of a tensor that are converted to float32 at once
 _EDGE = 1 << 20  # bytes hashed at each end of a file by `fingerprint`
 
 
@@ -26,9 +31,43 @@ class Entry:
     """How one parameter of ours (of one layer) lies in a Hugging Face tensor."""
 
     name: str  # with {l} for the layer, if stacked
-    shape: tuple[int, ...]  # as stored there
-    read: Callable[[np.ndarray], np.ndarray]  # theirs -> ours, views only
-    write: Callable[[np.ndarray], np.ndarray]  # ours -> theirs
+    ours: tuple[int, ...]  # our shape
+    axes: tuple[tuple[int, ...], ...]  # for each dimension there, which of our axes it runs over, the outermost first
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored there."""
+        return tuple(math.prod(self.ours[axis] for axis in group) for group in self.axes)
+
+    def read(self, tensor: Any, index: tuple[slice, ...]) -> np.ndarray:
+        """Our `index` out of a lazy tensor, as a contiguous float32 array. Nothing else of the tensor is read."""
+        spans = [range(*part.indices(size)) for part, size in zip(index, self.ours, strict=True)]
+        part = np.empty([len(span) for span in spans], np.float32)
+        theirs = part.transpose(self._order)  # a view of the part, to be filled in the order of the file
+        rows, *columns = [self._stored(group, spans) for group in self.axes]
+        inner = (rows.stop - rows.start) // len(theirs)
+        step = max(1, _CHUNK // math.prod(theirs.shape[1:]))
+        for begin in range(0, len(theirs), step):
+            piece = theirs[begin : begin + step]
+            start = rows.start + begin * inner
+            piece[...] = tensor[(slice(start, start + len(piece) * inner), *columns)].reshape(piece.shape)
+        return part
+
+    def write(self, part: np.ndarray) -> np.ndarray:
+        """Ours, whole -> theirs, contiguous."""
+        return np.ascontiguousarray(part.transpose(self._order).reshape(self.shape))
+
+    @property
+    def _order(self) -> list[int]:
+        return [axis for group in self.axes for axis in group]
+
+    def _stored(self, group: tuple[int, ...], spans: list[range]) -> slice:
+        """Where the spans of our axes lie in the dimension there that runs over them."""
+        first, *rest = group
+        if any(len(spans[axis]) != self.ours[axis] for axis in rest):
+            raise ValueError(f"{self.name}: a part of our axes {rest} is scattered over the stored tensor")
+        size = math.prod(self.ours[axis] for axis in rest)
+        return slice(spans[first].start * size, spans[first].stop * size)
 
 
 def table(config: ModelConfig) -> dict[str, Any]:
@@ -36,19 +75,19 @@ def table(config: ModelConfig) -> dict[str, Any]:
     d, f, h = config.width, config.ffn, config.head_dim
 
     def same(name: str, *shape: int) -> Entry:
-        return Entry(name, shape, lambda x: x, lambda x: x)
+        return Entry(name, shape, tuple((axis,) for axis in range(len(shape))))
 
-    def transposed(name: str, *shape: int) -> Entry:
-        return Entry(name, shape, lambda x: x.T, lambda x: x.T)
+    def transposed(name: str, *shape: int) -> Entry:  # [F, D] there, [D, F] here
+        return Entry(name, shape[::-1], ((1,), (0,)))
 
-    def heads_in(name: str, heads: int) -> Entry:  # [heads * H, D] <-> [D, heads, H]
-        return Entry(name, (heads * h, d), lambda x: x.T.reshape(d, heads, h), lambda x: x.reshape(d, heads * h).T)
+    def heads_in(name: str, heads: int) -> Entry:  # [heads * H, D] there, [D, heads, H] here
+        return Entry(name, (d, heads, h), ((1, 2), (0,)))
 
-    def heads_out(name: str, heads: int) -> Entry:  # [D, heads * H] <-> [heads, H, D]
-        return Entry(name, (d, heads * h), lambda x: x.T.reshape(heads, h, d), lambda x: x.reshape(heads * h, d).T)
+    def heads_out(name: str, heads: int) -> Entry:  # [D, heads * H] there, [heads, H, D] here
+        return Entry(name, (heads, h, d), ((2,), (0, 1)))
 
     def bias(name: str, heads: int) -> Entry:
-        return Entry(name, (heads * h,), lambda x: x.reshape(heads, h), lambda x: x.reshape(heads * h))
+        return Entry(name, (heads, h), ((0, 1),))
 
     block, n, k = "model.layers.{l}.", config.heads, config.kv_heads
     attention = {
@@ -90,37 +129,69 @@ def table(config: ModelConfig) -> dict[str, Any]:
 def load(source: Path, config: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
     """Stream the safetensors of a Hugging Face folder, or a GGUF file, onto the mesh, as float32 masters.
 
-    Each device's part is read by itself, layer by layer, from the memory-mapped files: no whole copy of the model is
-    made on the host. Raises InputError listing every missing, unexpected and mis-shaped tensor at once.
+    Each device's part is read by itself, by its byte ranges and layer by layer, into arrays that are on the mesh
+    already: what the host holds is one layer's tensor, not the model. Raises InputError listing every missing,
+    unexpected and mis-shaped tensor at once.
     """
     tensors = check(source, config)
     axes, shapes = decoder.logical_axes(config), decoder.shapes(config)
 
-    def read(entry: Entry, shape: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            if "{l}" not in entry.name:
-                return np.asarray(entry.read(tensors[entry.name][:])[index], np.float32)
-            layers = range(*index[0].indices(config.layers))
-            whole = (entry.read(tensors[entry.name.format(l=layer)][:]) for layer in layers)
-            return np.stack([np.asarray(tensor[index[1:]], np.float32) for tensor in whole])
+    def place(entry: Entry, shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
+        if "{l}" not in entry.name:
+            return _read(entry, tensors[entry.name], sharding)
+        one_layer = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))
+        stack = jnp.zeros(shape.shape, jnp.float32, device=sharding)
+        for layer in range(config.layers):
+            values = _read(entry, tensors[entry.name.format(l=layer)], one_layer)
+            # Waited for, as otherwise reading runs ahead and its tensors pile up on the host.
+            stack = jax.block_until_ready(_set_layer(stack, values, layer, sharding=sharding))
+        return stack
 
-        return jax.make_array_from_callback(shape.shape, sharding, part)
+    return jax.tree.map(place, table(config), shapes, shardings(axes, shapes, mesh), is_leaf=_is_entry)
 
-    return jax.tree.map(read, table(config), shapes, shardings(axes, shapes, mesh), is_leaf=_is_entry)
+
+def _read(entry: Entry, tensor: Any, sharding: NamedSharding) -> jax.Array:
+    """A tensor, or one layer's, on the mesh. A part that several devices hold is read once."""
+    parts: dict[tuple[tuple[int, ...], ...], np.ndarray] = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        key = tuple(span.indices(size) for span, size in zip(index, entry.ours, strict=True))
+        if key not in parts:
+            parts[key] = entry.read(tensor, index)
+        return parts[key]
+
+    return jax.make_array_from_callback(entry.ours, sharding, part)
+
+
+@functools.partial(jax.jit, donate_argnames="stack", static_argnames="sharding")
+def _set_layer(stack: jax.Array, values: jax.Array, layer: int, *, sharding: NamedSharding) -> jax.Array:
+    stack = jax.lax.dynamic_update_index_in_dim(stack, values, layer, 0)
+    return jax.lax.with_sharding_constraint(stack, sharding)
+
+
+def names(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that the Hugging Face model has."""
+    found = {}
+    for entry in jax.tree.leaves(table(config), is_leaf=_is_entry):
+        layers = range(config.layers) if "{l}" in entry.name else [0]
+        found |= {entry.name.format(l=layer): entry.shape for layer in layers}
+    return found
 
 
 def to_huggingface(params: decoder.Params, config: ModelConfig) -> dict[str, np.ndarray]:
     """The parameters as Hugging Face tensors by name (float32, contiguous host arrays)."""
-    tensors = {}
+    return dict(stream_out(params, config))
+
+
+def stream_out(params: decoder.Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """What `to_huggingface` returns, one tensor after the other, in the order of `names`."""
     entries = jax.tree.leaves(table(config), is_leaf=_is_entry)
     for entry, array in zip(entries, jax.tree.leaves(params), strict=True):
-        host = np.asarray(array)
         if "{l}" in entry.name:
             for layer in range(config.layers):
-                tensors[entry.name.format(l=layer)] = np.ascontiguousarray(entry.write(host[layer]))
+                yield entry.name.format(l=layer), entry.write(np.asarray(array[layer]))
         else:
-            tensors[entry.name] = np.ascontiguousarray(entry.write(host))
-    return tensors
+            yield entry.name, entry.write(np.asarray(array))
 
 
 def fingerprint(source: Path) -> str:
@@ -183,10 +254,8 @@ def check(source: Path, config: ModelConfig) -> dict[str, Any]:
 
     Raises InputError listing all that do not match `config`.
     """
-    tensors, expected = gguf.tensors(source) if Path(source).is_file() else _open(Path(source)), {}
-    for entry in jax.tree.leaves(table(config), is_leaf=_is_entry):
-        names = [entry.name.format(l=i) for i in range(config.layers)] if "{l}" in entry.name else [entry.name]
-        expected |= {name: entry.shape for name in names}
+    tensors = gguf.tensors(source) if Path(source).is_file() else _open(Path(source))
+    expected = names(config)
     # Buffers that old exports carry, and the copy of a tied table that some keep: transformers ignores both too.
     ignored = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
     if config.tied:

@@ -25,11 +25,8 @@ def require_same(folder: Path, config: Mapping[str, Any], model: Mapping[str, An
         if any(entry.suffix != ".tmp" for entry in folder.iterdir()):
             raise InputError(f"{folder} is not empty and not a run folder (no {CONFIG}); choose another --workdir")
         return
-    try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-        old, old_model = _flat(made["config"]), made["model"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); choose another --workdir") from error
+    old, old_model = read(folder)
+    old = _flat(old)
     new = _flat(json.loads(json.dumps(config)))
     differing = [
         f"{name} ({old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now)"
@@ -48,6 +45,18 @@ def require_same(folder: Path, config: Mapping[str, Any], model: Mapping[str, An
             f"{folder} holds checkpoints of another model: the files in model.path have changed since; restore them or "
             "choose another --workdir"
         )
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the model that a run folder belongs to. Raises InputError if it is none, or damaged."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder} is not a run folder (no {CONFIG}); give the --workdir of a training run")
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        return dict(made["config"]), dict(made["model"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); use another run folder") from error
 
 
 def claim(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> None:

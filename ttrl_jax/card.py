@@ -1,0 +1,97 @@
+"""The model card of an exported model: what it is, and the numbers of the run that made it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_SETTINGS = [
+    ("questions", "data", "path"),
+    ("responses that vote on each question", "rollout", "votes"),
+    ("of these trained on", "train", "samples"),
+    ("questions of a step", "rollout", "prompts"),
+    ("label", "reward", "label"),
+    ("longest response, in tokens", "rollout", "max_tokens"),
+    ("sampling temperature", "rollout", "temperature"),
+    ("peak learning rate", "train", "learning_rate"),
+    ("KL coefficient", "train", "kl_coef"),
+]
+
+_LABELS = {
+    "majority": "the answer that most of them gave; true answers, where known, were only used to measure",
+    "truth": "the true answer: this is an oracle, not the method",
+    "random": "one of their answers at random: this is a control, not the method",
+}
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [ttrl, test-time-reinforcement-learning]
+{base}---
+
+# {name}, after {step} steps of test-time reinforcement learning
+
+This is {name} trained by TTRL (test-time reinforcement learning, [arXiv 2504.16084](https://arxiv.org/abs/2504.16084)):
+the model sampled many responses to each question, those whose answer was the label were rewarded, and GRPO updated the
+model. The label was {label}.
+
+## Results
+
+{results}
+
+These are numbers of this one run, on its own questions, with its own prompt and sampling settings (temperature
+{temperature}, top-p {top_p}, {samples} responses to each question). They say nothing about other questions. A majority
+ratio that rises is agreement, not correctness. Measure before you rely on the model.
+
+## The run
+
+| | |
+|---|---|
+| base model | {name} |
+| steps | {step} |
+{settings}
+| seed | {seed} |
+| weights | {dtype} |
+"""
+
+
+def card(config: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]], *, step: int, dtype: str) -> str:
+    """The card as Markdown.
+
+    config: of the run. evaluations: as its history has them, of which the first and the last are shown.
+    """
+    path = config["model"]["path"]
+    local = Path(path).expanduser().exists() or path.startswith(("/", ".", "~"))
+    settings = [f"| {title} | {_shown(config[section][key])} |" for title, section, key in _SETTINGS]
+    return _CARD.format(
+        base="" if local else f"base_model: {path}\n",
+        name=Path(path).name if local else path,
+        step=step,
+        label=_LABELS[config["reward"]["label"]],
+        results=_table(evaluations),
+        temperature=config["eval"]["temperature"],
+        top_p=config["eval"]["top_p"],
+        samples=config["eval"]["samples"],
+        settings="\n".join(settings),
+        seed=config["seed"],
+        dtype=dtype,
+    )
+
+
+def _shown(value: Any) -> Any:
+    """Of a path only the name: where files lay on the machine of the run says nothing elsewhere."""
+    return Path(value).name if isinstance(value, str) else value
+
+
+def _table(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """The first and the last evaluation side by side, of each set of questions that both have."""
+    if not evaluations:
+        return "No evaluation was made before this checkpoint."
+    first, last = evaluations[0], evaluations[-1]
+    lines = [
+        f"| questions | | after {first['step']} steps | after {last['step']} steps |",
+        "|---|---|---|---|",
+    ]
+    for key, title in (("data", "trained on"), ("held_out", "held out")):
+        if key in first and key in last:
+            lines += [f"| {title} | {name} | {x:.3f} | {last[key][name]:.3f} |" for name, x in first[key].items()]
+    return "\n".join(lines)
