@@ -12,10 +12,10 @@ FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = [
     {"errors", "records"},
     {"model", "data", "reward", "run"},
-    {"rollout", "learn"},
+    {"rollout", "learn", "tasks"},
     {"build", "cli"},
-    {"evaluate"},
-    {"train"},
+    {"measure"},
+    {"train", "evaluate"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

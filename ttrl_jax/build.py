@@ -1,5 +1,6 @@
-"""From the config to the parts of a run. The one place, beside the commands, that reads the config."""
+"""From the config to the parts of a run. Beside tasks.py and the commands, the one place that reads the config."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ import optax
 from ml_collections import ConfigDict
 
 from ttrl_jax.data import prompts as text
-from ttrl_jax.data.problems import Problem, Problems, load, truths
+from ttrl_jax.data.problems import Problem, Problems, truths
 from ttrl_jax.errors import InputError
 from ttrl_jax.learn import optimizer as optim
+from ttrl_jax.learn.layout import params_layout, state_layout
 from ttrl_jax.learn.update import LossSettings, ScoreSettings, Update
 from ttrl_jax.model import decoder, weights
 from ttrl_jax.model.config import ModelConfig, read_config
@@ -25,6 +27,7 @@ from ttrl_jax.records import Prompts, Rollouts, TrainState
 from ttrl_jax.reward.extract import Answer, extract
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
+from ttrl_jax.tasks import Task, read_tasks
 
 _HUB_FILES = [
     "config.json",
@@ -41,21 +44,27 @@ _HUB_FILES = [
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a run reads, all of it checked before anything is written."""
+class EvalInputs:
+    """What an evaluation reads, all of it checked before anything is written."""
 
     folder: Path  # of the model
     model: ModelConfig
     tokenizer: Any
     stop_ids: tuple[int, ...]
     encoder: text.PromptEncoder
-    problems: Problems
-    held_out: list[Problem]
+    tasks: tuple[Task, ...]  # the first is the config's own data
     mesh: jax.sharding.Mesh
+
+
+@dataclass(frozen=True)
+class Inputs(EvalInputs):
+    """What a run of training reads, likewise."""
+
+    problems: Problems
     total_steps: int
 
 
-def read_inputs(config: ConfigDict) -> Inputs:
+def read_eval_inputs(config: ConfigDict) -> EvalInputs:
     """Read and check config, model folder and data. Raises InputError for the first thing that cannot be used."""
     check(config)
     folder = _model_folder(config.model.path)
@@ -77,20 +86,34 @@ def read_inputs(config: ConfigDict) -> Inputs:
         suffix=config.prompt.suffix,
         max_tokens=config.prompt.max_tokens,
     )
-    items = _problems(config, config.data.path)
+    tasks = read_tasks(config)
+    for task in tasks:
+        try:
+            encoder.check(task.items)
+        except InputError as error:
+            raise InputError(f"{task.path}: {error}") from error
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    weights.check(folder, model)
+    return EvalInputs(folder, model, tokenizer, stop_ids, encoder, tasks, mesh)
+
+
+def read_inputs(config: ConfigDict) -> Inputs:
+    """The same for training, which asks more of the config and the data."""
+    shared = read_eval_inputs(config)
+    items = shared.tasks[0].items
     problems = Problems(items, batch=config.rollout.prompts, seed=config.seed)
-    held_out = _problems(config, config.eval.held_out_path) if config.eval.held_out_path else []
-    encoder.check([*items, *held_out])
     if config.reward.label == "truth" and truths(items) is None:
         raise InputError(
             f'reward.label="truth" needs a truth for each question; {config.data.path} has no column '
             f"{config.data.truth_column!r}"
         )
-    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
-    _micro_rows(config, mesh)
-    weights.check(folder, model)
-    total_steps = config.episodes * problems.steps_per_episode
-    return Inputs(folder, model, tokenizer, stop_ids, encoder, problems, held_out, mesh, total_steps)
+    _micro_rows(config, shared.mesh)
+    return Inputs(**vars(shared), problems=problems, total_steps=config.episodes * problems.steps_per_episode)
+
+
+def identity(inputs: EvalInputs) -> dict[str, Any]:
+    """What tells this model from any other: its shape, and the fingerprint of its files."""
+    return {**dataclasses.asdict(inputs.model), "fingerprint": weights.fingerprint(inputs.folder)}
 
 
 def _micro_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
@@ -103,16 +126,6 @@ def _micro_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
             f"micro-batches of train.micro_rows={config.train.micro_rows} on each of {devices} devices; change one"
         )
     return config.train.micro_rows * devices
-
-
-def _problems(config: ConfigDict, path: str) -> list[Problem]:
-    return load(
-        path,
-        split=config.data.split,
-        question_column=config.data.question_column,
-        truth_column=config.data.truth_column,
-        limit=config.data.limit or None,
-    )
 
 
 def _model_folder(path: str) -> Path:
@@ -187,6 +200,10 @@ def check(config: ConfigDict) -> None:
         (0 <= train.warmup <= 1, f"train.warmup is a share of the steps, 0 to 1, got {train.warmup}"),
         (0 < train.clip_low <= 1 and train.clip_high > 0, "train.clip_low must be in (0, 1], train.clip_high above 0"),
         (train.dual_clip > 1, f"train.dual_clip must be above 1, got {train.dual_clip}"),
+        (
+            all(type(k) is int and 1 <= k <= config.eval.samples for k in config.eval.k),
+            f"eval.k must hold whole numbers from 1 to eval.samples={config.eval.samples}, got {config.eval.k}",
+        ),
         (0 <= config.seed < 2**31, f"seed must be in 0 .. 2^31 - 1, got {config.seed}"),
     ]
     rules += _number_rules(config)
@@ -204,42 +221,55 @@ def check(config: ConfigDict) -> None:
 
 
 @dataclass(frozen=True)
-class Parts:
+class EvalParts:
+    """What an evaluation calls."""
+
+    params_layout: decoder.Params  # ShapeDtypeStructs with shardings, for restoring
+    encode: Callable[[Sequence[Problem]], Prompts]
+    draw: Callable[..., Rollouts]  # (params, prompts, key, *, votes, sampling, progress)
+    sample_for_eval: Callable[..., Rollouts]  # (params, prompts, key, *, progress)
+    sample_greedy: Callable[..., Rollouts]  # likewise, one response to each prompt
+    texts: Callable[[Rollouts], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class Parts(EvalParts):
     """What the loop calls."""
 
     state: TrainState  # at the start, before any step
-    state_layout: TrainState  # ShapeDtypeStructs with shardings, for restoring
-    encode: Callable[[Sequence[Problem]], Prompts]
+    state_layout: TrainState  # as params_layout
     sample: Callable[..., Rollouts]  # (params, prompts, key, *, progress)
-    sample_for_eval: Callable[..., Rollouts]
-    texts: Callable[[Rollouts], list[list[str]]]
     extract: Callable[[str], Answer | None]
     learning_rate: Callable[[int], float]
     update: Update
     compile_seconds: Callable[[], float]  # of all programs so far
 
 
+def build_eval(config: ConfigDict, inputs: EvalInputs, announce: Callable[[str], None]) -> EvalParts:
+    """Make the functions that an evaluation calls. Sets JAX's mesh for the process."""
+    jax.set_mesh(inputs.mesh)
+    return _eval_parts(config, inputs, _sampler(config, inputs, announce))
+
+
 def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -> Parts:
     """Put the model on the mesh and make the functions that the loop calls. Sets JAX's mesh for the process."""
     model, mesh, train = inputs.model, inputs.mesh, config.train
     jax.set_mesh(mesh)
+    sampler = _sampler(config, inputs, announce)
+    shared = _eval_parts(config, inputs, sampler)
     optimizer = optim.make_optimizer(
         b1=train.b1, b2=train.b2, weight_decay=train.weight_decay, grad_clip=train.grad_clip
     )
-    layout = _layout(model, optimizer, mesh)
+    layout = state_layout(shared.params_layout, optimizer, mesh)
     params = weights.load(inputs.folder, model, mesh)
-    sampler = _sampler(config, inputs, announce)
     update = _update(config, inputs, optimizer, params, layout, announce)
-    sample = functools.partial(_sample, sampler, _sampling_copy(model, jnp.dtype(config.model.dtype), mesh))
     start = jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout.optimizer))
     return Parts(
+        **vars(shared),
         state=TrainState(jax.device_put(jnp.int32(0), replicated(mesh)), params, start(params)),
         state_layout=layout,
-        encode=functools.partial(_encode, inputs.encoder),
-        sample=functools.partial(sample, votes=config.rollout.votes, sampling=_sampling(config.rollout)),
-        sample_for_eval=functools.partial(sample, votes=config.eval.samples, sampling=_sampling(config.eval)),
-        texts=functools.partial(_texts, inputs.tokenizer),
-        extract=functools.partial(extract, strategies=tuple(config.reward.extract)),
+        sample=functools.partial(shared.draw, votes=config.rollout.votes, sampling=_sampling(config.rollout)),
+        extract=inputs.tasks[0].extract,
         learning_rate=functools.partial(
             optim.learning_rate, peak=train.learning_rate, total_steps=inputs.total_steps, warmup=train.warmup
         ),
@@ -248,7 +278,20 @@ def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -
     )
 
 
-def _sampler(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -> Sampler:
+def _eval_parts(config: ConfigDict, inputs: EvalInputs, sampler: Sampler) -> EvalParts:
+    copy = _sampling_copy(inputs.model, jnp.dtype(config.model.dtype), inputs.mesh)
+    draw = functools.partial(_sample, sampler, copy)
+    return EvalParts(
+        params_layout=params_layout(inputs.model, inputs.mesh),
+        encode=functools.partial(_encode, inputs.encoder),
+        draw=draw,
+        sample_for_eval=functools.partial(draw, votes=config.eval.samples, sampling=_sampling(config.eval)),
+        sample_greedy=functools.partial(draw, votes=1, sampling=Sampling(temperature=0.0)),
+        texts=functools.partial(_texts, inputs.tokenizer),
+    )
+
+
+def _sampler(config: ConfigDict, inputs: EvalInputs, announce: Callable[[str], None]) -> Sampler:
     return Sampler(
         inputs.model,
         dtype=jnp.dtype(config.model.dtype),
@@ -308,24 +351,6 @@ def parameter_count(model: ModelConfig) -> int:
 
 def _sampling(section: ConfigDict) -> Sampling:
     return Sampling(temperature=section.temperature, top_k=section.top_k, top_p=section.top_p)
-
-
-def _layout(model: ModelConfig, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
-    shapes = decoder.shapes(model)
-    placed = shardings(decoder.logical_axes(model), shapes, mesh)
-
-    def like(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
-    opt_state = optax.tree.map_params(
-        optimizer,
-        like,
-        jax.eval_shape(optimizer.init, shapes),
-        placed,
-        transform_non_params=lambda shape: like(shape, replicated(mesh)),
-    )
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    return TrainState(step, jax.tree.map(like, shapes, placed), opt_state)
 
 
 def _sampling_copy(model: ModelConfig, dtype: jnp.dtype, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:

@@ -111,6 +111,20 @@ class Checkpoints:
         state = self._manager.restore(step, args=items)["state"]
         return jax.tree.unflatten(structure, [state[path] for path in wanted])
 
+    def restore_part(self, step: int, name: str, abstract: PyTree) -> PyTree:
+        """Read one field of the saved state, such as "params", and nothing else of it; otherwise as `restore`."""
+        wanted, structure = _flatten({name: abstract})
+        where = self._require(step, "state")
+        saved = dict(self._manager.item_metadata(step)["state"].items())
+        _require_same(wanted, {path: leaf for path, leaf in saved.items() if path.startswith(f"{name}.")}, where=where)
+        # The manager's own handler reads a state whole or not at all.
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            args = ocp.args.PyTreeRestore(
+                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+            )
+            state = reader.restore(where / "state", args=args)
+        return jax.tree.unflatten(structure, [state[path] for path in wanted])[name]
+
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON object saved beside the state of `step`; InputError if there is no such checkpoint."""
         self._require(step, "meta")
