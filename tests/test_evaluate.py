@@ -216,6 +216,18 @@ def test_a_run_whose_model_has_changed(refused, folder: Path, run: Path):
     refused([*arguments(folder), "--checkpoint=changed"], "another model", "--checkpoint")
 
 
+def test_a_run_whose_model_has_moved(refused, folder: Path, run: Path):
+    moved = folder / "moved"
+    shutil.copytree(run, moved, dirs_exist_ok=True)
+    made = read(run / "config.json")
+    made["config"]["model"]["path"] = "./gone"
+    (moved / "config.json").write_text(json.dumps(made))
+    given = [*arguments(folder), "--checkpoint=moved"]
+    refused(given, "gone", "set model.path")
+    # Found where the command line says, and being the same it passes: the next check is the one that fails.
+    refused([*given, f"--config.model.path={MODEL}", "--out=questions.json"], "questions.json is a file")
+
+
 def test_results_of_other_settings_are_not_overwritten(refused, folder: Path, run: Path):
     given = [*arguments(folder)[:3], f"--checkpoint={MODEL}", "--out=kept"]
     call("evaluate", folder, *given)

@@ -73,6 +73,11 @@ def config() -> FrozenConfigDict:
     return FrozenConfigDict(given)
 
 
+def overrides(key: str) -> bool:
+    """Whether the command line sets this key of the config, such as "model.path"."""
+    return f"config.{key}" in flags.FLAGS
+
+
 def config_name() -> str:
     """The config file's name without its ending: the default name of a run."""
     return Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem

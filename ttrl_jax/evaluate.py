@@ -3,7 +3,8 @@
     python -m ttrl_jax.evaluate --config configs/quickstart.py [--checkpoint runs/quickstart] [--out DIR]
 
 --checkpoint is a run folder (its latest checkpoint is taken), one of its checkpoints (RUN/checkpoints/STEP), or a model
-folder; without it, the config's model.path is evaluated. The questions are the config's own and those of eval.tasks.
+folder; without it, the config's model.path is evaluated. A run's model is looked for where its config says, unless
+--config.model.path says where it lies now. The questions are the config's own and those of eval.tasks.
 With the run's config, seed and devices, the numbers of its last checkpoint are those that the run itself wrote down.
 """
 
@@ -113,12 +114,13 @@ def find_origin(checkpoint: str, model_path: str) -> Origin:
         return Origin(str(path), None, None)
     run, step = run_and_step
     made, _ = folder.made_with(run, flag="--checkpoint")
+    moved = cli.overrides("model.path")  # the run's model lies elsewhere now; that it is the same is checked later
     with Checkpoints(run / folder.CHECKPOINTS, keep=None) as checkpoints:
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise InputError(f"{run} has no checkpoint yet; wait for its first episode to end")
         checkpoints.meta(step)  # raises if there is none
-    return Origin(made["model"]["path"], run.resolve(), step)
+    return Origin(model_path if moved else made["model"]["path"], run.resolve(), step)
 
 
 def checkpoint_of(origin: Origin) -> dict[str, Any] | None:
