@@ -73,7 +73,11 @@ def get_config() -> ConfigDict:
     c.eval.temperature = 0.6
     c.eval.top_k = 0
     c.eval.top_p = 0.95
-    c.eval.held_out_path = ""  # questions that are never trained on, same columns as data; empty: none
+    c.eval.k = ()  # more j of pass@j, maj@j and best_of@j, besides 2, 4, 8 ... and eval.samples
+    c.eval.greedy = False  # also one response to each question at temperature 0
+    # More questions to evaluate on, never trained on. NAME=PATH: the file PATH, with the settings data.* and
+    # reward.extract of configs/NAME.py if there is one, else with those above. NAME: as configs/NAME.py has it.
+    c.eval.tasks = ()
 
     c.checkpoint = ConfigDict()
     c.checkpoint.keep = 2  # the last so many episodes

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c.model.path = str(Path(__file__).parent / "quickstart_model")
     c.model.dtype = "float32"  # a small model on a CPU gains nothing from bfloat16
     c.data.path = "builtin:sums.train"
-    c.eval.held_out_path = "builtin:sums.held_out"
+    c.eval.tasks = ("held_out=builtin:sums.held_out",)
     c.episodes = 36
     c.prompt.max_tokens = 32
     c.rollout.max_tokens = 13  # what the longest sum takes; a number that does not end has no vote

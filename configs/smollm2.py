@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c = default.get_config()
     c.model.path = _weights()
     c.data.path = "builtin:digits.train"
-    c.eval.held_out_path = "builtin:digits.held_out"
+    c.eval.tasks = ("held_out=builtin:digits.held_out",)
     c.episodes = 12
     # A line to go on from: "11 + 4 = 15\n7 * 8 =". Its sum is not among the questions.
     c.prompt.chat_template = False

@@ -1,16 +1,35 @@
 """What every test runs under: 8 CPU devices."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import pytest
+from absl import flags
 
 # Both must be set before the first use of a device. Tests run on the CPU, so that they see the same devices
 # on every machine; JAX_PLATFORMS in the environment overrides that.
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture
+def fresh_flags() -> Iterator[Callable[[], None]]:
+    """Flags are global: forget afterwards what was parsed, and whenever this is called."""
+
+    def forget() -> None:
+        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS["config"].value = None
+        flags.FLAGS["config"].present = 0
+        for name in {"workdir", "checkpoint", "out"} & set(flags.FLAGS):
+            flags.FLAGS[name].value = ""
+
+    yield forget
+    forget()
 
 
 @pytest.fixture

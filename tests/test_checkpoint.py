@@ -116,6 +116,22 @@ def test_keeps_the_newest_and_leaves_a_saved_step_alone(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "4"]
 
 
+def test_a_part_comes_back_alone_and_bitwise_on_another_mesh(tmp_path):
+    state = state_on(mesh_of((1, 1)))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, {})
+    mesh = mesh_of((2, 4))
+    abstract = abstract_on(mesh, state_on(mesh))["params"]
+    with Checkpoints(tmp_path, keep=None) as checkpoints:
+        found = checkpoints.restore_part(1, "params", abstract)
+        assert_bitwise(found, state["params"])
+        assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, abstract)
+        with pytest.raises(InputError, match="no checkpoint"):
+            checkpoints.restore_part(2, "params", abstract)
+        with pytest.raises(InputError, match="of another model"):
+            checkpoints.restore_part(1, "params", jax.tree.leaves(abstract))
+
+
 def test_another_model_is_one_sentence(tmp_path):
     mesh = mesh_of((1, 1))
     state = state_on(mesh)

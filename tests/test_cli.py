@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 from configs import aime, default, quickstart
 from ttrl_jax import build, cli, train
@@ -21,16 +20,7 @@ MODEL = ROOT / "configs" / "quickstart_model"
 SMALL = ["--config.train.micro_rows=8", "--config.mesh.fsdp=8"]
 
 
-@pytest.fixture(autouse=True)
-def fresh_flags():
-    """Flags are global: forget what the last call parsed."""
-    yield
-    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
-    flags.FLAGS["config"].value = None
-    flags.FLAGS["config"].present = 0
-    flags.FLAGS["workdir"].value = ""
+pytestmark = pytest.mark.usefixtures("fresh_flags")
 
 
 @pytest.fixture
@@ -137,6 +127,9 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--config.mesh.tensor=3", ("mesh",)),
         ("--config.data.path=/nowhere.json", ("/nowhere.json",)),
         ("--config.data.path=builtin:nothing", ("nothing", "sums.train")),
+        ("--config.eval.k=(4,17)", ("eval.k", "eval.samples=16", "17")),
+        ("--config.eval.tasks=nothing", ("'nothing'", "configs/nothing.py")),
+        ("--config.eval.tasks=other=/nowhere.json", ("/nowhere.json",)),
     ],
 )
 def test_bad_values(call, argument: str, words: tuple[str, ...]):
@@ -220,6 +213,16 @@ def test_a_disk_that_fills_up_is_a_sentence(capfd: pytest.CaptureFixture, monkey
 
     assert cli.run(main, doc="") == 2
     assert capfd.readouterr().err.startswith("error: the disk is full")
+
+
+def test_ctrl_c_where_nothing_is_saved_is_a_word(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["train"])
+
+    def main() -> int:
+        raise KeyboardInterrupt
+
+    assert cli.run(main, doc="") == 130
+    assert capfd.readouterr().err == "interrupted\n"
 
 
 def test_errors_that_no_user_made_propagate(monkeypatch: pytest.MonkeyPatch):

@@ -6,7 +6,7 @@ from math import comb
 
 import pytest
 
-from ttrl_jax.reward.estimates import maj_at_k, pass_at_k
+from ttrl_jax.reward.estimates import best_of_n, maj_at_k, pass_at_k
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.vote import vote
 
@@ -157,3 +157,55 @@ def test_of_many_samples_somebody_wins_unless_nobody_voted(k: int) -> None:
 def test_maj_at_k_refuses_the_impossible(counts: tuple[int, ...], correct: int | None, unparsed: int, k: int) -> None:
     with pytest.raises(ValueError):
         maj_at_k(counts, correct, unparsed, k)
+
+
+@pytest.mark.parametrize(
+    ("scores", "correct"),
+    [
+        ((0.0,), (True,)),
+        ((-1.0, -2.0), (False, True)),
+        ((-2.0, -1.0, -3.0, -1.5), (True, False, True, True)),
+        ((-1.0, -1.0, -1.0), (False, True, True)),  # all tie: the earliest of the drawn
+        ((-3.0, -1.0, -3.0, -1.0, -2.0, -0.5), (True, False, False, True, True, False)),
+        ((-1.0, -2.0, -3.0, -4.0, -5.0), (False,) * 5),
+    ],
+)
+def test_best_of_n_is_the_share_of_subsets_whose_best_is_correct(scores, correct) -> None:
+    for n in range(1, len(scores) + 1):
+        right = 0
+        for drawn in combinations(range(len(scores)), n):
+            highest = max(scores[i] for i in drawn)
+            right += correct[min(i for i in drawn if scores[i] == highest)]
+        assert best_of_n(scores, correct, n) == pytest.approx(right / comb(len(scores), n), abs=1e-15), n
+
+
+def test_best_of_n_by_hand() -> None:
+    # The best of four is wrong, the second right. Of the 6 pairs the second is the best of 2, the third of 1.
+    scores, correct = (-1.0, -0.5, -2.0, -3.0), (True, False, True, False)
+    assert best_of_n(scores, correct, 1) == 2 / 4
+    assert best_of_n(scores, correct, 2) == (2 + 1) / 6
+    assert best_of_n(scores, correct, 3) == 1 / 4
+    assert best_of_n(scores, correct, 4) == 0
+
+
+def test_of_64_samples_all_estimates_agree_where_they_must() -> None:
+    """One draw is the mean accuracy; 64 of 64 are all of them; and a choice is never better than any-of-k."""
+    scores, correct = [-((7 * i) % 64) / 8 for i in range(64)], [i % 5 == 0 for i in range(64)]
+    right = sum(correct)
+    assert best_of_n(scores, correct, 1) == pass_at_k(64, right, 1) == right / 64
+    assert best_of_n(scores, correct, 64) == correct[0] == 1
+    chances = [best_of_n(scores, correct, k) for k in range(1, 65)]
+    assert all(b <= pass_at_k(64, right, k) for k, b in enumerate(chances, start=1))
+    wrong = [best_of_n(scores, [not c for c in correct], k) for k in range(1, 65)]
+    assert [b + w for b, w in zip(chances, wrong, strict=True)] == pytest.approx([1.0] * 64)
+
+
+@pytest.mark.parametrize(("scores", "correct", "n"), [((), (), 1), ((1.0,), (True,), 0), ((1.0,), (True,), 2)])
+def test_best_of_n_refuses_the_impossible(scores, correct, n: int) -> None:
+    with pytest.raises(ValueError, match=f"got n={n}"):
+        best_of_n(scores, correct, n)
+
+
+def test_best_of_n_refuses_lists_that_do_not_match() -> None:
+    with pytest.raises(ValueError):
+        best_of_n((1.0, 2.0), (True,), 1)

@@ -12,10 +12,10 @@ FILES = sorted(ROOT.rglob("*.py"))
 LEVELS = [
     {"card", "errors", "records"},
     {"model", "data", "reward", "run"},
-    {"rollout", "learn"},
+    {"rollout", "learn", "tasks", "source", "check"},
     {"build", "cli"},
-    {"evaluate", "export"},
-    {"train"},
+    {"measure", "export"},
+    {"train", "evaluate"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

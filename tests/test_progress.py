@@ -85,6 +85,16 @@ def test_without_a_terminal_a_long_phase_is_reported_every_ten_seconds(capsys, m
     ]
 
 
+def test_tokens_are_shown_with_their_speed(capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    with Progress(1, start=0, title="run") as progress:
+        show = progress.tokens("evaluating data")
+        now[0] = 120.0
+        show(5000)
+    assert capsys.readouterr().out == "  evaluating data: 5000 tokens, 250 tokens/s\n"
+
+
 @pytest.mark.parametrize("seconds, clock", [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (90061, "25:01:01")])
 def test_durations_read_like_a_clock(seconds, clock):
     assert progress_module._clock(seconds) == clock

@@ -1,64 +1,58 @@
-"""From the config to the parts of a run. The one place, beside the commands, that reads the config."""
+"""From the config to the parts of a run. Beside tasks.py and the commands, the one place that reads the config."""
 
+import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ttrl_jax.data import gguf_tokenizer
+from ttrl_jax.check import check
 from ttrl_jax.data import prompts as text
-from ttrl_jax.data.problems import Problem, Problems, load, truths
+from ttrl_jax.data.problems import Problem, Problems, truths
 from ttrl_jax.errors import InputError
 from ttrl_jax.learn import optimizer as optim
+from ttrl_jax.learn.layout import params_layout, state_layout
 from ttrl_jax.learn.update import LossSettings, ScoreSettings, Update
-from ttrl_jax.model import decoder, gguf, weights
+from ttrl_jax.model import decoder, weights
 from ttrl_jax.model.config import ModelConfig, read_config
-from ttrl_jax.model.shapes import named
 from ttrl_jax.model.sharding import make_mesh, replicated, shardings
 from ttrl_jax.records import Prompts, Rollouts, TrainState
-from ttrl_jax.reward.extract import Answer, extract
+from ttrl_jax.reward.extract import Answer
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
-
-_HUB_FILES = [
-    "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-]
+from ttrl_jax.source import model_source, parameter_count, tokenizer_of
+from ttrl_jax.tasks import Task, read_tasks
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a run reads, all of it checked before anything is written."""
+class EvalInputs:
+    """What an evaluation reads, all of it checked before anything is written."""
 
     source: Path  # of the model: a Hugging Face folder or a GGUF file
     model: ModelConfig
     tokenizer: Any
     stop_ids: tuple[int, ...]
     encoder: text.PromptEncoder
-    problems: Problems
-    held_out: list[Problem]
+    tasks: tuple[Task, ...]  # the first is the config's own data
     mesh: jax.sharding.Mesh
+
+
+@dataclass(frozen=True)
+class Inputs(EvalInputs):
+    """What a run of training reads, likewise."""
+
+    problems: Problems
     total_steps: int
 
 
-def read_inputs(config: ConfigDict) -> Inputs:
+def read_eval_inputs(config: ConfigDict) -> EvalInputs:
     """Read and check config, model and data. Raises InputError for the first thing that cannot be used."""
     check(config)
     source = model_source(config.model.path)
@@ -80,20 +74,34 @@ def read_inputs(config: ConfigDict) -> Inputs:
         suffix=config.prompt.suffix,
         max_tokens=config.prompt.max_tokens,
     )
-    items = _problems(config, config.data.path)
+    tasks = read_tasks(config)
+    for task in tasks:
+        try:
+            encoder.check(task.items)
+        except InputError as error:
+            raise InputError(f"{task.path}: {error}") from error
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    weights.check(source, model)
+    return EvalInputs(source, model, tokenizer, stop_ids, encoder, tasks, mesh)
+
+
+def read_inputs(config: ConfigDict) -> Inputs:
+    """The same for training, which asks more of the config and the data."""
+    shared = read_eval_inputs(config)
+    items = shared.tasks[0].items
     problems = Problems(items, batch=config.rollout.prompts, seed=config.seed)
-    held_out = _problems(config, config.eval.held_out_path) if config.eval.held_out_path else []
-    encoder.check([*items, *held_out])
     if config.reward.label == "truth" and truths(items) is None:
         raise InputError(
             f'reward.label="truth" needs a truth for each question; {config.data.path} has no column '
             f"{config.data.truth_column!r}"
         )
-    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
-    _micro_rows(config, mesh)
-    weights.check(source, model)
-    total_steps = config.episodes * problems.steps_per_episode
-    return Inputs(source, model, tokenizer, stop_ids, encoder, problems, held_out, mesh, total_steps)
+    _micro_rows(config, shared.mesh)
+    return Inputs(**vars(shared), problems=problems, total_steps=config.episodes * problems.steps_per_episode)
+
+
+def identity(inputs: EvalInputs) -> dict[str, Any]:
+    """What tells this model from any other: its shape, and the fingerprint of its files."""
+    return {**dataclasses.asdict(inputs.model), "fingerprint": weights.fingerprint(inputs.source)}
 
 
 def _micro_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
@@ -108,170 +116,56 @@ def _micro_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
     return config.train.micro_rows * devices
 
 
-def _problems(config: ConfigDict, path: str) -> list[Problem]:
-    return load(
-        path,
-        split=config.data.split,
-        question_column=config.data.question_column,
-        truth_column=config.data.truth_column,
-        limit=config.data.limit or None,
-    )
+@dataclass(frozen=True)
+class EvalParts:
+    """What an evaluation calls."""
 
-
-def model_source(path: str) -> Path:
-    """A local Hugging Face folder or GGUF file: `path` itself, or the hub's files of that name, downloaded (with
-    progress) or cached. Raises InputError if there is none."""
-    local = Path(path).expanduser()
-    if local.is_dir() or (local.is_file() and local.suffix == ".gguf"):
-        return local
-    if local.is_file():
-        raise InputError(
-            f"model.path is the file {local.absolute()}; expected a model folder, a .gguf file or a hub name"
-        )
-    if path.startswith((".", "/", "~")) or path.count("/") != 1 or local.suffix == ".gguf":
-        raise InputError(
-            f"There is no model {local.absolute()}; set model.path to a folder, a .gguf file or a hub name"
-        )
-    print(f"taking {path} from the hub, or from its copy here{_size(path)} ...", file=sys.stderr, flush=True)
-    try:
-        return Path(huggingface_hub.snapshot_download(path, allow_patterns=_HUB_FILES))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{path} is no model folder here and could not be fetched from the hub ({reason}); check the name and the "
-            "network, or set model.path to a folder or a .gguf file"
-        ) from error
-
-
-def tokenizer_of(source: Path) -> tuple[Any, tuple[int, ...]]:
-    """A model source's tokenizer, and the ids that end a response."""
-    if source.is_file():
-        metadata = gguf.read(source).metadata
-        return gguf_tokenizer.make(metadata, path=str(source)), gguf_tokenizer.stop_ids(metadata, path=str(source))
-    tokenizer = text.load_tokenizer(str(source))
-    return tokenizer, text.stop_ids(tokenizer, str(source))
-
-
-def _size(name: str) -> str:
-    """How large a well-known model is, to be told before it is fetched; nothing for others."""
-    model = named(name)
-    if model is None:
-        return ""
-    count = parameter_count(model) / 1e9
-    return f": {count:.1f} billion parameters, {2 * count:.1f} GB in bfloat16"
-
-
-def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
-    """What must be at least 1, or at least 0."""
-    rollout, train = config.rollout, config.train
-    at_least_one = {
-        "episodes": config.episodes,
-        "prompt.max_tokens": config.prompt.max_tokens,
-        "rollout.prompts": rollout.prompts,
-        "rollout.votes": rollout.votes,
-        "rollout.max_tokens": rollout.max_tokens,
-        "rollout.rows": rollout.rows,
-        "train.samples": train.samples,
-        "train.minibatch_prompts": train.minibatch_prompts,
-        "train.micro_rows": train.micro_rows,
-        "train.chunk_tokens": train.chunk_tokens,
-        "eval.samples": config.eval.samples,
-        "checkpoint.keep": config.checkpoint.keep,
-    }
-    not_negative = {
-        "data.limit": config.data.limit,
-        "train.learning_rate": train.learning_rate,
-        "train.kl_coef": train.kl_coef,
-        "train.weight_decay": train.weight_decay,
-        "train.grad_clip": train.grad_clip,
-        "eval.every": config.eval.every,
-        "log.generations_every": config.log.generations_every,
-    }
-    rules = [(value >= 1, f"{name} must be at least 1, got {value}") for name, value in at_least_one.items()]
-    rules += [(value >= 0, f"{name} must not be negative, got {value}") for name, value in not_negative.items()]
-    return rules
-
-
-def check(config: ConfigDict) -> None:
-    """Raise InputError for the first value that is out of range or does not fit the others."""
-    rollout, train, sampling = config.rollout, config.train, (config.rollout, config.eval)
-    rules = [
-        (config.algorithm == "grpo", f'algorithm must be "grpo", got {config.algorithm!r}'),
-        (config.model.path, "model.path is empty; give a model folder, a .gguf file or a hub name"),
-        (config.data.path, "data.path is empty; give a data file, builtin:NAME or a hub name"),
-        (
-            config.model.dtype in ("bfloat16", "float32"),
-            f"model.dtype must be bfloat16 or float32, got {config.model.dtype!r}",
-        ),
-        (
-            config.reward.label in ("majority", "truth", "random"),
-            f"reward.label must be majority, truth or random, got {config.reward.label!r}",
-        ),
-        (
-            train.samples <= rollout.votes,
-            f"train.samples={train.samples} is more than the rollout.votes={rollout.votes} that are sampled",
-        ),
-        (all(isinstance(t, str) for t in rollout.stop), f"rollout.stop must be a tuple of texts, got {rollout.stop}"),
-        (rollout.temperature > 0, f"rollout.temperature must be above 0 to learn from, got {rollout.temperature}"),
-        (all(s.temperature >= 0 for s in sampling), "a temperature must not be negative"),
-        (all(s.top_k >= 0 for s in sampling), "top_k must not be negative; 0 switches it off"),
-        (all(0 < s.top_p <= 1 for s in sampling), "top_p must be above 0 and at most 1, which switches it off"),
-        (0 <= train.warmup <= 1, f"train.warmup is a share of the steps, 0 to 1, got {train.warmup}"),
-        (0 < train.clip_low <= 1 and train.clip_high > 0, "train.clip_low must be in (0, 1], train.clip_high above 0"),
-        (train.dual_clip > 1, f"train.dual_clip must be above 1, got {train.dual_clip}"),
-        (0 <= config.seed < 2**31, f"seed must be in 0 .. 2^31 - 1, got {config.seed}"),
-    ]
-    rules += _number_rules(config)
-    rules.append(
-        (
-            rollout.prompts % max(1, train.minibatch_prompts) == 0,
-            f"rollout.prompts={rollout.prompts} questions cannot be cut into minibatches of "
-            f"train.minibatch_prompts={train.minibatch_prompts}",
-        )
-    )
-    for holds, sentence in rules:
-        if not holds:
-            raise InputError(sentence)
-    extract("", strategies=tuple(config.reward.extract))
+    params_layout: decoder.Params  # ShapeDtypeStructs with shardings, for restoring
+    encode: Callable[[Sequence[Problem]], Prompts]
+    draw: Callable[..., Rollouts]  # (params, prompts, key, *, votes, sampling, progress)
+    sample_for_eval: Callable[..., Rollouts]  # (params, prompts, key, *, progress)
+    sample_greedy: Callable[..., Rollouts]  # likewise, one response to each prompt
+    texts: Callable[[Rollouts], list[list[str]]]
 
 
 @dataclass(frozen=True)
-class Parts:
+class Parts(EvalParts):
     """What the loop calls."""
 
     state: TrainState  # at the start, before any step
-    state_layout: TrainState  # ShapeDtypeStructs with shardings, for restoring
-    encode: Callable[[Sequence[Problem]], Prompts]
+    state_layout: TrainState  # as params_layout
     sample: Callable[..., Rollouts]  # (params, prompts, key, *, progress)
-    sample_for_eval: Callable[..., Rollouts]
-    texts: Callable[[Rollouts], list[list[str]]]
     extract: Callable[[str], Answer | None]
     learning_rate: Callable[[int], float]
     update: Update
     compile_seconds: Callable[[], float]  # of all programs so far
 
 
+def build_eval(config: ConfigDict, inputs: EvalInputs, announce: Callable[[str], None]) -> EvalParts:
+    """Make the functions that an evaluation calls. Sets JAX's mesh for the process."""
+    jax.set_mesh(inputs.mesh)
+    return _eval_parts(config, inputs, _sampler(config, inputs, announce))
+
+
 def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -> Parts:
     """Put the model on the mesh and make the functions that the loop calls. Sets JAX's mesh for the process."""
     model, mesh, train = inputs.model, inputs.mesh, config.train
     jax.set_mesh(mesh)
+    sampler = _sampler(config, inputs, announce)
+    shared = _eval_parts(config, inputs, sampler)
     optimizer = optim.make_optimizer(
         b1=train.b1, b2=train.b2, weight_decay=train.weight_decay, grad_clip=train.grad_clip
     )
-    layout = _layout(model, optimizer, mesh)
+    layout = state_layout(shared.params_layout, optimizer, mesh)
     params = weights.load(inputs.source, model, mesh)
-    sampler = _sampler(config, inputs, announce)
     update = _update(config, inputs, optimizer, params, layout, announce)
-    sample = functools.partial(_sample, sampler, _sampling_copy(model, jnp.dtype(config.model.dtype), mesh))
     start = jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout.optimizer))
     return Parts(
+        **vars(shared),
         state=TrainState(jax.device_put(jnp.int32(0), replicated(mesh)), params, start(params)),
         state_layout=layout,
-        encode=functools.partial(_encode, inputs.encoder),
-        sample=functools.partial(sample, votes=config.rollout.votes, sampling=_sampling(config.rollout)),
-        sample_for_eval=functools.partial(sample, votes=config.eval.samples, sampling=_sampling(config.eval)),
-        texts=functools.partial(_texts, inputs.tokenizer),
-        extract=functools.partial(extract, strategies=tuple(config.reward.extract)),
+        sample=functools.partial(shared.draw, votes=config.rollout.votes, sampling=_sampling(config.rollout)),
+        extract=inputs.tasks[0].extract,
         learning_rate=functools.partial(
             optim.learning_rate, peak=train.learning_rate, total_steps=inputs.total_steps, warmup=train.warmup
         ),
@@ -280,7 +174,20 @@ def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -
     )
 
 
-def _sampler(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -> Sampler:
+def _eval_parts(config: ConfigDict, inputs: EvalInputs, sampler: Sampler) -> EvalParts:
+    copy = _sampling_copy(inputs.model, jnp.dtype(config.model.dtype), inputs.mesh)
+    draw = functools.partial(_sample, sampler, copy)
+    return EvalParts(
+        params_layout=params_layout(inputs.model, inputs.mesh),
+        encode=functools.partial(_encode, inputs.encoder),
+        draw=draw,
+        sample_for_eval=functools.partial(draw, votes=config.eval.samples, sampling=_sampling(config.eval)),
+        sample_greedy=functools.partial(draw, votes=1, sampling=Sampling(temperature=0.0)),
+        texts=functools.partial(_texts, inputs.tokenizer),
+    )
+
+
+def _sampler(config: ConfigDict, inputs: EvalInputs, announce: Callable[[str], None]) -> Sampler:
     return Sampler(
         inputs.model,
         dtype=jnp.dtype(config.model.dtype),
@@ -333,31 +240,8 @@ def state_bytes(model: ModelConfig) -> int:
     return 3 * 4 * parameter_count(model)
 
 
-def parameter_count(model: ModelConfig) -> int:
-    """Parameters of the model, a tied table counted once."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(decoder.shapes(model)))
-
-
 def _sampling(section: ConfigDict) -> Sampling:
     return Sampling(temperature=section.temperature, top_k=section.top_k, top_p=section.top_p)
-
-
-def _layout(model: ModelConfig, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
-    shapes = decoder.shapes(model)
-    placed = shardings(decoder.logical_axes(model), shapes, mesh)
-
-    def like(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
-    opt_state = optax.tree.map_params(
-        optimizer,
-        like,
-        jax.eval_shape(optimizer.init, shapes),
-        placed,
-        transform_non_params=lambda shape: like(shape, replicated(mesh)),
-    )
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    return TrainState(step, jax.tree.map(like, shapes, placed), opt_state)
 
 
 def _sampling_copy(model: ModelConfig, dtype: jnp.dtype, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:

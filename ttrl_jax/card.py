@@ -91,7 +91,7 @@ def _table(evaluations: Sequence[Mapping[str, Any]]) -> str:
         f"| questions | | after {first['step']} steps | after {last['step']} steps |",
         "|---|---|---|---|",
     ]
-    for key, title in (("data", "trained on"), ("held_out", "held out")):
-        if key in first and key in last:
-            lines += [f"| {title} | {name} | {x:.3f} | {last[key][name]:.3f} |" for name, x in first[key].items()]
+    for key in [key for key in first if key in last and key != "step"]:
+        title = "trained on" if key == "data" else key.replace("_", " ")
+        lines += [f"| {title} | {name} | {x:.3f} | {last[key][name]:.3f} |" for name, x in first[key].items()]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import signal
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -19,7 +20,9 @@ USAGE_ERROR = 2
 
 
 def define_config_flag() -> None:
-    """Define --config FILE.py[:ARG] and its overrides --config.a.b=value. A command calls this once, on import."""
+    """Define --config FILE.py[:ARG] and its overrides --config.a.b=value. Each command calls this on import."""
+    if "config" in flags.FLAGS:  # by another command, imported into the same process
+        return
     config_flags.DEFINE_config_file(
         "config",
         None,
@@ -33,7 +36,8 @@ def run(main: Callable[..., int], *, doc: str, takes: str | None = None) -> int:
     takes: what the one argument is called that is no flag, if the command takes one; `main` is called with it.
 
     That is main's own; 2, with one line on stderr, for an InputError, a flag error or a full disk; 1 for numbers that
-    are no longer finite. `--help` prints `doc` and the flags of the command.
+    are no longer finite; 130 for Ctrl-C where main does not see to it. `--help` prints `doc` and the
+    flags of the command.
     """
     try:
         if {"--help", "-h"} & set(sys.argv):
@@ -46,6 +50,9 @@ def run(main: Callable[..., int], *, doc: str, takes: str | None = None) -> int:
     except FloatingPointError as error:
         print(f"error: {error}; lower train.learning_rate, or look for what is wrong with the model", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -65,6 +72,11 @@ def config() -> FrozenConfigDict:
         )
     _require_keys(given, default, "")
     return FrozenConfigDict(given)
+
+
+def overrides(key: str) -> bool:
+    """Whether the command line sets this key of the config, such as "model.path"."""
+    return f"config.{key}" in flags.FLAGS
 
 
 def config_name() -> str:
@@ -141,7 +153,7 @@ def _require_keys(given: ConfigDict, default: ConfigDict, prefix: str) -> None:
 def _flag_help() -> str:
     return "\n".join(
         f"  --{flag.name}: {flag.help}"
-        for name in ("config", "workdir", "out", "step", "dtype")
+        for name in ("config", "workdir", "checkpoint", "out", "step", "dtype")
         if name in flags.FLAGS
         for flag in [flags.FLAGS[name]]
     )

@@ -1,104 +1,162 @@
-"""Measure a model on problems with known answers: sample k responses to each and count."""
+"""Evaluate a model, or what a run made of it: many responses to each question, and how many are right.
 
-from collections.abc import Sequence
+    python -m ttrl_jax.evaluate --config configs/quickstart.py [--checkpoint runs/quickstart] [--out DIR]
+
+--checkpoint is a run folder (its latest checkpoint is taken), one of its checkpoints (RUN/checkpoints/STEP), or a model
+folder; without it, the config's model.path is evaluated. A run's model is looked for where its config says, unless
+--config.model.path says where it lies now. The questions are the config's own and those of eval.tasks.
+With the run's config, seed and devices, the numbers of its last checkpoint are those that the run itself wrote down.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from ttrl_jax.data.problems import Problem
-from ttrl_jax.records import Rollouts
-from ttrl_jax.reward.audit import truth_classes
-from ttrl_jax.reward.estimates import maj_at_k, pass_at_k
-from ttrl_jax.reward.extract import Answer
-from ttrl_jax.reward.vote import Ballot, vote
+from ttrl_jax import build as builder
+from ttrl_jax import cli
+from ttrl_jax.errors import InputError
+from ttrl_jax.measure import headline, introduce, measure, table, task_keys
+from ttrl_jax.model import weights
+from ttrl_jax.model.decoder import Params
+from ttrl_jax.run import folder
+from ttrl_jax.run.checkpoint import Checkpoints
+from ttrl_jax.run.metrics import write_json, write_jsonl
+from ttrl_jax.run.progress import Progress
+
+cli.define_config_flag()
+flags.DEFINE_string("checkpoint", "", "Run folder, RUN/checkpoints/STEP, or model folder; default: model.path.")
+flags.DEFINE_string(
+    "out", "", "Folder of the results; default: RUN/eval/<config>-step<n>-seed<n>, or evals/<config>-<model>-seed<n>."
+)
+
+RESULTS, GENERATIONS = "results.json", "generations.jsonl"
 
 
-def evaluate(
-    answers: Sequence[Sequence[Answer | None]], truncated: np.ndarray, lengths: np.ndarray, truths: Sequence[str] | None
-) -> dict[str, float]:
-    """Summarise k samples of each problem.
+@dataclass(frozen=True)
+class Origin:
+    """Where the parameters come from: a checkpoint of a run, or a model as it is."""
 
-    answers [P][k]; truncated bool [P, k]; lengths int [P, k] in tokens; truths [P], or None where there are none.
-    Always: majority_ratio, truncation_rate, no_answer_rate, response_length. With truths, each a mean over problems:
-    avg@k (share of correct samples, the paper's pass@1), std@k (spread of a problem's samples), worst@k (all k
-    correct), and for j = 2, 4, 8 ... and k: pass@j (unbiased, arXiv 2107.03374) and maj@j (exact, ties split evenly).
-    """
-    ballots = [vote(group) for group in answers]
-    k = truncated.shape[1]
-    result = {
-        "majority_ratio": float(np.mean([max(ballot.counts, default=0) / k for ballot in ballots])),
-        "truncation_rate": float(truncated.mean()),
-        "no_answer_rate": float(np.mean([answer is None for group in answers for answer in group])),
-        "response_length": float(lengths.mean()),
+    model: str  # folder or hub name: config, tokenizer, and the weights if there is no run
+    run: Path | None
+    step: int | None  # of the checkpoint; None without a run
+
+
+def main() -> int:
+    began = time.monotonic()
+
+    # ------------------------------------------------------------- inputs: all checked before anything is written
+    config = cli.config()
+    origin = find_origin(flags.FLAGS.checkpoint, config.model.path)
+    config = with_model(config, origin.model)
+    inputs = builder.read_eval_inputs(config)
+    model = builder.identity(inputs)
+    if origin.run is not None:
+        folder.require_same_model(origin.run, model, flag="--checkpoint")
+    out = Path(flags.FLAGS.out) if flags.FLAGS.out else default_out(origin, config)
+    settings = config.as_configdict().to_dict() | {"checkpoint": checkpoint_of(origin)}
+    folder.require_same(out, settings, model, flag="--out")
+
+    # ------------------------------------------------------------- model, then one task after the other
+    found, rows = {}, []
+    with Progress(len(inputs.tasks), start=0, title="evaluated") as progress:
+        parts = builder.build_eval(config, inputs, progress.line)
+        params = read_params(origin, inputs, parts)
+        introduce(inputs, model=config.model.path, dtype=config.model.dtype, say=progress.line)
+        progress.line(f"weights   {origin.model if origin.run is None else f'{origin.run}, after step {origin.step}'}")
+        progress.line(f"samples   {sampled(config)}")
+        keys = task_keys(config.seed, len(inputs.tasks))
+        for i, (task, key) in enumerate(zip(inputs.tasks, keys, strict=True)):
+            result = measure(
+                task,
+                parts,
+                params,
+                key,
+                extra_k=config.eval.k,
+                greedy=config.eval.greedy,
+                progress=progress.tokens(f"evaluating {task.name}"),
+            )
+            found[task.name] = result.numbers
+            rows += [{"task": task.name} | row for row in result.rows]
+            progress.step(i + 1, f"{task.name}: {headline(result.numbers, samples=config.eval.samples)}")
+
+    # ------------------------------------------------------------- results
+    results = {
+        "model": origin.model,
+        "checkpoint": checkpoint_of(origin),
+        "params_sha256": weights.sha256(params),
+        "seed": config.seed,
+        "samples": config.eval.samples,
+        "seconds": round(time.monotonic() - began, 1),
+        "results": found,
     }
-    if truths is None:
-        return result
-    right = truth_classes(ballots, truths)
-    judged = list(zip(ballots, right, strict=True))
-    shares = np.array([_correct(ballot, c) / k for ballot, c in judged])
-    result[f"avg@{k}"] = float(shares.mean())
-    result[f"std@{k}"] = float(np.sqrt(shares * (1 - shares)).mean())
-    result[f"worst@{k}"] = float((shares == 1).mean())
-    for j in [2**i for i in range(1, k.bit_length()) if 2**i < k] + [k]:
-        result[f"pass@{j}"] = float(np.mean([pass_at_k(k, _correct(b, c), j) for b, c in judged]))
-        result[f"maj@{j}"] = float(np.mean([maj_at_k(b.counts, c, b.classes.count(None), j) for b, c in judged]))
-    return result
+    folder.claim(out, settings, model)
+    write_jsonl(out / GENERATIONS, rows)
+    write_json(out / RESULTS, results)
+    print(table(found, samples=config.eval.samples, extra_k=config.eval.k))
+    print(f"wrote {RESULTS}, {GENERATIONS} and {folder.CONFIG} (the settings) to {out}")
+    return 0
 
 
-def _correct(ballot: Ballot, right: int | None) -> int:
-    """Samples in the truth's class."""
-    return 0 if right is None else ballot.counts[right]
+def find_origin(checkpoint: str, model_path: str) -> Origin:
+    """What --checkpoint names, or else model.path. Raises InputError if it is nothing that can be evaluated."""
+    if not checkpoint:
+        return Origin(model_path, None, None)
+    path = Path(checkpoint).expanduser()
+    run_and_step = folder.find_run(path)
+    if run_and_step is None:
+        if not path.exists():
+            raise InputError(f"--checkpoint {path} does not exist; give a run folder, RUN/checkpoints/STEP or a model")
+        return Origin(str(path), None, None)
+    run, step = run_and_step
+    made, _ = folder.made_with(run, flag="--checkpoint")
+    moved = cli.overrides("model.path")  # the run's model lies elsewhere now; that it is the same is checked later
+    with Checkpoints(run / folder.CHECKPOINTS, keep=None) as checkpoints:
+        step = checkpoints.latest() if step is None else step
+        if step is None:
+            raise InputError(f"{run} has no checkpoint yet; wait for its first episode to end")
+        checkpoints.meta(step)  # raises if there is none
+    return Origin(model_path if moved else made["model"]["path"], run.resolve(), step)
 
 
-def generations(
-    problems: Sequence[Problem],
-    texts: Sequence[Sequence[str]],
-    answers: Sequence[Sequence[Answer | None]],
-    ballots: Sequence[Ballot],
-    rollouts: Rollouts,
-    rewards: np.ndarray | None,
-) -> list[dict[str, Any]]:
-    """One JSON-ready row for each problem: its question, label and every response with answer, class and reward."""
-    rows = []
-    for p, (problem, ballot) in enumerate(zip(problems, ballots, strict=True)):
-        samples = [
-            {
-                "response": text,
-                "answer": None if answer is None else answer.text,
-                "class": ballot.classes[v],
-                "tokens": int(rollouts.lengths[p, v]),
-                "truncated": bool(rollouts.truncated[p, v]),
-            }
-            | ({} if rewards is None else {"reward": float(rewards[p, v])})
-            for v, (text, answer) in enumerate(zip(texts[p], answers[p], strict=True))
-        ]
-        label = None if ballot.label is None else ballot.answers[ballot.label].text
-        rows.append(
-            {
-                "id": problem.id,
-                "question": problem.question,
-                "label": label,
-                "counts": list(ballot.counts),
-                "samples": samples,
-            }
-        )
-    return rows
+def checkpoint_of(origin: Origin) -> dict[str, Any] | None:
+    return None if origin.run is None else {"run": str(origin.run), "step": origin.step}
 
 
-def table(columns: dict[str, dict[str, float]], *, samples: int) -> str:
-    """The results side by side as plain text; columns: title -> what `evaluate` returned."""
-    names = [
-        f"avg@{samples}",
-        f"maj@{samples}",
-        f"pass@{samples}",
-        "majority_ratio",
-        "no_answer_rate",
-        "truncation_rate",
-        "response_length",
-    ]
-    names = [name for name in names if all(name in result for result in columns.values())]
-    width = max(len(name) for name in names)
-    lines = [" " * width + "".join(f"  {title:>15}" for title in columns)]
-    for name in names:
-        lines.append(f"{name:<{width}}" + "".join(f"  {result[name]:>15.3f}" for result in columns.values()))
-    return "\n".join(lines)
+def with_model(config: FrozenConfigDict, path: str) -> FrozenConfigDict:
+    """The config with another model.path."""
+    changed = ConfigDict(config)
+    changed.model.path = path
+    return FrozenConfigDict(changed)
+
+
+def read_params(origin: Origin, inputs: builder.EvalInputs, parts: builder.EvalParts) -> Params:
+    """The float32 parameters, laid over the mesh."""
+    if origin.run is None or origin.step is None:
+        return weights.load(inputs.source, inputs.model, inputs.mesh)
+    with Checkpoints(origin.run / folder.CHECKPOINTS, keep=None) as checkpoints:
+        return checkpoints.restore_part(origin.step, "params", parts.params_layout)
+
+
+def default_out(origin: Origin, config: FrozenConfigDict) -> Path:
+    """A folder of its own for each config, checkpoint or model, and seed."""
+    if origin.run is None:
+        return Path("evals") / f"{cli.config_name()}-{Path(origin.model).absolute().name}-seed{config.seed}"
+    return origin.run / "eval" / f"{cli.config_name()}-step{origin.step}-seed{config.seed}"
+
+
+def sampled(config: FrozenConfigDict) -> str:
+    """One line on how responses are drawn."""
+    ev = config.eval
+    return (
+        f"{ev.samples} to each question, temperature {ev.temperature}, top_p {ev.top_p}, top_k {ev.top_k}, at most "
+        f"{config.rollout.max_tokens} tokens, seed {config.seed}" + (", and one greedy" if ev.greedy else "")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, doc=__doc__))

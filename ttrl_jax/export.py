@@ -21,7 +21,6 @@ from absl import flags
 from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
-from ttrl_jax import build as builder
 from ttrl_jax import cli
 from ttrl_jax.card import card
 from ttrl_jax.errors import InputError
@@ -31,6 +30,8 @@ from ttrl_jax.model.sharding import make_mesh, shardings
 from ttrl_jax.run import folder
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.metrics import write_json
+from ttrl_jax.source import model_source, parameter_count, tokenizer_of
+from ttrl_jax.tasks import OWN
 
 flags.DEFINE_string("out", None, "Folder to write; must not exist yet, or be empty.")
 flags.DEFINE_integer("step", None, "Training steps of the checkpoint; default: the newest.")
@@ -69,17 +70,17 @@ def restore(run: Path, step: int | None, *, out: Path, itemsize: int) -> Trained
 
     Raises InputError if the run, a checkpoint, the model it began with, or room for `out` is missing.
     """
-    config, made_with = folder.read(run)
+    config, made_with = folder.made_with(run, flag="RUN")
     _check_out(out)
     try:
-        source = builder.model_source(config["model"]["path"])
+        source = model_source(config["model"]["path"])
         same = weights.fingerprint(source) == made_with["fingerprint"]
         model = read_config(source)
     except (InputError, OSError) as error:
         raise InputError(f"the model that {run} began with is needed for its config and tokenizer: {error}") from error
     if not same:
         raise InputError(f"{source} is not the model that {run} began with, its files have changed; restore them")
-    needed, free = itemsize * builder.parameter_count(model), shutil.disk_usage(_existing(out)).free
+    needed, free = itemsize * parameter_count(model), shutil.disk_usage(_existing(out)).free
     if free < needed:
         raise InputError(f"{out} needs {needed / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free; choose another")
     mesh = make_mesh(data=1, fsdp=-1, tensor=1)
@@ -94,9 +95,10 @@ def restore(run: Path, step: int | None, *, out: Path, itemsize: int) -> Trained
         params = checkpoints.restore_part(step, "params", layout)
     summary = folder.read_summary(run)
     if summary is not None and summary["steps"] == step:
-        last = {"step": step, "data": summary["after"]}
-        if "held_out_after" in summary:
-            last["held_out"] = summary["held_out_after"]
+        ends = {
+            name.removesuffix("after").removesuffix("_"): x for name, x in summary.items() if name.endswith("after")
+        }
+        last = {"step": step} | {name or OWN: numbers for name, numbers in ends.items()}
         evaluations = [*(each for each in evaluations if each["step"] != step), last]
     return Trained(config, source, model, step, evaluations, params)
 
@@ -104,7 +106,7 @@ def restore(run: Path, step: int | None, *, out: Path, itemsize: int) -> Trained
 def write(trained: Trained, out: Path, *, dtype: str, shard_bytes: int) -> None:
     """Write the Hugging Face folder `out`. It appears under its name only when it is complete."""
     _check_out(out)
-    tokenizer, stop_ids = builder.tokenizer_of(trained.source)
+    tokenizer, stop_ids = tokenizer_of(trained.source)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         unfinished = Path(scratch) / "model"

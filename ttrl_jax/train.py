@@ -22,10 +22,11 @@ from absl import flags
 from ttrl_jax import build as builder
 from ttrl_jax import cli
 from ttrl_jax.data.problems import truths
-from ttrl_jax.evaluate import evaluate, generations, table
 from ttrl_jax.learn.advantage import group_normalised
 from ttrl_jax.learn.batch import train_batch
-from ttrl_jax.model.weights import fingerprint, sha256
+from ttrl_jax.measure import generations, headline, measure, table, task_keys
+from ttrl_jax.measure import introduce as introduce_inputs
+from ttrl_jax.model.weights import sha256
 from ttrl_jax.records import Prompts, Rollouts
 from ttrl_jax.reward.audit import audit, truth_classes
 from ttrl_jax.reward.score import random_classes, score, select
@@ -34,6 +35,7 @@ from ttrl_jax.run import folder
 from ttrl_jax.run.checkpoint import Checkpoints, Interrupt, check_disk
 from ttrl_jax.run.metrics import MetricsLog, write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
+from ttrl_jax.tasks import OWN
 
 cli.define_config_flag()
 flags.DEFINE_string("workdir", "", "Run folder; default: runs/<config name>.")
@@ -60,16 +62,16 @@ def main() -> int:
     workdir = Path(flags.FLAGS.workdir or f"runs/{cli.config_name()}")
     inputs = builder.read_inputs(config)
     settings = config.as_configdict().to_dict()
-    model = {**dataclasses.asdict(inputs.model), "fingerprint": fingerprint(inputs.source)}
-    folder.require_same(workdir, settings, model)
+    model = builder.identity(inputs)
+    folder.require_same(workdir, settings, model, flag="--workdir")
     if (summary := folder.read_summary(workdir)) is not None:
-        print(f"{workdir} is finished:\n{report(summary, config.eval.samples)}")
+        print(f"{workdir} is finished:\n{report(summary, config)}")
         return 0
     check_disk(workdir, needed_bytes=(config.checkpoint.keep + 1) * builder.state_bytes(inputs.model))
 
     # ------------------------------------------------------------- run folder, and where an earlier process stopped
     folder.claim(workdir, settings, model)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir / folder.CHECKPOINTS, keep=config.checkpoint.keep)
     start = checkpoints.latest() or 0
     total = inputs.total_steps
     with (
@@ -86,12 +88,12 @@ def main() -> int:
 
         def watch(what: str) -> Callable[[int], None]:
             """What sampling calls now and then: shows its speed, and leaves if a signal came."""
-            since = time.monotonic()
+            show = progress.tokens(what)
 
             def tick(tokens: int) -> None:
                 if interrupt.signum is not None:
                     raise Interrupted
-                progress.phase(f"{what}: {tokens} tokens, {tokens / (time.monotonic() - since):.0f} tokens/s")
+                show(tokens)
 
             return tick
 
@@ -102,30 +104,31 @@ def main() -> int:
             state = checkpoints.restore(start, parts.state_layout)
             history = restore_history(checkpoints.meta(start))
         earlier_seconds = history.seconds
-        root = jax.random.key(config.seed)
-        train_key, eval_key, held_out_key = (jax.random.fold_in(root, i) for i in range(3))
+        train_key = jax.random.fold_in(jax.random.key(config.seed), 0)
+        eval_keys = task_keys(config.seed, len(inputs.tasks))
         introduce(config, inputs, workdir, start, progress.line)
 
-        def measure(step: int) -> dict[str, float]:
-            """Evaluate the model after `step` steps; held-out questions only before the first and after the last."""
-            sets = {"data": (inputs.problems.items, eval_key)}
-            if inputs.held_out and step in (0, total):
-                sets["held_out"] = (inputs.held_out, held_out_key)
+        def evaluate(step: int) -> dict[str, float]:
+            """Measure the model after `step` steps on every task; the generations of the first and last are kept."""
             found = {}
-            for name, (items, key) in sets.items():
-                rollouts = parts.sample_for_eval(
-                    state.params, parts.encode(items), key, progress=watch(f"evaluating {name}")
+            for task, key in zip(inputs.tasks, eval_keys, strict=True):
+                result = measure(
+                    task,
+                    parts,
+                    state.params,
+                    key,
+                    extra_k=config.eval.k,
+                    greedy=config.eval.greedy,
+                    progress=watch(f"evaluating {task.name}"),
                 )
-                texts = parts.texts(rollouts)
-                answers = [[parts.extract(text) for text in group] for group in texts]
-                found[name] = evaluate(answers, rollouts.truncated, rollouts.lengths, truths(items))
+                found[task.name] = result.numbers
                 if step in (0, total):
-                    rows = generations(items, texts, answers, [vote(group) for group in answers], rollouts, None)
-                    write_jsonl(workdir / "rollouts" / f"eval_{name}_{step:06}.jsonl", rows)
+                    write_jsonl(workdir / "rollouts" / f"eval_{task.name}_{step:06}.jsonl", result.rows)
+                shown = headline(result.numbers, samples=config.eval.samples)
+                progress.line(f"evaluation after {step} steps | {task.name}: {shown}")
             earlier = [each for each in history.evaluations if each["step"] != step]  # from before an interruption
             history.evaluations = [*earlier, {"step": step, **found}]
-            progress.line(f"evaluation after {step} steps: {headline(found['data'], config.eval.samples)}")
-            return {f"eval/{set_name}/{name}": x for set_name, result in found.items() for name, x in result.items()}
+            return {f"eval/{task}/{name}": x for task, numbers in found.items() for name, x in numbers.items()}
 
         # --------------------------------------------------------- the loop
         step, clock = start, Clock()
@@ -133,7 +136,7 @@ def main() -> int:
             for step in range(start, total):
                 clock.laps.clear()
                 due = step == 0 or config.eval.every and step % config.eval.every == 0
-                measured = measure(step) if due else {}
+                measured = evaluate(step) if due else {}
                 clock.lap("evaluate")
 
                 key = jax.random.fold_in(train_key, step)
@@ -185,7 +188,7 @@ def main() -> int:
                     clock.lap("save")
                 progress.step(step + 1, line_of(inputs.problems.episode(step), votes, audited, learned))
             step = total
-            last = measure(total)
+            last = evaluate(total)
             log.write(total, last)
         except Interrupted:
             history.seconds = earlier_seconds + time.monotonic() - began
@@ -197,7 +200,7 @@ def main() -> int:
     # ------------------------------------------------------------- results
     summary = summarise(history, total, sha256(state.params), earlier_seconds + time.monotonic() - began)
     write_json(workdir / folder.SUMMARY, summary)
-    print(report(summary, config.eval.samples))
+    print(report(summary, config))
     print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}")
     return 0
 
@@ -206,30 +209,16 @@ def main() -> int:
 
 
 def introduce(config: Any, inputs: builder.Inputs, workdir: Path, start: int, say: Callable[[str], None]) -> None:
-    """Print what was resolved: model, devices, data, budget, and the first prompt as the model sees it."""
+    """Print what was resolved: the inputs, the budget, and the run folder."""
     problems, rollout = inputs.problems, config.rollout
-    count = builder.parameter_count(inputs.model)
-    device = jax.devices()[0]
-    say(f"model     {config.model.path}: {count / 1e6:.2f} M parameters, {config.model.dtype} compute")
-    say(f"devices   {jax.device_count()} x {device.device_kind}, mesh {dict(inputs.mesh.shape)}")
+    introduce_inputs(inputs, model=config.model.path, dtype=config.model.dtype, say=say)
     left_out = len(problems) - problems.steps_per_episode * rollout.prompts
-    say(
-        f"data      {config.data.path}: {len(problems)} questions"
-        + (f", another {left_out} of them left out each episode" if left_out else "")
-        + (f"; held out: {len(inputs.held_out)}" if inputs.held_out else "")
-        + ("" if truths(problems.items) else f"; no column {config.data.truth_column!r}: no accuracy is measured")
-    )
     say(
         f"budget    {inputs.total_steps} steps ({config.episodes} episodes) of {rollout.prompts} questions x "
         f"{rollout.votes} votes, {config.train.samples} of them trained on; label: {config.reward.label}"
+        + (f"; another {left_out} questions are left out of each episode" if left_out else "")
     )
     say(f"run       {workdir}" + (f", resumed after step {start}" if start else ""))
-    say(f"prompt    {inputs.encoder.render(problems.items[0].question)!r}")
-
-
-def headline(result: dict[str, float], samples: int) -> str:
-    names = [f"avg@{samples}", f"maj@{samples}", "majority_ratio", "no_answer_rate"]
-    return ", ".join(f"{name} {result[name]:.3f}" for name in names if name in result)
 
 
 def line_of(episode: int, votes: dict[str, float], audited: dict[str, float], learned: dict[str, float]) -> str:
@@ -244,16 +233,17 @@ def line_of(episode: int, votes: dict[str, float], audited: dict[str, float], le
 def summarise(history: History, steps: int, params_sha256: str, seconds: float) -> dict[str, Any]:
     """The content of summary.json: the first and last evaluation, and what identifies the result."""
     first, last = history.evaluations[0], history.evaluations[-1]
-    summary = {"before": first["data"], "after": last["data"]}
-    if "held_out" in first:
-        summary |= {"held_out_before": first["held_out"], "held_out_after": last["held_out"]}
+    summary = {}
+    for task in [name for name in first if name != "step"]:
+        prefix = "" if task == OWN else f"{task}_"
+        summary |= {f"{prefix}before": first[task], f"{prefix}after": last[task]}
     return summary | {"seconds": round(seconds, 1), "steps": steps, "params_sha256": params_sha256}
 
 
-def report(summary: dict[str, Any], samples: int) -> str:
-    """The table that a run ends with."""
-    names = ("before", "after", "held_out_before", "held_out_after")
-    return table({name.replace("_", " "): summary[name] for name in names if name in summary}, samples=samples)
+def report(summary: dict[str, Any], config: Any) -> str:
+    """The table that a run ends with: every evaluation in its summary."""
+    columns = {name.replace("_", " "): numbers for name, numbers in summary.items() if isinstance(numbers, dict)}
+    return table(columns, samples=config.eval.samples, extra_k=config.eval.k)
 
 
 # ---------------------------------------------------------------------- what main measures

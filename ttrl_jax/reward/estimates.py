@@ -1,4 +1,4 @@
-"""Exact pass@k and maj@k from n samples of one question: no bootstrap, so no noise beyond the samples'."""
+"""Exact pass@k, maj@k and best-of-n from all samples of one question: no bootstrap, no noise beyond the samples'."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -47,6 +47,24 @@ def maj_at_k(counts: Sequence[int], correct: int | None, unparsed: int, k: int) 
         for ties, ways in enumerate(_other_draws(others, unparsed, j, k - j)):
             wins[ties] += comb(own, j) * ways
     return float(sum(Fraction(ways, ties + 1) for ties, ways in wins.items()) / comb(n, k))
+
+
+def best_of_n(scores: Sequence[float], correct: Sequence[bool], n: int) -> float:
+    """Return the probability that the highest-scored of n of the N samples, drawn without replacement, is correct.
+
+    Args:
+      scores: [N], finite; of equal scores the earlier sample ranks higher.
+      correct: [N].
+      n: samples that are drawn, 1 <= n <= N.
+
+    The i-th best sample (from 0) is the best of C(N - 1 - i, n - 1) of the C(N, n) subsets: it is in them, and so are
+    n - 1 of the samples below it. Raises ValueError for an impossible n or lists of different lengths.
+    """
+    if not 1 <= n <= len(scores):
+        raise ValueError(f"best_of_n needs 1 <= n <= {len(scores)} samples, got n={n}")
+    ranked = sorted(zip(scores, correct, strict=True), key=lambda sample: -sample[0])  # stable: ties keep their order
+    ways = sum(comb(len(ranked) - 1 - i, n - 1) for i, (_, right) in enumerate(ranked) if right)
+    return float(Fraction(ways, comb(len(ranked), n)))
 
 
 def _other_draws(others: Counter[int], unparsed: int, limit: int, draws: int) -> list[int]:

@@ -112,17 +112,18 @@ class Checkpoints:
         return jax.tree.unflatten(structure, [state[path] for path in wanted])
 
     def restore_part(self, step: int, name: str, abstract: PyTree) -> PyTree:
-        """Read only the part `name` of the state of `step`, as `restore` reads the whole."""
-        leaves, structure = _flatten(abstract)
-        wanted = {f"{name}.{path}": leaf for path, leaf in leaves.items()}
+        """Read one field of the saved state, such as "params", and nothing else of it; otherwise as `restore`."""
+        wanted, structure = _flatten({name: abstract})
         where = self._require(step, "state")
         saved = dict(self._manager.item_metadata(step)["state"].items())
-        _require_same(wanted, {path: x for path, x in saved.items() if path.startswith(f"{name}.")}, where=where)
-        how = ocp.checkpoint_utils.construct_restore_args(wanted)
+        _require_same(wanted, {path: leaf for path, leaf in saved.items() if path.startswith(f"{name}.")}, where=where)
+        # The manager's own handler reads a state whole or not at all.
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            items = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
-            part = reader.restore(where / "state", args=items)
-        return jax.tree.unflatten(structure, [part[path] for path in wanted])
+            args = ocp.args.PyTreeRestore(
+                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+            )
+            state = reader.restore(where / "state", args=args)
+        return jax.tree.unflatten(structure, [state[path] for path in wanted])[name]
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON object saved beside the state of `step`; InputError if there is no such checkpoint."""

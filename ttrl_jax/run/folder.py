@@ -1,4 +1,7 @@
-"""The run folder: which config and model it belongs to. Everything else in it is written by its own module."""
+"""The run folder: which config and model it belongs to. Everything else in it is written by its own module.
+
+The folder of an evaluation is one of the same kind: it too belongs to one config and model.
+"""
 
 import json
 from collections.abc import Mapping
@@ -8,26 +11,27 @@ from typing import Any
 from ttrl_jax.errors import InputError
 from ttrl_jax.run.metrics import write_json
 
-CONFIG, SUMMARY = "config.json", "summary.json"
+CONFIG, SUMMARY, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 
 # Sections that change where a run computes or what it shows, not what it learns.
 _MAY_DIFFER = ("mesh", "log")
 
 
-def require_same(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    """Raise InputError if `folder` holds something else than a run of this config and model. Writes nothing."""
+def require_same(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any], *, flag: str) -> None:
+    """Raise InputError if `folder`, which `flag` sets, holds something else than a run of this config and model.
+
+    Writes nothing.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise InputError(f"the run folder {folder} is a file; choose another --workdir")
-    path = folder / CONFIG
-    if not path.is_file():
+        raise InputError(f"the run folder {folder} is a file; choose another {flag}")
+    if not (folder / CONFIG).is_file():
         if any(entry.suffix != ".tmp" for entry in folder.iterdir()):
-            raise InputError(f"{folder} is not empty and not a run folder (no {CONFIG}); choose another --workdir")
+            raise InputError(f"{folder} is not empty and not a run folder (no {CONFIG}); choose another {flag}")
         return
-    old, old_model = read(folder)
-    old = _flat(old)
-    new = _flat(json.loads(json.dumps(config)))
+    made, _ = made_with(folder, flag=flag)
+    old, new = _flat(made), _flat(json.loads(json.dumps(config)))
     differing = [
         f"{name} ({old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now)"
         for name in sorted(old.keys() | new.keys())
@@ -38,25 +42,40 @@ def require_same(folder: Path, config: Mapping[str, Any], model: Mapping[str, An
             f"{folder} was made with another config, it differs in "
             + ", ".join(differing[:5])
             + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
-            + "; choose another --workdir"
+            + f"; choose another {flag}"
         )
-    if old_model != json.loads(json.dumps(model)):
+    require_same_model(folder, model, flag=flag)
+
+
+def require_same_model(folder: Path, model: Mapping[str, Any], *, flag: str) -> None:
+    """Raise InputError if the run in `folder`, which `flag` sets, is not of this model."""
+    _, old = made_with(folder, flag=flag)
+    if old != json.loads(json.dumps(model)):
         raise InputError(
-            f"{folder} holds checkpoints of another model: the files in model.path have changed since; restore them or "
-            "choose another --workdir"
+            f"{folder} was made with another model: the files in model.path have changed since; restore them or "
+            f"choose another {flag}"
         )
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the model that a run folder belongs to. Raises InputError if it is none, or damaged."""
+def made_with(folder: Path, *, flag: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the model that the run in `folder`, which `flag` sets, belongs to. Raises InputError."""
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder} is not a run folder (no {CONFIG}); give the --workdir of a training run")
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
-        return dict(made["config"]), dict(made["model"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); use another run folder") from error
+        config, model = made["config"], made["model"]
+        _flat(config)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}); choose another {flag}") from error
+    return config, model
+
+
+def find_run(path: Path) -> tuple[Path, int | None] | None:
+    """The run folder and the step that RUN (step None) or RUN/checkpoints/STEP names; None for any other path."""
+    if path.name.isdecimal() and path.parent.name == CHECKPOINTS:
+        return path.parent.parent, int(path.name)
+    return (path, None) if (path / CHECKPOINTS).is_dir() and (path / CONFIG).is_file() else None
 
 
 def claim(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> None:

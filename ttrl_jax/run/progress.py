@@ -3,6 +3,7 @@
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Self
 
 from rich.console import Console, Group
@@ -58,6 +59,11 @@ class Progress:
         self._phase = text
         if self._live is None and time.monotonic() - self._last_line >= _PLAIN_SECONDS:
             self.line(f"  {text}")
+
+    def tokens(self, what: str) -> Callable[[int], None]:
+        """A function that sampling calls with the tokens drawn so far; it shows them as a phase, with their speed."""
+        since = time.monotonic()
+        return lambda count: self.phase(f"{what}: {count} tokens, {count / (time.monotonic() - since):.0f} tokens/s")
 
     def line(self, text: str) -> None:
         """Print a line that stays: above the bar on a terminal."""

@@ -3,8 +3,8 @@
 import huggingface_hub
 import pytest
 
-from ttrl_jax.build import model_source
 from ttrl_jax.errors import InputError
+from ttrl_jax.source import model_source
 
 
 @pytest.fixture(autouse=True)

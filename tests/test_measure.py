@@ -1,0 +1,142 @@
+"""Hand-worked: what an evaluation says of a few samples."""
+
+import jax
+import numpy as np
+import pytest
+
+from ttrl_jax.data.problems import Problem
+from ttrl_jax.measure import evaluate, generations, mean_logps, table, task_keys
+from ttrl_jax.records import Rollouts
+from ttrl_jax.reward.extract import Answer
+from ttrl_jax.reward.vote import vote
+
+
+def answers(*texts: str | None) -> list[Answer | None]:
+    return [None if text is None else Answer(text) for text in texts]
+
+
+GROUPS = [
+    answers("5", "5", "7", None),  # 2 of 4 right, the vote too
+    answers("1", "2", "2", "3"),  # 1 of 4 right, the vote is not
+    answers("9", "9.0", "09", "9"),  # all right
+]
+TRUTHS = ["5", "1", "9"]
+LENGTHS = np.array([[3, 3, 3, 8], [4, 4, 4, 4], [5, 5, 5, 5]], np.int32)
+TRUNCATED = np.array([[False, False, False, True]] + [[False] * 4] * 2)
+# Mean log-probs: the response without an answer, then a 7, are the likeliest of the first question.
+MEANS = np.array([[-3, -2, -1, -0.5], [-1, -2, -3, -4], [-1, -1, -1, -1]], np.float32)
+
+
+def rollouts_of(lengths: np.ndarray, truncated: np.ndarray, means: np.ndarray) -> Rollouts:
+    """Samples whose tokens' log-probs have these means, and an entry after the end that must not count."""
+    logps = np.repeat(means[..., None], lengths.max() + 1, axis=2)
+    logps[..., -1] = -100
+    return Rollouts(np.zeros(logps.shape, np.int32), lengths, logps, truncated)
+
+
+ROLLOUTS = rollouts_of(LENGTHS, TRUNCATED, MEANS)
+
+
+def test_with_truths():
+    result = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None)
+    assert result == pytest.approx(
+        {
+            "majority_ratio": (2 / 4 + 2 / 4 + 4 / 4) / 3,
+            "truncation_rate": 1 / 12,
+            "no_answer_rate": 1 / 12,
+            "response_length": 53 / 12,
+            "avg@4": (2 / 4 + 1 / 4 + 1) / 3,
+            "std@4": (0.5 + (3 / 16) ** 0.5 + 0) / 3,
+            "worst@4": 1 / 3,
+            # of the 6 pairs: all but (7, None) have a 5; 3 have the 1
+            "pass@2": (5 / 6 + 3 / 6 + 1) / 3,
+            # 55: right; 57 twice: half each; 5 with None twice: right; 7 with None: wrong
+            # 12 twice, 13: half each; 22, 23 twice: the truth has no vote
+            "maj@2": ((1 + 2 * 0.5 + 2) / 6 + 3 * 0.5 / 6 + 1) / 3,
+            "pass@4": 1.0,
+            "maj@4": (1 + 0 + 1) / 3,
+            # the best of a pair: None 3 times, 7 twice, 5 once; 1 three times of 6
+            "best_of@2": (1 / 6 + 3 / 6 + 1) / 3,
+            "best_of@4": (0 + 1 + 1) / 3,
+        }
+    )
+
+
+def test_without_truths_only_what_needs_none():
+    result = evaluate(GROUPS, ROLLOUTS, None, extra_k=(3,), greedy=answers("5", "1", "9"))
+    assert set(result) == {"majority_ratio", "truncation_rate", "no_answer_rate", "response_length"}
+
+
+def test_a_sample_count_that_is_no_power_of_two():
+    rollouts = rollouts_of(np.ones((1, 3), np.int32), np.zeros((1, 3), bool), -np.ones((1, 3), np.float32))
+    result = evaluate([answers("1", "1", "2")], rollouts, ["1"], extra_k=(), greedy=None)
+    assert result["avg@3"] == pytest.approx(2 / 3)
+    assert result["maj@3"] == result["pass@3"] == 1
+    assert result["pass@2"] == 1 and "pass@4" not in result
+
+
+def test_extra_k_and_greedy_are_added():
+    plain = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None)
+    more = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(3, 1, 4), greedy=answers("5.0", "2", None))
+    assert {name: more[name] for name in plain} == plain
+    added = {name: x for name, x in more.items() if name not in plain}
+    assert added == pytest.approx(
+        {
+            "greedy": 1 / 3,
+            **{f"{name}@1": plain["avg@4"] for name in ("pass", "maj", "best_of")},
+            # of the 4 triples: 557, 55-, 57- twice; 122, 123 twice, 223
+            "pass@3": (1 + 3 / 4 + 1) / 3,
+            "maj@3": ((1 + 1 + 2 / 2) / 4 + (0 + 2 / 3) / 4 + 1) / 3,
+            # the best of three: None in 3 of 4, then 7; the 1 in 3 of 4
+            "best_of@3": (0 + 3 / 4 + 1) / 3,
+        }
+    )
+
+
+def test_log_probs_that_are_not_finite_end_the_evaluation():
+    broken = rollouts_of(LENGTHS, TRUNCATED, np.where(MEANS == -4, np.nan, MEANS))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        evaluate(GROUPS, broken, TRUTHS, extra_k=(), greedy=None)
+
+
+def test_mean_logps_leave_out_what_follows_the_end():
+    assert mean_logps(ROLLOUTS).tolist() == MEANS.tolist()
+
+
+def test_generations_say_what_became_of_each_response():
+    rollouts = rollouts_of(LENGTHS[:1], TRUNCATED[:1], MEANS[:1])
+    problem = Problem(0, "q1", "How many?", None)
+    texts = [["a \\boxed{5}", "b \\boxed{5}", "c \\boxed{7}", "d"]]
+    rewards = np.array([[1, 1, 0, 0]], np.float32)
+    [row] = generations([problem], texts, GROUPS[:1], [vote(GROUPS[0])], rollouts, rewards)
+    assert (row["id"], row["question"], row["label"], row["counts"]) == ("q1", "How many?", "5", [2, 1])
+    assert row["samples"][2] == {
+        "response": "c \\boxed{7}", "answer": "7", "class": 1, "tokens": 3, "truncated": False, "mean_logp": -1.0,
+        "reward": 0.0,
+    }  # fmt: skip
+    assert row["samples"][3] == {
+        "response": "d", "answer": None, "class": None, "tokens": 8, "truncated": True, "mean_logp": -0.5,
+        "reward": 0.0,
+    }  # fmt: skip
+
+
+def test_table_has_a_column_for_each_result_and_a_dash_for_what_one_lacks():
+    columns = {
+        "before": {"avg@4": 0.25, "majority_ratio": 0.5, "pass@3": 0.75, "pass@2": 0.5},
+        "a title that is long": {"majority_ratio": 0.75},
+    }
+    lines = table(columns, samples=4, extra_k=(3, 4)).splitlines()
+    assert lines[0].split(maxsplit=1) == ["before", "a title that is long"]
+    assert [line.split() for line in lines[1:]] == [
+        ["avg@4", "0.250", "-"],
+        ["pass@3", "0.750", "-"],  # asked for; pass@2 was not
+        ["majority_ratio", "0.500", "0.750"],
+    ]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_the_keys_of_tasks_differ_and_stay_when_one_is_added():
+    few, more = (jax.random.key_data(jax.numpy.stack(task_keys(7, n))) for n in (2, 3))
+    assert more[:2].tolist() == few.tolist()
+    training = jax.random.key_data(jax.random.fold_in(jax.random.key(7), 0))
+    assert len({tuple(key) for key in [*more.tolist(), training.tolist()]}) == 4

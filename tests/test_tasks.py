@@ -1,0 +1,88 @@
+"""Semantics: which questions, columns and extraction an entry of eval.tasks means, and which entries are refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default
+from ttrl_jax.data.problems import truths
+from ttrl_jax.errors import InputError
+from ttrl_jax.tasks import read_tasks
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ConfigDict:
+    """A config whose columns and extraction are not those of the files in configs/."""
+    (tmp_path / "own.jsonl").write_text('{"q": "one?", "a": "1", "prompt": "uno?", "answer": "I"}\n' * 3)
+    c = default.get_config()
+    c.data.path = str(tmp_path / "own.jsonl")
+    c.data.question_column, c.data.truth_column, c.data.limit = "q", "a", 2
+    c.reward.extract = ("last_number",)
+    return c
+
+
+def other(tmp_path: Path) -> str:
+    rows = [{"q": f"q{i}", "a": f"a{i}", "prompt": f"p{i}", "answer": f"b{i}"} for i in range(3)]
+    (tmp_path / "a=b.json").write_text(json.dumps(rows))  # a = in the path is the path's
+    return str(tmp_path / "a=b.json")
+
+
+def test_without_entries_there_are_the_configs_own_questions(config: ConfigDict):
+    [task] = read_tasks(config)
+    assert (task.name, task.path, task.truth_column) == ("data", config.data.path, "a")
+    assert [problem.question for problem in task.items] == ["one?"] * 2 and truths(task.items) == ["1", "1"]
+
+
+def test_a_label_takes_the_configs_own_columns_limit_and_extraction(config: ConfigDict, tmp_path: Path):
+    config.eval.tasks = (f"held-out_2={other(tmp_path)}",)
+    _, task = read_tasks(config)
+    assert (task.name, task.path) == ("held-out_2", str(tmp_path / "a=b.json"))
+    assert [problem.question for problem in task.items] == ["q0", "q1"] and truths(task.items) == ["a0", "a1"]
+    assert task.extract("so 7").text == "7" and task.extract(r"\boxed{x}") is None
+
+
+def test_the_name_of_a_config_takes_its_columns_limit_and_extraction(config: ConfigDict, tmp_path: Path):
+    config.eval.tasks = (f"aime={other(tmp_path)}",)
+    _, task = read_tasks(config)
+    assert (task.name, task.path) == ("aime", str(tmp_path / "a=b.json"))
+    assert [problem.question for problem in task.items] == ["p0", "p1", "p2"]
+    assert truths(task.items) == ["b0", "b1", "b2"]
+    assert task.extract("so 7") is None and task.extract(r"\boxed{x}").text == "x"
+
+
+def test_the_name_of_a_config_alone_takes_its_path_too_and_the_order_stays(config: ConfigDict, tmp_path: Path):
+    config.eval.tasks = (f"b={other(tmp_path)}", "quickstart", f"a={other(tmp_path)}")
+    tasks = read_tasks(config)
+    assert [task.name for task in tasks] == ["data", "b", "quickstart", "a"]
+    assert tasks[2].path == "builtin:sums.train" and len(tasks[2].items) == 64
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        (("nothing",), ("'nothing'", "no path", "configs/nothing.py")),
+        (("nothing=",), ("'nothing='", "no path")),
+        (("aime=",), ("'aime='", "no path")),
+        (("default",), ("'default'", "configs/default.py names none")),
+        (("data=x.json",), ("'data=x.json'", "data.path")),
+        (("a/b=x.json",), ("'a/b=x.json'", "letters")),
+        (("../configs/aime",), ("'../configs/aime'", "letters")),
+        (("=x.json",), ("'=x.json'", "NAME=PATH")),
+        (("",), ("''", "NAME=PATH")),
+        (("a b=x.json",), ("'a b=x.json'", "letters")),
+        (("a=x.json", "a=y.json"), ("'a' twice",)),
+        (("quickstart", "quickstart=x.json"), ("'quickstart' twice",)),
+        ((3,), ("NAME=PATH", "3")),
+        (("a=/nowhere.json",), ("/nowhere.json",)),
+        (("quickstart=builtin:nothing",), ("nothing", "sums.train")),
+    ],
+)
+def test_entries_that_cannot_be_used(config: ConfigDict, entries: tuple, words: tuple[str, ...]):
+    config.eval.tasks = entries
+    with pytest.raises(InputError) as error:
+        read_tasks(config)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)

@@ -1,0 +1,84 @@
+"""The values of a config: which are in range, and fit each other. What needs a file is checked where it is read."""
+
+from ml_collections import ConfigDict
+
+from ttrl_jax.errors import InputError
+from ttrl_jax.reward.extract import extract
+
+
+def check(config: ConfigDict) -> None:
+    """Raise InputError for the first value that is out of range or does not fit the others."""
+    rollout, train, sampling = config.rollout, config.train, (config.rollout, config.eval)
+    rules = [
+        (config.algorithm == "grpo", f'algorithm must be "grpo", got {config.algorithm!r}'),
+        (config.model.path, "model.path is empty; give a model folder, a .gguf file or a hub name"),
+        (config.data.path, "data.path is empty; give a data file, builtin:NAME or a hub name"),
+        (
+            config.model.dtype in ("bfloat16", "float32"),
+            f"model.dtype must be bfloat16 or float32, got {config.model.dtype!r}",
+        ),
+        (
+            config.reward.label in ("majority", "truth", "random"),
+            f"reward.label must be majority, truth or random, got {config.reward.label!r}",
+        ),
+        (
+            train.samples <= rollout.votes,
+            f"train.samples={train.samples} is more than the rollout.votes={rollout.votes} that are sampled",
+        ),
+        (all(isinstance(t, str) for t in rollout.stop), f"rollout.stop must be a tuple of texts, got {rollout.stop}"),
+        (rollout.temperature > 0, f"rollout.temperature must be above 0 to learn from, got {rollout.temperature}"),
+        (all(s.temperature >= 0 for s in sampling), "a temperature must not be negative"),
+        (all(s.top_k >= 0 for s in sampling), "top_k must not be negative; 0 switches it off"),
+        (all(0 < s.top_p <= 1 for s in sampling), "top_p must be above 0 and at most 1, which switches it off"),
+        (0 <= train.warmup <= 1, f"train.warmup is a share of the steps, 0 to 1, got {train.warmup}"),
+        (0 < train.clip_low <= 1 and train.clip_high > 0, "train.clip_low must be in (0, 1], train.clip_high above 0"),
+        (train.dual_clip > 1, f"train.dual_clip must be above 1, got {train.dual_clip}"),
+        (
+            all(type(k) is int and 1 <= k <= config.eval.samples for k in config.eval.k),
+            f"eval.k must hold whole numbers from 1 to eval.samples={config.eval.samples}, got {config.eval.k}",
+        ),
+        (0 <= config.seed < 2**31, f"seed must be in 0 .. 2^31 - 1, got {config.seed}"),
+    ]
+    rules += _number_rules(config)
+    rules.append(
+        (
+            rollout.prompts % max(1, train.minibatch_prompts) == 0,
+            f"rollout.prompts={rollout.prompts} questions cannot be cut into minibatches of "
+            f"train.minibatch_prompts={train.minibatch_prompts}",
+        )
+    )
+    for holds, sentence in rules:
+        if not holds:
+            raise InputError(sentence)
+    extract("", strategies=tuple(config.reward.extract))
+
+
+def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
+    """What must be at least 1, or at least 0."""
+    rollout, train = config.rollout, config.train
+    at_least_one = {
+        "episodes": config.episodes,
+        "prompt.max_tokens": config.prompt.max_tokens,
+        "rollout.prompts": rollout.prompts,
+        "rollout.votes": rollout.votes,
+        "rollout.max_tokens": rollout.max_tokens,
+        "rollout.rows": rollout.rows,
+        "train.samples": train.samples,
+        "train.minibatch_prompts": train.minibatch_prompts,
+        "train.micro_rows": train.micro_rows,
+        "train.chunk_tokens": train.chunk_tokens,
+        "eval.samples": config.eval.samples,
+        "checkpoint.keep": config.checkpoint.keep,
+    }
+    not_negative = {
+        "data.limit": config.data.limit,
+        "train.learning_rate": train.learning_rate,
+        "train.kl_coef": train.kl_coef,
+        "train.weight_decay": train.weight_decay,
+        "train.grad_clip": train.grad_clip,
+        "eval.every": config.eval.every,
+        "log.generations_every": config.log.generations_every,
+    }
+    rules = [(value >= 1, f"{name} must be at least 1, got {value}") for name, value in at_least_one.items()]
+    rules += [(value >= 0, f"{name} must not be negative, got {value}") for name, value in not_negative.items()]
+    return rules

@@ -1,0 +1,34 @@
+"""How the masters and the optimizer's state lie on the mesh: ShapeDtypeStructs with shardings, nothing allocated."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ttrl_jax.model import decoder
+from ttrl_jax.model.config import ModelConfig
+from ttrl_jax.model.sharding import replicated, shardings
+from ttrl_jax.records import TrainState
+
+
+def params_layout(model: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
+    """The float32 parameters of `model`."""
+    shapes = decoder.shapes(model)
+    return jax.tree.map(_like, shapes, shardings(decoder.logical_axes(model), shapes, mesh))
+
+
+def state_layout(
+    params: decoder.Params, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """The whole state, for parameters as `params_layout` has them; each moment lies as its parameter does."""
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda shape, of: _like(shape, of.sharding),
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda shape: _like(shape, replicated(mesh)),
+    )
+    return TrainState(_like(jax.ShapeDtypeStruct((), jnp.int32), replicated(mesh)), params, opt_state)
+
+
+def _like(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

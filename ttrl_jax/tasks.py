@@ -1,0 +1,95 @@
+"""The sets of questions that a model is evaluated on: the config's own, and those that eval.tasks names."""
+
+import functools
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ttrl_jax.data.problems import Problem, load
+from ttrl_jax.errors import InputError
+from ttrl_jax.reward.extract import Answer, extract
+
+OWN = "data"  # the name of the config's own questions
+
+_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Questions to evaluate on, with the way to read their answers."""
+
+    name: str  # in the names of metrics and files
+    path: str
+    truth_column: str
+    items: list[Problem]
+    extract: Callable[[str], Answer | None]
+
+
+def read_tasks(config: ConfigDict) -> tuple[Task, ...]:
+    """The config's own questions, named "data", and then those of eval.tasks in their order.
+
+    An entry is NAME=PATH or NAME. If configs/NAME.py exists, its data.* and reward.extract are used, with PATH in place
+    of its data.path if there is one. Any other name is a label and needs a PATH; the config's own data.* and
+    reward.extract are used.
+
+    Raises InputError for entries that cannot be used and for data that cannot be read.
+    """
+    _check_names(config.eval.tasks)
+    tasks = [_task(OWN, config.data.path, config)]
+    for entry in config.eval.tasks:
+        name, path = _split(entry)
+        settings = importlib.import_module(f"configs.{name}").get_config() if _is_config(name) else config
+        tasks.append(_task(name, path or settings.data.path, settings))
+    return tuple(tasks)
+
+
+def _task(name: str, path: str, settings: ConfigDict) -> Task:
+    data = settings.data
+    items = load(
+        path,
+        split=data.split,
+        question_column=data.question_column,
+        truth_column=data.truth_column,
+        limit=data.limit or None,
+    )
+    return Task(
+        name, path, data.truth_column, items, functools.partial(extract, strategies=tuple(settings.reward.extract))
+    )
+
+
+def _check_names(entries: Sequence[str]) -> None:
+    """Raise InputError for the first entry whose form or name is wrong, before anything is read."""
+    seen: set[str] = set()
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise InputError(f"eval.tasks must hold texts such as 'NAME=PATH', got {entry!r}")
+        name, path = _split(entry)
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise InputError(
+                f"the eval.tasks entry {entry!r} must be NAME=PATH or NAME, the name made of letters, digits, - and _"
+            )
+        if name == OWN:
+            raise InputError(f"the eval.tasks entry {entry!r} must have another name: {OWN!r} means data.path")
+        if name in seen:
+            raise InputError(f"eval.tasks names {name!r} twice; rename one")
+        seen.add(name)
+        if not path and "=" in entry:
+            raise InputError(f"the eval.tasks entry {entry!r} has no path after the =")
+        if not path and not _is_config(name):
+            raise InputError(f"the eval.tasks entry {entry!r} has no path and there is no configs/{name}.py")
+        if not path and name == "default":
+            raise InputError("the eval.tasks entry 'default' has no path, and configs/default.py names none")
+
+
+def _split(entry: str) -> tuple[str, str]:
+    """Name and path, which may itself hold a =; the path is empty where there is none."""
+    name, _, path = entry.partition("=")
+    return name, path
+
+
+def _is_config(name: str) -> bool:
+    return (_CONFIGS / f"{name}.py").is_file()
