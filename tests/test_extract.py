@@ -43,27 +43,27 @@ def test_golden_table_is_whole() -> None:
 @pytest.mark.parametrize("row", [r for r in ROWS if r["kind"] == "extract"], ids=lambda row: row["why"])
 def test_golden(row: dict) -> None:
     expected = None if row["answer"] is None else Answer(row["answer"])
-    assert extract(row["text"], strategies=tuple(row["strategies"])) == expected
+    assert extract(row["text"], strategies=tuple(row["strategies"]), thinking=False) == expected
 
 
 def test_order_of_the_strategies_decides() -> None:
     text = r"\boxed{6} of 7"
-    assert extract(text, strategies=("boxed", "last_number")) == Answer("6")
-    assert extract(text, strategies=("last_number", "boxed")) == Answer("7")
+    assert extract(text, strategies=("boxed", "last_number"), thinking=False) == Answer("6")
+    assert extract(text, strategies=("last_number", "boxed"), thinking=False) == Answer("7")
 
 
 @pytest.mark.parametrize("strategy", ["boxed", "last_number"])
 def test_an_answer_does_not_go_through_twice(strategy: str) -> None:
-    answer = extract(r"\boxed{\frac{3}{4}}", strategies=("boxed",))
+    answer = extract(r"\boxed{\frac{3}{4}}", strategies=("boxed",), thinking=False)
     assert answer == Answer(r"\frac{3}{4}")
     with pytest.raises(TypeError, match=r"\(str\), got Answer"):
-        extract(answer, strategies=(strategy,))  # type: ignore[arg-type]
+        extract(answer, strategies=(strategy,), thinking=False)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("response", [None, 42, rb"\boxed{42}"], ids=lambda response: type(response).__name__)
 def test_only_text_is_read(response: object) -> None:
     with pytest.raises(TypeError, match=f"got {type(response).__name__}"):
-        extract(response, strategies=("boxed",))  # type: ignore[arg-type]
+        extract(response, strategies=("boxed",), thinking=False)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_only_text_is_read(response: object) -> None:
 )
 def test_unknown_strategies_are_refused(strategies: tuple[str, ...], got: str) -> None:
     # The known strategy finds an answer: what matters is that the list is wrong, not that it was needed.
-    with pytest.raises(InputError, match=rf"one or more of boxed, last_number, got {got}\.$"):
-        extract(r"\boxed{42}", strategies=strategies)
+    with pytest.raises(InputError, match=rf"one or more of boxed, choice, last_number, got {got}\.$"):
+        extract(r"\boxed{42}", strategies=strategies, thinking=False)
 
 
 @pytest.mark.parametrize("strategy", ["boxed", "last_number"])
@@ -84,14 +84,14 @@ def test_linear_time_on_hostile_megabytes(piece: str, strategy: str) -> None:
     texts = [filling, rf"\boxed{{{filling}", rf"\boxed{filling}x", f"1{filling}0x", rf"{filling}}} \boxed{{5}}"]
     for text in texts:
         start = time.perf_counter()
-        answer = extract(text, strategies=(strategy,))
+        answer = extract(text, strategies=(strategy,), thinking=False)
         assert time.perf_counter() - start < 5
     assert answer == Answer("5")  # of the last text
 
 
 def test_depth_of_braces_is_not_limited() -> None:
     deep = "{" * (MB // 2) + "}" * (MB // 2)
-    assert extract(rf"\boxed{{{deep}}}", strategies=("boxed",)) == Answer(deep)
+    assert extract(rf"\boxed{{{deep}}}", strategies=("boxed",), thinking=False) == Answer(deep)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ LEVELS = [
     {"errors", "records"},
     {"model", "data", "reward", "run"},
     {"rollout", "learn"},
-    {"build", "cli"},
+    {"resolve", "cli"},
+    {"build"},
     {"evaluate"},
     {"train"},
 ]

@@ -50,7 +50,7 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> PromptEncoder:
-    options = {"chat_template": True, "system": "", "prefix": "", "suffix": "", "max_tokens": 100}
+    options = {"chat_template": True, "system": "", "prefix": "", "suffix": "", "thinking": False, "max_tokens": 100}
     return PromptEncoder(tokenizer, **(options | changes))
 
 

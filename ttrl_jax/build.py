@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from ttrl_jax.data import prompts as text
 from ttrl_jax.data.problems import Problem, Problems, load, truths
@@ -22,6 +22,7 @@ from ttrl_jax.model import decoder, weights
 from ttrl_jax.model.config import ModelConfig, read_config
 from ttrl_jax.model.sharding import make_mesh, replicated, shardings
 from ttrl_jax.records import Prompts, Rollouts, TrainState
+from ttrl_jax.resolve import resolve
 from ttrl_jax.reward.extract import Answer, extract
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
@@ -44,6 +45,8 @@ _HUB_FILES = [
 class Inputs:
     """What a run reads, all of it checked before anything is written."""
 
+    config: FrozenConfigDict  # with every value set
+    sources: dict[str, str]  # of the values that the model can decide: key -> where it is from, in words
     folder: Path  # of the model
     model: ModelConfig
     tokenizer: Any
@@ -55,14 +58,18 @@ class Inputs:
     total_steps: int
 
 
-def read_inputs(config: ConfigDict) -> Inputs:
-    """Read and check config, model folder and data. Raises InputError for the first thing that cannot be used."""
+def read_inputs(config: FrozenConfigDict) -> Inputs:
+    """Read and check config, model folder and data, and let the model decide what the config leaves unset.
+
+    Raises InputError for the first thing that cannot be used.
+    """
     check(config)
     folder = _model_folder(config.model.path)
     model = read_config(folder)
     tokenizer = text.load_tokenizer(str(folder))
     text.check_vocabulary(tokenizer, model.vocab, str(folder))
     stop_ids = text.stop_ids(tokenizer, str(folder))
+    config, sources = resolve(config, template=text.chat_template(tokenizer), max_positions=model.max_positions)
     longest = config.prompt.max_tokens + config.rollout.max_tokens
     if longest > model.max_positions:
         raise InputError(
@@ -75,11 +82,12 @@ def read_inputs(config: ConfigDict) -> Inputs:
         system=config.prompt.system,
         prefix=config.prompt.prefix,
         suffix=config.prompt.suffix,
+        thinking=config.prompt.thinking,
         max_tokens=config.prompt.max_tokens,
     )
-    items = _problems(config, config.data.path)
+    items = _problems(config, config.data.path, level=config.data.level or None)
     problems = Problems(items, batch=config.rollout.prompts, seed=config.seed)
-    held_out = _problems(config, config.eval.held_out_path) if config.eval.held_out_path else []
+    held_out = _problems(config, config.eval.held_out_path, level=None) if config.eval.held_out_path else []
     encoder.check([*items, *held_out])
     if config.reward.label == "truth" and truths(items) is None:
         raise InputError(
@@ -90,7 +98,7 @@ def read_inputs(config: ConfigDict) -> Inputs:
     _micro_rows(config, mesh)
     weights.check(folder, model)
     total_steps = config.episodes * problems.steps_per_episode
-    return Inputs(folder, model, tokenizer, stop_ids, encoder, problems, held_out, mesh, total_steps)
+    return Inputs(config, sources, folder, model, tokenizer, stop_ids, encoder, problems, held_out, mesh, total_steps)
 
 
 def _micro_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
@@ -105,12 +113,13 @@ def _micro_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
     return config.train.micro_rows * devices
 
 
-def _problems(config: ConfigDict, path: str) -> list[Problem]:
+def _problems(config: ConfigDict, path: str, *, level: int | None) -> list[Problem]:
     return load(
         path,
         split=config.data.split,
         question_column=config.data.question_column,
         truth_column=config.data.truth_column,
+        level=level,
         limit=config.data.limit or None,
     )
 
@@ -138,7 +147,6 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "prompt.max_tokens": config.prompt.max_tokens,
         "rollout.prompts": rollout.prompts,
         "rollout.votes": rollout.votes,
-        "rollout.max_tokens": rollout.max_tokens,
         "rollout.rows": rollout.rows,
         "train.samples": train.samples,
         "train.minibatch_prompts": train.minibatch_prompts,
@@ -148,6 +156,7 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "checkpoint.keep": config.checkpoint.keep,
     }
     not_negative = {
+        "data.level": config.data.level,
         "data.limit": config.data.limit,
         "train.learning_rate": train.learning_rate,
         "train.kl_coef": train.kl_coef,
@@ -156,13 +165,15 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "eval.every": config.eval.every,
         "log.generations_every": config.log.generations_every,
     }
+    if rollout.max_tokens is not None:
+        at_least_one["rollout.max_tokens"] = rollout.max_tokens
     rules = [(value >= 1, f"{name} must be at least 1, got {value}") for name, value in at_least_one.items()]
     rules += [(value >= 0, f"{name} must not be negative, got {value}") for name, value in not_negative.items()]
     return rules
 
 
 def check(config: ConfigDict) -> None:
-    """Raise InputError for the first value that is out of range or does not fit the others."""
+    """Raise InputError for the first value that is out of range or does not fit the others. None is for the model."""
     rollout, train, sampling = config.rollout, config.train, (config.rollout, config.eval)
     rules = [
         (config.algorithm == "grpo", f'algorithm must be "grpo", got {config.algorithm!r}'),
@@ -180,8 +191,11 @@ def check(config: ConfigDict) -> None:
             train.samples <= rollout.votes,
             f"train.samples={train.samples} is more than the rollout.votes={rollout.votes} that are sampled",
         ),
-        (rollout.temperature > 0, f"rollout.temperature must be above 0 to learn from, got {rollout.temperature}"),
-        (all(s.temperature >= 0 for s in sampling), "a temperature must not be negative"),
+        (
+            rollout.temperature is None or rollout.temperature > 0,
+            f"rollout.temperature must be above 0 to learn from, got {rollout.temperature}",
+        ),
+        (config.eval.temperature >= 0, f"eval.temperature must not be negative, got {config.eval.temperature}"),
         (all(s.top_k >= 0 for s in sampling), "top_k must not be negative; 0 switches it off"),
         (all(0 < s.top_p <= 1 for s in sampling), "top_p must be above 0 and at most 1, which switches it off"),
         (0 <= train.warmup <= 1, f"train.warmup is a share of the steps, 0 to 1, got {train.warmup}"),
@@ -200,7 +214,7 @@ def check(config: ConfigDict) -> None:
     for holds, sentence in rules:
         if not holds:
             raise InputError(sentence)
-    extract("", strategies=tuple(config.reward.extract))
+    extract("", strategies=tuple(config.reward.extract), thinking=False)
 
 
 @dataclass(frozen=True)
@@ -239,7 +253,7 @@ def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -
         sample=functools.partial(sample, votes=config.rollout.votes, sampling=_sampling(config.rollout)),
         sample_for_eval=functools.partial(sample, votes=config.eval.samples, sampling=_sampling(config.eval)),
         texts=functools.partial(_texts, inputs.tokenizer),
-        extract=functools.partial(extract, strategies=tuple(config.reward.extract)),
+        extract=functools.partial(extract, strategies=tuple(config.reward.extract), thinking=config.prompt.thinking),
         learning_rate=functools.partial(
             optim.learning_rate, peak=train.learning_rate, total_steps=inputs.total_steps, warmup=train.warmup
         ),

@@ -56,9 +56,9 @@ def main() -> int:
     began = time.monotonic()
 
     # ------------------------------------------------------------- inputs: all checked before anything is written
-    config = cli.config()
+    inputs = builder.read_inputs(cli.config())
+    config = inputs.config
     workdir = Path(flags.FLAGS.workdir or f"runs/{cli.config_name()}")
-    inputs = builder.read_inputs(config)
     settings = config.as_configdict().to_dict()
     model = {**dataclasses.asdict(inputs.model), "fingerprint": fingerprint(inputs.folder)}
     folder.require_same(workdir, settings, model)
@@ -223,6 +223,9 @@ def introduce(config: Any, inputs: builder.Inputs, workdir: Path, start: int, sa
         f"budget    {inputs.total_steps} steps ({config.episodes} episodes) of {rollout.prompts} questions x "
         f"{rollout.votes} votes, {config.train.samples} of them trained on; label: {config.reward.label}"
     )
+    for key, source in inputs.sources.items():
+        section, name = key.split(".")
+        say(f"setting   {key}={config[section][name]!r}, {source}")
     say(f"run       {workdir}" + (f", resumed after step {start}" if start else ""))
     say(f"prompt    {inputs.encoder.render(problems.items[0].question)!r}")
 
