@@ -54,9 +54,10 @@ FIELDS = {
 }
 FEW = [
     "--config.rollout.prompts=2", "--config.rollout.rows=16", "--config.rollout.votes=8",
-    "--config.rollout.max_tokens=8", "--config.train.samples=8", "--config.train.micro_rows=1", "--config.train.learning_rate=1e-3",
-    "--config.train.warmup=0", "--config.eval.samples=8", "--config.episodes=1", "--config.eval.every=0",
-    "--config.eval.top_p=1.0", "--config.train.remat=false", "--config.model.dtype=float32",
+    "--config.rollout.max_tokens=8", "--config.train.samples=8", "--config.train.micro_rows=1",
+    "--config.train.learning_rate=1e-3", "--config.train.warmup=0", "--config.train.remat=false",
+    "--config.eval.samples=8", "--config.episodes=1", "--config.eval.every=0",
+    "--config.eval.top_p=1.0", "--config.model.dtype=float32",
     "--config.log.generations_every=1", "--config.log.tensorboard=false",
 ]  # fmt: skip
 
@@ -113,6 +114,7 @@ def call(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
             flags.FLAGS.unparse_flags()
             flags.FLAGS["config"].value = None
             flags.FLAGS["config"].present = 0
+            sys.modules.pop("config_config", None)  # the config file, whose names the next one would keep
         return code, "".join(capfd.readouterr())
 
     return run

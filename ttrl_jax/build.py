@@ -1,4 +1,4 @@
-"""From the config to the parts of a run. The one place, beside the commands, that reads the config."""
+"""From the config to the parts of a run. The one place, beside resolve.py and the commands, that reads the config."""
 
 import functools
 from collections.abc import Callable, Sequence
