@@ -12,8 +12,11 @@ BOXING = (
     "{% if messages[0].role != 'system' %}<|system|>Reason, and box your answer with \\\\boxed{}.{% endif %}"
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}<|assistant|>"
 )
-THINKS = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}<|assistant|><think>\n"
-STRIPS = "{% for message in messages %}{{ message.content.split('</think>')[-1] }}{% endfor %}<|assistant|>"
+STRIPS = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content.split('<think>')[0] }}"
+    "{{ message.content.split('</think>')[-1] }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+THINKS = STRIPS.replace("<|assistant|>", "<|assistant|><think>\n")
 SWITCH = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}<|assistant|>"
     "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
@@ -54,7 +57,17 @@ KINDS = {
     "Qwen3, thinking off": (SWITCH, "Qwen/Qwen3-8B", False, (SUFFIX, False, 0.6, 3072), "plain"),
     "Qwen3, thinking on": (SWITCH, "Qwen/Qwen3-8B", True, (SUFFIX, True, 1.0, 32768), "reasoning"),
     "it opens <think>": (THINKS, "/models/mine", None, (SUFFIX, True, 1.0, 32768), "reasoning"),
-    "it strips <think>": (STRIPS, "/models/mine", True, (SUFFIX, True, 1.0, 32768), "reasoning"),
+    "its thoughts are empty": (
+        THINKS.replace("<think>\n", "<think></think>"),
+        "/models/mine",
+        None,
+        (SUFFIX, False, 0.6, 3072),
+        "plain",
+    ),
+    "it strips thoughts": (STRIPS, "/models/mine", None, (SUFFIX, False, 0.6, 3072), "plain"),
+    "it strips thoughts, thinking off": (STRIPS, "/models/mine", False, (SUFFIX, False, 0.6, 3072), "plain"),
+    "it strips thoughts, thinking on": (STRIPS, "/models/mine", True, (SUFFIX, True, 1.0, 32768), "reasoning"),
+    "R1's first template": (STRIPS, "x/DeepSeek-R1-Distill-Qwen-7B", None, (SUFFIX, True, 1.0, 32768), "reasoning"),
     "R1 by its name": (
         PLAIN,
         "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",

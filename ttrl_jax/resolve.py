@@ -29,7 +29,7 @@ KINDS = {
     "plain": Kind(0.6, 3072),  # all others: Llama-3.1-Instruct, Qwen2.5, Qwen3 with thinking off
 }
 
-# Models that think whatever is asked, for folders whose chat template does not show it.
+# Models that think whatever is asked, for folders whose chat template does not open the answer with <think>.
 _REASONING_NAMES = re.compile(r"R1-Distill|Skywork-OR1", re.IGNORECASE)
 _BOX = "\\boxed"
 _SWITCH = "enable_thinking"
@@ -84,7 +84,12 @@ def _thinking(config: FrozenConfigDict, template: str | None) -> bool:
                 f"prompt.thinking=True is a switch of the chat template of {path}; set prompt.chat_template=True"
             )
         return bool(wanted)  # unset: off, as in the paper's main table
-    always = "think>" in (template or "") or _REASONING_NAMES.search(Path(path).name) is not None
+    # What follows the last mention of add_generation_prompt is how the template opens an answer.
+    opening = (template or "").rpartition("add_generation_prompt")[2]
+    opens = "<think>" in opening and "</think>" not in opening
+    always = opens or _REASONING_NAMES.search(Path(path).name) is not None
+    if not always and "</think>" in (template or ""):
+        return bool(wanted)  # it only takes thoughts out of earlier turns, as templates of both sorts of model do
     if wanted is not None and wanted != always:
         can = "always thinks before it answers" if always else "does not think before it answers"
         raise InputError(
