@@ -6,8 +6,7 @@ The part after the colon is the model: a folder or a hub name. The questions are
 (a list of objects with `prompt` and `answer`), or any file like it. 3 steps an episode, 240 in all, of 8 questions x
 64 votes; the reference used 8 x A100 80 GB and reports avg@16 12.9 -> 40.2 for this model.
 
-For models that are not Qwen2.5-Math the reference samples at temperature 0.6 and adds to the question
-"\\nPlease reason step by step, and put your final answer within \\boxed{}." (prompt.suffix).
+How the question is put, and how the model samples, is left to the model (ttrl_jax/resolve.py).
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,11 @@
 """Every key, its unit and its default. The task files beside this one only override.
 
-The defaults are the reference's settings for AIME (arXiv 2504.16084 and its code) where it has one.
+The defaults are the reference's settings for AIME (arXiv 2504.16084 and its code) where it has one. A key that is
+`placeholder(type)` is unset: the model decides it (ttrl_jax/resolve.py), unless a value is given.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -26,27 +28,29 @@ def get_config() -> ConfigDict:
     c.data.split = "train"  # of a hub data set
     c.data.question_column = "prompt"
     c.data.truth_column = "answer"  # for metrics only; the column may be missing
+    c.data.level = 0  # only questions whose column `level` is this (MATH: 1 to 5); 0: all
     c.data.limit = 0  # questions, the first so many; 0: all
 
     c.prompt = ConfigDict()
     c.prompt.chat_template = True  # one user turn of the tokenizer's chat template; False: plain text
     c.prompt.system = ""  # system turn; empty: none
     c.prompt.prefix = ""  # before the question
-    c.prompt.suffix = ""  # after the question
+    c.prompt.suffix = placeholder(str)  # after the question
+    c.prompt.thinking = placeholder(bool)  # think first, and answer after </think>
     c.prompt.max_tokens = 512  # a longer prompt is an error
 
     c.rollout = ConfigDict()
     c.rollout.prompts = 8  # questions of one training step
     c.rollout.votes = 64  # responses to each, all of which vote
-    c.rollout.max_tokens = 3072  # of a response
+    c.rollout.max_tokens = placeholder(int)  # of a response
     c.rollout.stop = ()  # texts: besides the model's own stop tokens, a token that has one of them ends a response
-    c.rollout.temperature = 1.0
+    c.rollout.temperature = placeholder(float)
     c.rollout.top_k = 0  # 0: off
     c.rollout.top_p = 1.0  # 1: off
     c.rollout.rows = 512  # responses decoded at once (memory; changes no sample)
 
     c.reward = ConfigDict()
-    c.reward.extract = ("boxed",)  # boxed | last_number, tried in this order
+    c.reward.extract = ("boxed",)  # boxed | choice | last_number, tried in this order
     c.reward.label = "majority"  # majority | truth (the oracle) | random (control)
 
     c.train = ConfigDict()

@@ -21,6 +21,8 @@ def get_config() -> ConfigDict:
     c.eval.tasks = ("held_out=builtin:sums.held_out",)
     c.episodes = 36
     c.prompt.max_tokens = 32
+    c.prompt.suffix = ""  # the model answers in a box unasked
+    c.rollout.temperature = 1.0
     c.rollout.max_tokens = 13  # what the longest sum takes; a number that does not end has no vote
     c.rollout.rows = 1024
     # Learning which digits to write also moves what no vote is about yet, such as where a number ends: between two

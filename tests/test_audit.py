@@ -145,7 +145,10 @@ def test_a_unanimous_group_for_the_gold_answer_is_rewarded(ttrl_data: Path, name
     golds = gold_answers(ttrl_data, name)
     assert len(golds) == number
     responses = [[f"{word} the answer is $\\boxed{{{gold}}}$." for word in ("So", "Hence", "")] for gold in golds]
-    ballots = [vote([extract(text, strategies=("boxed", "last_number")) for text in group]) for group in responses]
+    ballots = [
+        vote([extract(text, strategies=("boxed", "last_number"), thinking=False) for text in group])
+        for group in responses
+    ]
     labels = [b.label for b in ballots]
     rewards = score(ballots, labels)
     lost = [gold for gold, group in zip(golds, rewards, strict=True) if group.tolist() != [1, 1, 1]]

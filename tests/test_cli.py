@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
-from configs import aime, default, quickstart
-from ttrl_jax import build, cli, train
+from configs import default, quickstart
+from ttrl_jax import cli, train
 from ttrl_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +85,51 @@ def test_a_config_file_with_a_wrong_type(call, tmp_path: Path):
     assert_refused(call(config=own_config(tmp_path / "own.py", "c.seed = 'x'")), "seed")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("c.rollout.temperature = 'x'", ("temperature", "float")),
+        ("c.rollout.max_tokens = 1.5", ("max_tokens", "int")),
+        ("c.prompt.thinking = 1", ("thinking", "bool")),
+        ("c.prompt.suffix = 3", ("suffix", "str")),
+    ],
+)
+def test_a_config_file_with_a_wrong_type_in_an_unset_key(call, tmp_path: Path, change: str, words: tuple[str, ...]):
+    assert_refused(call(config=own_config(tmp_path / "own.py", change)), *words)
+
+
+def with_plain_value(section: str, key: str, value: object) -> ConfigDict:
+    """The defaults without what ml_collections knows of their types, and one other value."""
+    plain = default.get_config().to_dict()
+    plain[section][key] = value
+    return ConfigDict(plain)
+
+
+def test_types_of_unset_keys():
+    """Unset or of the type; a whole number for a float, as on the command line."""
+    for name, value in [("temperature", None), ("temperature", 0.5), ("temperature", 1), ("max_tokens", 5)]:
+        cli._require_keys(with_plain_value("rollout", name, value), default.get_config(), "")
+    for section, name, value, kind in [
+        ("rollout", "temperature", "1", "float or unset"),
+        ("rollout", "temperature", True, "float or unset"),
+        ("rollout", "max_tokens", 5.0, "int or unset"),
+        ("prompt", "thinking", 0, "bool or unset"),
+        ("prompt", "suffix", 1, "str or unset"),
+        ("rollout", "votes", None, "int"),
+    ]:
+        with pytest.raises(InputError, match=rf"{section}\.{name} must be {kind}, got {value!r} "):
+            cli._require_keys(with_plain_value(section, name, value), default.get_config(), "")
+
+
+def test_a_whole_number_for_an_unset_float_in_a_config_file(call, tmp_path: Path):
+    """It is taken: the refusal is about the next key."""
+    assert_refused(call(config=own_config(tmp_path / "own.py", "c.rollout.temperature = 1")), "model.path is empty")
+
+
+def test_a_whole_number_for_an_unset_float_on_the_command_line(call):
+    assert_refused(call("--config.rollout.temperature=1", "--config.rollout.prompts=72"), "72")
+
+
 def test_a_config_file_that_does_not_begin_with_the_defaults(call, tmp_path: Path):
     text = "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({{{}}})\n"
     (tmp_path / "bare.py").write_text(text.format("'train': {'micro_rows': 1}, 'mesh': {'fsdp': 1}, 'sed': 1"))
@@ -122,6 +168,14 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--config.model.path=models/none.gguf", ("There is no model", "models/none.gguf")),
         (f"--config.model.path={MODEL / 'model.safetensors'}", ("model.path is the file", "expected a model folder")),
         ("--config.rollout.max_tokens=4000", ("4032", "64")),
+        ("--config.rollout.max_tokens=0", ("rollout.max_tokens", "at least 1")),
+        ("--config.rollout.max_tokens=1.5", ("--config.rollout.max_tokens=1.5",)),
+        ("--config.rollout.temperature=warm", ("--config.rollout.temperature=warm",)),
+        ("--config.prompt.thinking=maybe", ("--config.prompt.thinking=maybe",)),
+        ("--config.prompt.thinking=True", ("prompt.thinking=True", "does not think")),
+        ("--config.eval.temperature=-1", ("eval.temperature",)),
+        ("--config.data.level=-1", ("data.level",)),
+        ("--config.data.level=2", ("builtin:sums.train", "data.level")),
         ("--config.prompt.max_tokens=15", ("15", "id")),
         ("--config.train.micro_rows=7", ("micro_rows=7",)),
         ("--config.mesh.tensor=3", ("mesh",)),
@@ -250,11 +304,3 @@ def test_the_command_itself_exits_with_2(tmp_path: Path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == "error: model.path is empty; give a model folder, a .gguf file or a hub name"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_every_config_passes_its_own_check():
-    for config in (aime.get_config(), quickstart.get_config()):
-        cli._require_keys(config, default.get_config(), "")
-        build.check(config)
-    with pytest.raises(InputError, match="model.path is empty"):
-        build.check(default.get_config())

@@ -30,6 +30,9 @@ HOSTILE = {
     "versions": "1.2.",
     "signs": "-",
     "spaces": " ",
+    "letters that are said": "answer is (B",
+    "sentences without a letter": "answer : ",
+    "ends of thinking": "</think>",
 }
 
 
@@ -43,27 +46,85 @@ def test_golden_table_is_whole() -> None:
 @pytest.mark.parametrize("row", [r for r in ROWS if r["kind"] == "extract"], ids=lambda row: row["why"])
 def test_golden(row: dict) -> None:
     expected = None if row["answer"] is None else Answer(row["answer"])
-    assert extract(row["text"], strategies=tuple(row["strategies"])) == expected
+    assert extract(row["text"], strategies=tuple(row["strategies"]), thinking=False) == expected
 
 
 def test_order_of_the_strategies_decides() -> None:
     text = r"\boxed{6} of 7"
-    assert extract(text, strategies=("boxed", "last_number")) == Answer("6")
-    assert extract(text, strategies=("last_number", "boxed")) == Answer("7")
+    assert extract(text, strategies=("boxed", "last_number"), thinking=False) == Answer("6")
+    assert extract(text, strategies=("last_number", "boxed"), thinking=False) == Answer("7")
 
 
-@pytest.mark.parametrize("strategy", ["boxed", "last_number"])
+CHOICES = {
+    r"\boxed{B}": "B",
+    r"\boxed{(B)}": "B",
+    r"\boxed{B.}": "B",
+    r"\boxed{ D) }": "D",
+    r"\boxed{\text{B}}": "B",
+    r"\boxed{\mathrm{ E }}": "E",
+    r"\boxed{\text{(C)}}": "C",
+    r"\boxed{\textbf{(A)}\ 12}": "A",
+    r"\boxed{B. The second law} holds": "B",
+    r"\boxed{\text{B. The second law}}": "B",
+    r"\boxed{A}, no: \boxed{C}": "C",
+    r"answer is A, so \boxed{C}": "C",
+    r"\boxed{42} The answer is (B).": "B",  # the box holds no letter
+    r"\boxed{E = mc^2}": None,
+    r"\boxed{B_2}": None,
+    r"\boxed{BC}": None,
+    r"\boxed{(A, B)}": None,
+    r"\boxed{b}": None,
+    r"\boxed{F}": None,
+    "The answer is (B).": "B",
+    "Answer: B": "B",
+    "**Answer: C**": "C",
+    "**Answer:** D": "D",
+    r"the correct ANSWER is $\text{A}$": "A",
+    "The answer is A? No, the answer is B.": "B",
+    r"Answer: C, or \boxed{": "C",  # a truncated box
+    "The answer is Berlin": None,
+    "Answer B was wrong": None,
+    "It is (B)": None,
+}
+
+
+@pytest.mark.parametrize(("text", "letter"), CHOICES.items(), ids=CHOICES)
+def test_choice(text: str, letter: str | None) -> None:
+    """Hand-worked: spellings of a letter, and what only looks like one."""
+    expected = None if letter is None else Answer(letter)
+    assert extract(text, strategies=("choice",), thinking=False) == expected
+
+
+THOUGHTS = [  # response, answer with thinking on, answer with thinking off
+    (r"<think>perhaps \boxed{1}</think> \boxed{2}", "2", "2"),
+    (r"perhaps \boxed{1}</think> \boxed{2}", "2", "2"),  # the prompt opened the thinking
+    (r"<think>perhaps \boxed{1}</think> I do not know.", None, "1"),
+    (r"<think>perhaps \boxed{1}", None, "1"),  # cut off while it thought
+    (r"a</think>\boxed{1}</think>\boxed{2}", "2", "2"),
+    (r"a</think>\boxed{1}</think>", None, "1"),
+    (r"\boxed{1", None, None),
+]
+
+
+@pytest.mark.parametrize(("text", "on", "off"), THOUGHTS)
+def test_thinking_is_no_answer(text: str, on: str | None, off: str | None) -> None:
+    """Hand-worked: with thinking on, only what follows the last </think> counts."""
+    assert extract(text, strategies=("boxed",), thinking=True) == (None if on is None else Answer(on))
+    assert extract(text, strategies=("boxed",), thinking=False) == (None if off is None else Answer(off))
+
+
+@pytest.mark.parametrize("strategy", ["boxed", "choice", "last_number"])
 def test_an_answer_does_not_go_through_twice(strategy: str) -> None:
-    answer = extract(r"\boxed{\frac{3}{4}}", strategies=("boxed",))
+    answer = extract(r"\boxed{\frac{3}{4}}", strategies=("boxed",), thinking=False)
     assert answer == Answer(r"\frac{3}{4}")
     with pytest.raises(TypeError, match=r"\(str\), got Answer"):
-        extract(answer, strategies=(strategy,))  # type: ignore[arg-type]
+        extract(answer, strategies=(strategy,), thinking=False)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("response", [None, 42, rb"\boxed{42}"], ids=lambda response: type(response).__name__)
 def test_only_text_is_read(response: object) -> None:
     with pytest.raises(TypeError, match=f"got {type(response).__name__}"):
-        extract(response, strategies=("boxed",))  # type: ignore[arg-type]
+        extract(response, strategies=("boxed",), thinking=False)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -71,27 +132,36 @@ def test_only_text_is_read(response: object) -> None:
 )
 def test_unknown_strategies_are_refused(strategies: tuple[str, ...], got: str) -> None:
     # The known strategy finds an answer: what matters is that the list is wrong, not that it was needed.
-    with pytest.raises(InputError, match=rf"one or more of boxed, last_number, got {got}\.$"):
-        extract(r"\boxed{42}", strategies=strategies)
+    with pytest.raises(InputError, match=rf"one or more of boxed, choice, last_number, got {got}\.$"):
+        extract(r"\boxed{42}", strategies=strategies, thinking=False)
 
 
-@pytest.mark.parametrize("strategy", ["boxed", "last_number"])
+@pytest.mark.parametrize("strategy", ["boxed", "choice", "last_number"])
 @pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE.keys())
 def test_linear_time_on_hostile_megabytes(piece: str, strategy: str) -> None:
     filling = piece * (MB // len(piece))
     # What precedes and follows makes both strategies read the filling: as the content of a box, as a long
     # number, after an unclosed box and before the end of one.
-    texts = [filling, rf"\boxed{{{filling}", rf"\boxed{filling}x", f"1{filling}0x", rf"{filling}}} \boxed{{5}}"]
+    last = "B" if strategy == "choice" else "5"
+    texts = [
+        filling,
+        rf"\boxed{{{filling}",
+        rf"\boxed{filling}x",
+        f"1{filling}0x",
+        rf"\boxed{{\text{{B{filling}x}}}}",
+        f"answer{filling}x",
+        rf"{filling}}} \boxed{{{last}}}",
+    ]
     for text in texts:
         start = time.perf_counter()
-        answer = extract(text, strategies=(strategy,))
+        answer = extract(text, strategies=(strategy,), thinking=False)
         assert time.perf_counter() - start < 5
-    assert answer == Answer("5")  # of the last text
+    assert answer == Answer(last)  # of the last text
 
 
 def test_depth_of_braces_is_not_limited() -> None:
     deep = "{" * (MB // 2) + "}" * (MB // 2)
-    assert extract(rf"\boxed{{{deep}}}", strategies=("boxed",)) == Answer(deep)
+    assert extract(rf"\boxed{{{deep}}}", strategies=("boxed",), thinking=False) == Answer(deep)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ LEVELS = [
     {"card", "errors", "records"},
     {"model", "data", "reward", "run"},
     {"rollout", "learn", "tasks", "source", "check"},
-    {"build", "cli"},
+    {"resolve", "cli"},
+    {"build"},
     {"measure", "export"},
     {"train", "evaluate"},
 ]

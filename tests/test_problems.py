@@ -42,8 +42,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 each_format = pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
 
 
-def read(path: Path | str, *, question: str = "prompt", truth: str = "answer", limit: int | None = None):
-    return load(str(path), split="train", question_column=question, truth_column=truth, limit=limit)
+def read(path: Path | str, *, question: str = "prompt", truth: str = "answer", level=None, limit=None):
+    return load(str(path), split="train", question_column=question, truth_column=truth, level=level, limit=limit)
 
 
 def refusal(path: Path | str, **options: Any) -> str:
@@ -77,7 +77,7 @@ def test_folder_in_hub_layout_has_splits(tmp_path: Path) -> None:
     write(data / "train-00000-of-00001.parquet", ROWS)
     write(data / "test-00000-of-00001.parquet", ROWS[:1])
     assert read(tmp_path / "hub") == EXPECTED
-    options = {"question_column": "prompt", "truth_column": "answer", "limit": None}
+    options = {"question_column": "prompt", "truth_column": "answer", "level": None, "limit": None}
     assert load(str(tmp_path / "hub"), split="test", **options) == EXPECTED[:1]
     with pytest.raises(InputError, match="split 'validation', cannot be loaded"):
         load(str(tmp_path / "hub"), split="validation", **options)

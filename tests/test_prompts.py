@@ -10,8 +10,17 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ttrl_jax.data.problems import Problem
-from ttrl_jax.data.prompts import PromptEncoder, check_vocabulary, decode, load_tokenizer, stop_ids, stop_text_ids
+from ttrl_jax.data.prompts import (
+    PromptEncoder,
+    chat_template,
+    check_vocabulary,
+    decode,
+    load_tokenizer,
+    stop_ids,
+    stop_text_ids,
+)
 from ttrl_jax.errors import InputError
+from ttrl_jax.reward.extract import Answer, extract
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<user>", "<system>", "<assistant>"]
 PAD, BOS, EOS, USER, SYSTEM, ASSISTANT = range(6)
@@ -22,7 +31,10 @@ TEMPLATE = (
 REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}" + TEMPLATE
 
 
-def save(folder: Path, *, template: str | None = TEMPLATE, eos: str | None = "<eos>") -> Path:
+SWITCH = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+
+
+def save(folder: Path, *, template: Any = TEMPLATE, eos: str | None = "<eos>", added: tuple[str, ...] = ()) -> Path:
     """A byte-level tokenizer: one id per byte of UTF-8, a first token <bos> before every text."""
     pieces = SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
@@ -30,6 +42,7 @@ def save(folder: Path, *, template: str | None = TEMPLATE, eos: str | None = "<e
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    backend.add_tokens([AddedToken(token, special=False) for token in added])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token=eos,
     )  # fmt: skip
@@ -50,7 +63,7 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> PromptEncoder:
-    options = {"chat_template": True, "system": "", "prefix": "", "suffix": "", "max_tokens": 100}
+    options = {"chat_template": True, "system": "", "prefix": "", "suffix": "", "thinking": False, "max_tokens": 100}
     return PromptEncoder(tokenizer, **(options | changes))
 
 
@@ -104,6 +117,27 @@ def test_chat_template_that_refuses_the_system_turn(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="refuses the prompt: no system turn here"):
         encoder(refusing, system="Be brief.").render("a")
     assert encoder(refusing).render("a") == "<bos><user>a<assistant>"
+
+
+def test_the_thinking_switch(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """A template that has the switch is told; to another one it is nothing."""
+    switched = load_tokenizer(str(save(tmp_path, template=SWITCH)))
+    assert encoder(switched, thinking=True).render("a") == "<bos><user>a<assistant>"
+    assert encoder(switched, thinking=False).render("a") == "<bos><user>a<assistant><think></think>"
+    assert encoder(tokenizer, thinking=True).render("a") == encoder(tokenizer).render("a")
+    assert encoder(switched, thinking=True, chat_template=False).render("a") == "a"
+
+
+def test_the_template_among_several(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    assert chat_template(tokenizer) == TEMPLATE
+    assert chat_template(load_tokenizer(str(save(tmp_path / "none", template=None)))) is None
+    several = load_tokenizer(str(save(tmp_path / "several", template={"default": SWITCH, "tool_use": TEMPLATE})))
+    assert chat_template(several) == SWITCH
+    other = load_tokenizer(str(save(tmp_path / "other", template={"rag": SWITCH, "tool_use": TEMPLATE})))
+    with pytest.raises(
+        InputError, match="has chat templates (rag, tool_use|tool_use, rag) and no 'default' among them"
+    ):
+        chat_template(other)
 
 
 # ---- encode
@@ -310,6 +344,17 @@ def test_decode_leaves_out_special_tokens(tokenizer: PreTrainedTokenizerBase) ->
     assert decode(tokenizer, ids) == "abc"
     assert decode(tokenizer, [EOS, PAD]) == ""
     assert decode(tokenizer, []) == ""
+
+
+def test_decode_keeps_the_ends_of_thinking(tmp_path: Path) -> None:
+    """Models have <think> and </think> as added tokens that are not special: the answer is found after the last."""
+    thinker = load_tokenizer(str(save(tmp_path, added=("<think>", "</think>"))))
+    opening, closing = (thinker.get_vocab()[token] for token in ("<think>", "</think>"))
+    ids = [opening, *letters(thinker, "a"), closing, *thinker("\\boxed{7}", add_special_tokens=False)["input_ids"], EOS]
+    text = decode(thinker, ids)
+    assert text == "<think>a</think>\\boxed{7}"
+    assert extract(text, strategies=("boxed",), thinking=True) == Answer("7")
+    assert extract(decode(thinker, ids[:2]), strategies=("last_number",), thinking=True) is None
 
 
 def test_decode_keeps_spaces(folder: Path) -> None:

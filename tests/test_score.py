@@ -24,7 +24,7 @@ def ballot(*texts: str | None) -> Ballot:
 
 def rewards_of(groups: list[list[str]]) -> np.ndarray:
     """The whole way from response texts to rewards."""
-    ballots = [vote([extract(text, strategies=("boxed",)) for text in group]) for group in groups]
+    ballots = [vote([extract(text, strategies=("boxed",), thinking=False) for text in group]) for group in groups]
     return score(ballots, [b.label for b in ballots])
 
 
@@ -46,7 +46,9 @@ def test_no_label_rewards_nobody_not_those_without_an_answer() -> None:
 
 
 def test_all_none_group_has_no_label_and_zero_rewards() -> None:
-    b = vote([extract(text, strategies=("boxed",)) for text in ["", "no box", r"\boxed{", r"\boxed{\,}"]])
+    b = vote(
+        [extract(text, strategies=("boxed",), thinking=False) for text in ["", "no box", r"\boxed{", r"\boxed{\,}"]]
+    )
     assert b.label is None
     assert score([b], [b.label]).tolist() == [[0, 0, 0, 0]]
 

@@ -40,7 +40,7 @@ def test_reward_does_not_depend_on_the_lengths_of_its_neighbours() -> None:
 
     def rewards(lengths: list[int]) -> np.ndarray:
         texts = ["so " * n + ("" if a is None else rf"\boxed{{{a}}}") for n, a in zip(lengths, answers, strict=True)]
-        b = vote([extract(text, strategies=("boxed",)) for text in texts])
+        b = vote([extract(text, strategies=("boxed",), thinking=False) for text in texts])
         return score([b], [b.label])
 
     assert rewards([1, 1, 1, 1]).tolist() == [[1.0, 0.0, 1.0, 0.0]]

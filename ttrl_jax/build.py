@@ -1,4 +1,5 @@
-"""From the config to the parts of a run. Beside tasks.py and the commands, the one place that reads the config."""
+"""From the config to the parts of a run. Beside the commands, and the modules that check and
+complete the config, the one place that reads it."""
 
 import dataclasses
 import functools
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from ttrl_jax.check import check
 from ttrl_jax.data import prompts as text
@@ -24,6 +25,7 @@ from ttrl_jax.model import decoder, weights
 from ttrl_jax.model.config import ModelConfig, read_config
 from ttrl_jax.model.sharding import make_mesh, replicated, shardings
 from ttrl_jax.records import Prompts, Rollouts, TrainState
+from ttrl_jax.resolve import resolve
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
@@ -35,6 +37,8 @@ from ttrl_jax.tasks import Task, read_tasks
 class EvalInputs:
     """What an evaluation reads, all of it checked before anything is written."""
 
+    config: FrozenConfigDict  # with every value set
+    sources: dict[str, str]  # of the values that the model can decide: key -> where it is from, in words
     source: Path  # of the model: a Hugging Face folder or a GGUF file
     model: ModelConfig
     tokenizer: Any
@@ -52,14 +56,18 @@ class Inputs(EvalInputs):
     total_steps: int
 
 
-def read_eval_inputs(config: ConfigDict) -> EvalInputs:
-    """Read and check config, model and data. Raises InputError for the first thing that cannot be used."""
+def read_eval_inputs(config: FrozenConfigDict) -> EvalInputs:
+    """Read and check config, model and data, and let the model decide what the config leaves unset.
+
+    Raises InputError for the first thing that cannot be used.
+    """
     check(config)
     source = model_source(config.model.path)
     model = read_config(source)
     tokenizer, stop_ids = tokenizer_of(source)
     text.check_vocabulary(tokenizer, model.vocab, str(source))
     stop_ids = tuple(sorted({*stop_ids, *text.stop_text_ids(tokenizer, config.rollout.stop)}))
+    config, sources = resolve(config, template=text.chat_template(tokenizer), max_positions=model.max_positions)
     longest = config.prompt.max_tokens + config.rollout.max_tokens
     if longest > model.max_positions:
         raise InputError(
@@ -72,6 +80,7 @@ def read_eval_inputs(config: ConfigDict) -> EvalInputs:
         system=config.prompt.system,
         prefix=config.prompt.prefix,
         suffix=config.prompt.suffix,
+        thinking=config.prompt.thinking,
         max_tokens=config.prompt.max_tokens,
     )
     tasks = read_tasks(config)
@@ -82,12 +91,13 @@ def read_eval_inputs(config: ConfigDict) -> EvalInputs:
             raise InputError(f"{task.path}: {error}") from error
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     weights.check(source, model)
-    return EvalInputs(source, model, tokenizer, stop_ids, encoder, tasks, mesh)
+    return EvalInputs(config, sources, source, model, tokenizer, stop_ids, encoder, tasks, mesh)
 
 
-def read_inputs(config: ConfigDict) -> Inputs:
+def read_inputs(config: FrozenConfigDict) -> Inputs:
     """The same for training, which asks more of the config and the data."""
     shared = read_eval_inputs(config)
+    config = shared.config
     items = shared.tasks[0].items
     problems = Problems(items, batch=config.rollout.prompts, seed=config.seed)
     if config.reward.label == "truth" and truths(items) is None:

@@ -7,7 +7,7 @@ from ttrl_jax.reward.extract import extract
 
 
 def check(config: ConfigDict) -> None:
-    """Raise InputError for the first value that is out of range or does not fit the others."""
+    """Raise InputError for the first value that is out of range or does not fit the others. None is for the model."""
     rollout, train, sampling = config.rollout, config.train, (config.rollout, config.eval)
     rules = [
         (config.algorithm == "grpo", f'algorithm must be "grpo", got {config.algorithm!r}'),
@@ -26,8 +26,11 @@ def check(config: ConfigDict) -> None:
             f"train.samples={train.samples} is more than the rollout.votes={rollout.votes} that are sampled",
         ),
         (all(isinstance(t, str) for t in rollout.stop), f"rollout.stop must be a tuple of texts, got {rollout.stop}"),
-        (rollout.temperature > 0, f"rollout.temperature must be above 0 to learn from, got {rollout.temperature}"),
-        (all(s.temperature >= 0 for s in sampling), "a temperature must not be negative"),
+        (
+            rollout.temperature is None or rollout.temperature > 0,
+            f"rollout.temperature must be above 0 to learn from, got {rollout.temperature}",
+        ),
+        (config.eval.temperature >= 0, f"eval.temperature must not be negative, got {config.eval.temperature}"),
         (all(s.top_k >= 0 for s in sampling), "top_k must not be negative; 0 switches it off"),
         (all(0 < s.top_p <= 1 for s in sampling), "top_p must be above 0 and at most 1, which switches it off"),
         (0 <= train.warmup <= 1, f"train.warmup is a share of the steps, 0 to 1, got {train.warmup}"),
@@ -50,7 +53,7 @@ def check(config: ConfigDict) -> None:
     for holds, sentence in rules:
         if not holds:
             raise InputError(sentence)
-    extract("", strategies=tuple(config.reward.extract))
+    extract("", strategies=tuple(config.reward.extract), thinking=False)
 
 
 def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
@@ -61,7 +64,6 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "prompt.max_tokens": config.prompt.max_tokens,
         "rollout.prompts": rollout.prompts,
         "rollout.votes": rollout.votes,
-        "rollout.max_tokens": rollout.max_tokens,
         "rollout.rows": rollout.rows,
         "train.samples": train.samples,
         "train.minibatch_prompts": train.minibatch_prompts,
@@ -70,8 +72,11 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "eval.samples": config.eval.samples,
         "checkpoint.keep": config.checkpoint.keep,
     }
+    if rollout.max_tokens is not None:
+        at_least_one["rollout.max_tokens"] = rollout.max_tokens
     not_negative = {
         "data.limit": config.data.limit,
+        "data.level": config.data.level,
         "train.learning_rate": train.learning_rate,
         "train.kl_coef": train.kl_coef,
         "train.weight_decay": train.weight_decay,

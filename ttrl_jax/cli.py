@@ -61,7 +61,10 @@ def run(main: Callable[..., int], *, doc: str, takes: str | None = None) -> int:
 
 
 def config() -> FrozenConfigDict:
-    """The config that the flags ask for, with exactly the keys of configs/default.py. Raises InputError."""
+    """The config that the flags ask for, with exactly the keys of configs/default.py. Raises InputError.
+
+    Keys that are left to the model are None (ttrl_jax/resolve.py).
+    """
     if flags.FLAGS.config is None:
         raise InputError("no config given; add --config configs/quickstart.py, or another file of configs/")
     given = flags.FLAGS.config
@@ -141,13 +144,15 @@ def _require_keys(given: ConfigDict, default: ConfigDict, prefix: str) -> None:
             raise InputError(
                 f"the config lacks the key {prefix}{name}; begin it with configs/default.py's get_config()"
             )
-        expected, got = default[name], given[name]
-        if isinstance(expected, ConfigDict) and isinstance(got, ConfigDict):
-            _require_keys(got, expected, f"{prefix}{name}.")
-        elif type(expected) is not type(got):
-            raise InputError(
-                f"config key {prefix}{name} must be {type(expected).__name__}, got {got!r} ({type(got).__name__})"
-            )
+        expected, got = default.get_type(name), given[name]
+        if expected is ConfigDict and isinstance(got, ConfigDict):
+            _require_keys(got, default[name], f"{prefix}{name}.")
+            continue
+        unset = got is None and default[name] is None  # left to the model
+        whole = expected is float and type(got) is int  # 1 for 1.0, as on the command line
+        if not (unset or whole or type(got) is expected):
+            what = expected.__name__ + (" or unset" if default[name] is None else "")
+            raise InputError(f"config key {prefix}{name} must be {what}, got {got!r} ({type(got).__name__})")
 
 
 def _flag_help() -> str:

@@ -54,6 +54,7 @@ def main() -> int:
     origin = find_origin(flags.FLAGS.checkpoint, config.model.path)
     config = with_model(config, origin.model)
     inputs = builder.read_eval_inputs(config)
+    config = inputs.config
     model = builder.identity(inputs)
     if origin.run is not None:
         folder.require_same_model(origin.run, model, flag="--checkpoint")
@@ -66,7 +67,7 @@ def main() -> int:
     with Progress(len(inputs.tasks), start=0, title="evaluated") as progress:
         parts = builder.build_eval(config, inputs, progress.line)
         params = read_params(origin, inputs, parts)
-        introduce(inputs, model=config.model.path, dtype=config.model.dtype, say=progress.line)
+        introduce(inputs, progress.line)
         progress.line(f"weights   {origin.model if origin.run is None else f'{origin.run}, after step {origin.step}'}")
         progress.line(f"samples   {sampled(config)}")
         keys = task_keys(config.seed, len(inputs.tasks))

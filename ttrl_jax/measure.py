@@ -175,10 +175,11 @@ def headline(result: dict[str, float], *, samples: int) -> str:
     return ", ".join(f"{name} {result[name]:.3f}" for name in names if name in result)
 
 
-def introduce(inputs: builder.EvalInputs, *, model: str, dtype: str, say: Callable[[str], None]) -> None:
-    """Print what was resolved: model, devices, questions, and the first prompt as the model sees it."""
-    device = jax.devices()[0]
-    say(f"model     {model}: {parameter_count(inputs.model) / 1e6:.2f} M parameters, {dtype} compute")
+def introduce(inputs: builder.EvalInputs, say: Callable[[str], None]) -> None:
+    """Print what was resolved: model, devices, questions, settings, and the first prompt as the model sees it."""
+    config, device = inputs.config, jax.devices()[0]
+    count = parameter_count(inputs.model) / 1e6
+    say(f"model     {config.model.path}: {count:.2f} M parameters, {config.model.dtype} compute")
     say(f"devices   {jax.device_count()} x {device.device_kind}, mesh {dict(inputs.mesh.shape)}")
     for i, task in enumerate(inputs.tasks):
         blind = truths(task.items) is None
@@ -187,4 +188,7 @@ def introduce(inputs: builder.EvalInputs, *, model: str, dtype: str, say: Callab
             + f"{task.path}: {len(task.items)} questions"
             + (f"; no column {task.truth_column!r}: no accuracy is measured" if blind else "")
         )
+    for key, source in inputs.sources.items():
+        section, name = key.split(".")
+        say(f"setting   {key}={config[section][name]!r}, {source}")
     say(f"prompt    {inputs.encoder.render(inputs.tasks[0].items[0].question)!r}")

@@ -39,15 +39,20 @@ def read_tasks(config: ConfigDict) -> tuple[Task, ...]:
     Raises InputError for entries that cannot be used and for data that cannot be read.
     """
     _check_names(config.eval.tasks)
-    tasks = [_task(OWN, config.data.path, config)]
+    thinking = config.prompt.thinking
+    tasks = [_task(OWN, config.data.path, config, level=config.data.level, thinking=thinking)]
     for entry in config.eval.tasks:
         name, path = _split(entry)
-        settings = importlib.import_module(f"configs.{name}").get_config() if _is_config(name) else config
-        tasks.append(_task(name, path or settings.data.path, settings))
+        if _is_config(name):
+            settings = importlib.import_module(f"configs.{name}").get_config()
+            task = _task(name, path or settings.data.path, settings, level=settings.data.level, thinking=thinking)
+        else:
+            task = _task(name, path, config, level=0, thinking=thinking)  # the level is one of data.path
+        tasks.append(task)
     return tuple(tasks)
 
 
-def _task(name: str, path: str, settings: ConfigDict) -> Task:
+def _task(name: str, path: str, settings: ConfigDict, *, level: int, thinking: bool) -> Task:
     data = settings.data
     items = load(
         path,
@@ -55,10 +60,11 @@ def _task(name: str, path: str, settings: ConfigDict) -> Task:
         question_column=data.question_column,
         truth_column=data.truth_column,
         limit=data.limit or None,
+        level=level or None,
     )
-    return Task(
-        name, path, data.truth_column, items, functools.partial(extract, strategies=tuple(settings.reward.extract))
-    )
+    strategies = tuple(settings.reward.extract)
+    reader = functools.partial(extract, strategies=strategies, thinking=thinking)
+    return Task(name, path, data.truth_column, items, reader)
 
 
 def _check_names(entries: Sequence[str]) -> None:

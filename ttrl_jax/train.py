@@ -58,9 +58,9 @@ def main() -> int:
     began = time.monotonic()
 
     # ------------------------------------------------------------- inputs: all checked before anything is written
-    config = cli.config()
+    inputs = builder.read_inputs(cli.config())
+    config = inputs.config
     workdir = Path(flags.FLAGS.workdir or f"runs/{cli.config_name()}")
-    inputs = builder.read_inputs(config)
     settings = config.as_configdict().to_dict()
     model = builder.identity(inputs)
     folder.require_same(workdir, settings, model, flag="--workdir")
@@ -211,7 +211,7 @@ def main() -> int:
 def introduce(config: Any, inputs: builder.Inputs, workdir: Path, start: int, say: Callable[[str], None]) -> None:
     """Print what was resolved: the inputs, the budget, and the run folder."""
     problems, rollout = inputs.problems, config.rollout
-    introduce_inputs(inputs, model=config.model.path, dtype=config.model.dtype, say=say)
+    introduce_inputs(inputs, say)
     left_out = len(problems) - problems.steps_per_episode * rollout.prompts
     say(
         f"budget    {inputs.total_steps} steps ({config.episodes} episodes) of {rollout.prompts} questions x "

@@ -80,7 +80,9 @@ class Problems:
         return [self.items[i] for i in order[start : start + self._batch]]
 
 
-def load(path: str, *, split: str, question_column: str, truth_column: str, limit: int | None) -> list[Problem]:
+def load(
+    path: str, *, split: str, question_column: str, truth_column: str, level: int | None, limit: int | None
+) -> list[Problem]:
     """Read the problems of a data set.
 
     path: a .json (list of objects), .jsonl, .csv (with a header) or .parquet file; "builtin:NAME", a task of
@@ -88,20 +90,27 @@ def load(path: str, *, split: str, question_column: str, truth_column: str, limi
     split: of a hub data set or a folder. A file and a built-in task have no splits.
     question_column, truth_column: used as given, never guessed. Without a truth column (the data has none of
         that name, or the name is empty) every truth is None.
-    limit: keep the first so many; None keeps all.
+    level: keep the rows whose column `level` is this: a number, or text such as "Level 3"; None keeps all.
+    limit: keep the first so many of these; None keeps all.
 
     Raises InputError for anything that cannot be read as asked.
     """
     if limit is not None and limit < 1:
         raise InputError(f"The number of questions to keep must be at least 1, not {limit}.")
     if path.startswith(BUILTIN):
+        if level is not None:
+            raise InputError(f"{path} has no levels: leave data.level at 0.")
         return _builtin(path, with_truth=truth_column != "")[:limit]
-    columns, rows = _read(path, split, wanted={question_column, truth_column, "id"})
-    rows = rows[:limit]
+    wanted = {question_column, truth_column, "id"} | (set() if level is None else {"level"})
+    columns, rows = _read(path, split, wanted=wanted)
     if not rows:
         raise InputError(f"{path} holds no questions.")
     if question_column not in columns:
         raise InputError(f"{path} has no column {question_column!r} for the question; its columns: {_names(columns)}.")
+    if level is not None:
+        rows = _of_level(path, columns, rows, level)
+        path = f"{path} at level {level}"  # what messages below count rows in
+    rows = rows[:limit]
     questions = _questions(path, question_column, rows)
     answers = _answers(path, truth_column, rows) if truth_column in columns else [None] * len(rows)
     ids = _ids(rows)
@@ -118,6 +127,26 @@ def _builtin(path: str, *, with_truth: bool) -> list[Problem]:
 
 
 # ---- columns
+
+
+def _of_level(path: str, columns: list[str], rows: list[dict[str, Any]], level: int) -> list[dict[str, Any]]:
+    if "level" not in columns:
+        raise InputError(
+            f"{path} has no column 'level', which data.level={level} selects by; its columns: {_names(columns)}. Leave "
+            "data.level at 0: a file such as MATH-TTT.json does not know its levels, and one such as MATH-L3-TTT.json "
+            "is a level by itself."
+        )
+    levels = [_level(row.get("level")) for row in rows]
+    if level not in levels:
+        found = ", ".join(str(other) for other in sorted({other for other in levels if other is not None}))
+        raise InputError(f"{path} has no question of level {level}; its levels: {found or 'none'}.")
+    return [row for row, its in zip(rows, levels, strict=True) if its == level]
+
+
+def _level(value: Any) -> int | None:
+    """3 for 3, 3.0, "3" and "Level 3"; None for what names no level, such as the "Level ?" of two MATH questions."""
+    match = re.fullmatch(r"(?:level)?\s*([0-9]{1,9})(?:\.0)?", str(value).strip(), re.IGNORECASE)
+    return int(match[1]) if match else None
 
 
 def _questions(path: str, column: str, rows: list[dict[str, Any]]) -> list[str]:

@@ -21,6 +21,7 @@ class PromptEncoder:
     chat_template: put the text in one user turn of the tokenizer's chat template, opened for the assistant's
         answer. Without it the text stands alone, with the special tokens that the tokenizer adds to text.
     system: the system turn before it; empty for none (a template may then insert its own).
+    thinking: the switch `enable_thinking` of templates that have it; nothing to others and to plain text.
     max_tokens: the longest prompt allowed, in tokens.
 
     Raises InputError if a chat template is wanted and the tokenizer has none, or if there is a system turn
@@ -35,6 +36,7 @@ class PromptEncoder:
         system: str,
         prefix: str,
         suffix: str,
+        thinking: bool,
         max_tokens: int,
     ):
         if chat_template and tokenizer.chat_template is None:
@@ -48,6 +50,7 @@ class PromptEncoder:
         self._system = system
         self._prefix = prefix
         self._suffix = suffix
+        self._thinking = thinking
         self._max_tokens = max_tokens
 
     def render(self, question: str) -> str:
@@ -58,7 +61,10 @@ class PromptEncoder:
         system = [{"role": "system", "content": self._system}] if self._system else []
         try:
             return self._tokenizer.apply_chat_template(
-                [*system, {"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+                [*system, {"role": "user", "content": text}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=self._thinking,
             )
         except jinja2.TemplateError as error:
             raise InputError(
@@ -110,6 +116,22 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"The tokenizer in {path} cannot be loaded: {reason}") from error
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The template that prompts are rendered with, as text; None if the tokenizer has none.
+
+    Raises InputError if it has several and none of them is the default one.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:
+        raise InputError(
+            f"The tokenizer of {tokenizer.name_or_path} has chat templates {', '.join(tokenizer.chat_template)} and no "
+            "'default' among them: name the one to use 'default'."
+        ) from error
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, path: str) -> None:

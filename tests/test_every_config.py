@@ -1,0 +1,231 @@
+"""Pulse: every config of configs/ builds, and every task takes training steps of a tiny model with its own answers."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import FrozenConfigDict
+from safetensors.numpy import save_file
+from tiny_model import on_mesh, random_params
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from configs import default
+from ttrl_jax import build, cli, train
+from ttrl_jax.data.problems import truths
+from ttrl_jax.errors import InputError
+from ttrl_jax.model.config import parse_config
+from ttrl_jax.model.weights import to_huggingface
+from ttrl_jax.reward.audit import truth_classes
+from ttrl_jax.reward.extract import Answer
+from ttrl_jax.reward.vote import vote
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+TASKS = {
+    # name -> columns of its data, truths, the level that is asked for
+    "aime": ("prompt", ["025", "7", "113", "1"], None),
+    "amc": ("prompt", ["1.0", "27.0", "2.0", "3.0"], None),
+    "gpqa": ("prompt", ["A", "B", "C", "D"], None),
+    "math500": ("problem", [r"\frac{1}{2}", "2", r"\left( 3, \frac{\pi}{2} \right)", "1"], 4),
+}
+# Half of the tiny model's vocabulary is whole answers, so that random weights answer often and disagree.
+ANSWERS = [f"{' ' * n}\\boxed{{{answer}}}" for n in range(32) for answer in ("1", "2", "3", "7", "A", "B", "C", "D")]
+SPECIAL = ["<pad>", "<eos>", "<user>", "<assistant>"]
+FIELDS = {
+    "model_type": "llama",
+    "vocab_size": len(SPECIAL) + 256 + len(ANSWERS),
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 4096,
+    "eos_token_id": 1,
+}
+FEW = [
+    "--config.rollout.prompts=2", "--config.rollout.rows=16", "--config.rollout.votes=8",
+    "--config.rollout.max_tokens=8", "--config.train.samples=8", "--config.train.micro_rows=1",
+    "--config.train.learning_rate=1e-3", "--config.train.warmup=0", "--config.train.remat=false",
+    "--config.eval.samples=8", "--config.episodes=1", "--config.eval.every=0",
+    "--config.eval.top_p=1.0", "--config.model.dtype=float32",
+    "--config.log.generations_every=1", "--config.log.tensorboard=false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The runs below compile the same programs: keep them on disk, as long as these tests last."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # the folder is looked up once
+        if values is settings:
+            yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: random Llama weights, and a byte-level tokenizer with a chat template."""
+    folder = tmp_path_factory.mktemp("model")
+    pieces = SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    backend.add_tokens([AddedToken(answer, special=False) for answer in ANSWERS])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+    tokenizer.chat_template = "{% for message in messages %}<user>{{ message.content }}{% endfor %}<assistant>"
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(FIELDS))
+    shape = parse_config(FIELDS)
+    save_file(to_huggingface(random_params(shape), shape), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def call(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    """Train the tiny model with a task's config and some arguments -> (exit code, what was printed)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: str) -> tuple[int, str]:
+        config = f"--config={ROOT / 'configs' / name}.py:{model}"
+        monkeypatch.setattr(sys, "argv", ["train", config, *FEW, *arguments])
+        try:
+            with on_mesh((1, 8, 1)):  # puts back, at its end, the mesh that was set before
+                code = cli.run(train.main, doc="")
+        finally:  # flags are global: forget what was parsed
+            for flag in [flag for flag in flags.FLAGS if flag.startswith("config.")]:
+                delattr(flags.FLAGS, flag)
+            flags.FLAGS.unparse_flags()
+            flags.FLAGS["config"].value = None
+            flags.FLAGS["config"].present = 0
+            sys.modules.pop("config_config", None)  # the config file, whose names the next one would keep
+        return code, "".join(capfd.readouterr())
+
+    return run
+
+
+def metrics(name: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path("runs") / name / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_passes_its_own_check(name: str):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    cli._require_keys(config, default.get_config(), "")
+    if name == "default":
+        with pytest.raises(InputError, match="model.path is empty"):
+            build.check(config)
+    else:
+        build.check(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "prompt"), [("aime", 240, 512), ("amc", 300, 1024), ("math500", 150, 1024), ("gpqa", 720, 1024)]
+)
+def test_budgets_are_those_of_the_reference(name: str, steps: int, prompt: int):
+    """Hand-worked: episodes x (questions // batch), for the number of questions that each set has."""
+    questions = {"aime": 30, "amc": 83, "math500": 500, "gpqa": 198}[name]
+    config = importlib.import_module(f"configs.{name}").get_config("some/model")
+    assert config.model.path == "some/model"
+    assert config.episodes * (questions // config.rollout.prompts) == steps
+    assert config.prompt.max_tokens == prompt
+    assert (config.rollout.votes, config.train.samples) == (64, 32)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_two_steps_of_each_task(name: str, call, tmp_path: Path):
+    column, answers, level = TASKS[name]
+    rows = [{column: f"{'What is it? ' * 3}{i}", "answer": answer} for i, answer in enumerate(answers)]
+    arguments = [f"--config.data.path={tmp_path / 'data.json'}"]
+    if level is not None:
+        rows = [row | {"level": level} for row in rows] + [row | {"level": 1} for row in rows]
+        arguments.append(f"--config.data.level={level}")
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    code, printed = call(name, *arguments)
+    assert code == 0, printed
+
+    steps = metrics(name)
+    assert [row["step"] for row in steps] == [0, 1, 2]
+    for row in steps[:2]:  # answers were found, and they taught something
+        assert row["vote/no_answer_rate"] < 1 and row["vote/no_label_rate"] == 0
+        assert 0 < row["vote/majority_ratio"] < 1 and 0 < row["update/grad_norm"] < float("inf")
+        assert 0 <= row["audit/label_accuracy"] <= 1
+    found = {
+        sample["answer"]
+        for file in Path("runs", name, "rollouts").iterdir()
+        for line in file.read_text().splitlines()
+        for sample in json.loads(line)["samples"]
+    } - {None}
+    assert found <= set("ABCD") if name == "gpqa" else found & set("1237")
+
+    assert "data.json: 4 questions" in printed
+    assert "setting   rollout.temperature=0.6, decided by the model (plain)" in printed
+    assert "setting   rollout.max_tokens=8, set" in printed
+    assert "setting   prompt.thinking=False, decided by the model (plain)" in printed
+    assert r"final answer within \\boxed{}.', decided by the model (plain)" in printed
+    assert r"0\nPlease reason step by step, and put your final answer within \\boxed{}.<assistant>'" in printed
+
+
+def test_decided_values_belong_to_the_run(call, tmp_path: Path):
+    """Semantics: the same value decided or given is the same run, another one is another run."""
+    (tmp_path / "data.json").write_text(json.dumps([{"prompt": f"{'What is it? ' * 3}{i}"} for i in range(2)]))
+    data = f"--config.data.path={tmp_path / 'data.json'}"
+    assert call("amc", data)[0] == 0
+    saved = json.loads(Path("runs/amc/config.json").read_text())["config"]
+    assert (saved["rollout"]["temperature"], saved["prompt"]["thinking"]) == (0.6, False)
+    code, printed = call("amc", data, "--config.rollout.temperature=0.6")
+    assert code == 0 and "runs/amc is finished" in printed
+    code, printed = call("amc", data, "--config.rollout.temperature=1")
+    assert code == 2 and "it differs in rollout.temperature (0.6 there, 1.0 now)" in printed
+
+
+REAL = {"aime": ("AIME-TTT.json", 30), "math500": ("MATH-TTT.json", 500)}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_paper_s_questions(name: str, call, model: Path, ttrl_data: Path):
+    """All of them are read, encoded and equal to their own truths; two are trained on."""
+    file, count = REAL[name]
+    config = importlib.import_module(f"configs.{name}").get_config(str(model))
+    config.data.path, config.data.question_column = str(ttrl_data / file), "prompt"
+    config.prompt.max_tokens = 2048  # bytes are the tokens
+    config.train.micro_rows = 1
+    config.train.minibatch_prompts = 8
+    inputs = build.read_inputs(FrozenConfigDict(config))
+    golds = truths(inputs.problems.items)
+    assert len(inputs.problems) == len(golds) == count
+    ballots = [vote([Answer(gold)]) for gold in golds]
+    assert truth_classes(ballots, golds) == [0] * count
+    assert inputs.config.rollout.max_tokens == 2048 and "lowered from 3072" in inputs.sources["rollout.max_tokens"]
+
+    data = [f"--config.data.path={ttrl_data / file}", "--config.data.question_column=prompt", "--config.data.limit=2"]
+    code, printed = call(name, *data, "--config.prompt.max_tokens=2048")
+    assert code == 0, printed
+    assert [row["step"] for row in metrics(name)] == [0, 1]
+    assert metrics(name)[0]["vote/no_answer_rate"] < 1
+
+
+def test_a_file_that_is_a_level_by_itself(model: Path, ttrl_data: Path):
+    config = importlib.import_module("configs.math500").get_config(str(model))
+    config.data.path, config.data.question_column = str(ttrl_data / "MATH-L1-TTT.json"), "prompt"
+    config.prompt.max_tokens, config.train.minibatch_prompts = 2048, 8
+    assert len(build.read_inputs(FrozenConfigDict(config)).problems) == 43
+    config.data.level = 1
+    with pytest.raises(InputError, match="MATH-L1-TTT.json has no column 'level'.*is a level by itself"):
+        build.read_inputs(FrozenConfigDict(config))

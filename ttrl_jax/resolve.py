@@ -1,0 +1,99 @@
+"""What a config leaves unset, decided by the model: how long it answers, how warm it samples, how it is asked.
+
+A prompt must follow the model: asked for the box twice, or not at all, the same model scores otherwise. The values are
+those of the paper (arXiv 2504.16084) and of its code, `verl/examples/ttrl/*/*.sh`.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from ttrl_jax.errors import InputError
+
+# The reference's scripts write "\n" where nothing turns it into a line break, so that its models see a back-slash and
+# an n. Here it is a line break. DeepSeek, too, recommends to ask its reasoning models for the box in the user's turn.
+SUFFIX = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+
+
+@dataclass(frozen=True)
+class Kind:
+    temperature: float  # of training samples
+    max_tokens: int  # of a response
+
+
+KINDS = {
+    "boxing": Kind(1.0, 3072),  # its own template asks for the box: Qwen2.5-Math
+    "reasoning": Kind(1.0, 32768),  # it thinks first: DeepSeek-R1-Distill, Skywork-OR1, Qwen3 with thinking on
+    "plain": Kind(0.6, 3072),  # all others: Llama-3.1-Instruct, Qwen2.5, Qwen3 with thinking off
+}
+
+# Models that think whatever is asked, for folders whose chat template does not open the answer with <think>.
+_REASONING_NAMES = re.compile(r"R1-Distill|Skywork-OR1", re.IGNORECASE)
+_BOX = "\\boxed"
+_SWITCH = "enable_thinking"
+
+
+def resolve(
+    config: FrozenConfigDict, *, template: str | None, max_positions: int
+) -> tuple[FrozenConfigDict, dict[str, str]]:
+    """Set what `config` leaves unset (None).
+
+    template: the chat template in the model's folder, as text; None if it has none.
+    max_positions: of the model, which hold prompt and response.
+
+    Returns the whole config, and for each key that the model can decide where its value is from, in words. A decided
+    limit that does not fit is lowered; a given one is left to be refused.
+    Raises InputError if prompt.thinking is given and the model cannot do it.
+    """
+    prompt = config.prompt
+    thinking = _thinking(config, template)
+    asks = _BOX in (template or "")
+    name = "reasoning" if thinking else "boxing" if asks else "plain"
+    kind = KINDS[name]
+    # A system turn takes the place of the template's own, and plain text has no template.
+    asks_here = asks and prompt.chat_template and not prompt.system
+    asked = asks_here or any(_BOX in given for given in (prompt.system, prompt.prefix))
+    room = max_positions - prompt.max_tokens
+    decided = {
+        "prompt.suffix": "" if asked else SUFFIX,
+        "prompt.thinking": thinking,
+        "rollout.temperature": kind.temperature,
+        "rollout.max_tokens": min(kind.max_tokens, room) if room > 0 else kind.max_tokens,
+    }
+    whole, sources = ConfigDict(config.as_configdict()), {}
+    with whole.unlocked():
+        for key, value in decided.items():
+            section, leaf = key.split(".")
+            sources[key] = "set"
+            if config[section][leaf] is None:
+                whole[section][leaf] = value
+                sources[key] = f"decided by the model ({name})"
+                if key == "rollout.max_tokens" and value < kind.max_tokens:
+                    sources[key] += f", lowered from {kind.max_tokens} to fit its {max_positions} positions"
+    return FrozenConfigDict(whole), sources
+
+
+def _thinking(config: FrozenConfigDict, template: str | None) -> bool:
+    """Whether the model thinks before it answers: the config's word where the model leaves a choice."""
+    wanted, path = config.prompt.thinking, config.model.path
+    if _SWITCH in (template or ""):
+        if wanted and not config.prompt.chat_template:
+            raise InputError(
+                f"prompt.thinking=True is a switch of the chat template of {path}; set prompt.chat_template=True"
+            )
+        return bool(wanted)  # unset: off, as in the paper's main table
+    # What follows the last mention of add_generation_prompt is how the template opens an answer.
+    opening = (template or "").rpartition("add_generation_prompt")[2]
+    opens = "<think>" in opening and "</think>" not in opening
+    always = opens or _REASONING_NAMES.search(Path(path).name) is not None
+    if not always and "</think>" in (template or ""):
+        return bool(wanted)  # it only takes thoughts out of earlier turns, as templates of both sorts of model do
+    if wanted is not None and wanted != always:
+        can = "always thinks before it answers" if always else "does not think before it answers"
+        raise InputError(
+            f"prompt.thinking={wanted}, but {path} {can}, by its chat template and its name; leave prompt.thinking "
+            "unset, or take a model whose chat template has the switch enable_thinking"
+        )
+    return always
