@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from tiny_model import all_logits, on_mesh, sampling_copy
 
-from ttrl_jax import build
 from ttrl_jax.model import weights
 from ttrl_jax.model.config import read_config
 from ttrl_jax.records import Prompts
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
+from ttrl_jax.source import tokenizer_of
 
 pytestmark = pytest.mark.parity
 TOKENS = 64
@@ -62,7 +62,7 @@ def ours(source: Path):
 
 @pytest.fixture(scope="module")
 def prompts(source: Path) -> list[list[int]]:
-    tokenizer, _ = build.tokenizer_of(source)
+    tokenizer, _ = tokenizer_of(source)
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
     texts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     return tokenizer(texts)["input_ids"]
@@ -84,7 +84,7 @@ def test_weights_are_bitwise_those_of_transformers(theirs, ours):
 def test_tokens_are_those_of_transformers(source, prompts):
     from transformers import AutoTokenizer
 
-    tokenizer, stops = build.tokenizer_of(source)
+    tokenizer, stops = tokenizer_of(source)
     reference = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
     texts = reference.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
@@ -109,7 +109,7 @@ def test_greedy_answers_are_those_of_transformers(source, theirs, ours, prompts)
     import torch
 
     config, params = ours
-    _, stops = build.tokenizer_of(source)
+    _, stops = tokenizer_of(source)
     lengths = np.array([len(row) for row in prompts], np.int32)
     batch = Prompts(padded(prompts, 0, left=False).astype(np.int32), lengths, np.arange(len(prompts), dtype=np.uint32))
     with on_mesh((1, 1, 1)) as mesh:

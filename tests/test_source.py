@@ -18,7 +18,7 @@ def offline(monkeypatch, tmp_path):
     [("Qwen/Qwen2.5-7B", "copy here: 7.6 billion parameters, 15.2 GB in bfloat16 ..."), ("a/b", "copy here ...")],
 )
 def test_the_size_of_a_download_is_told_if_it_is_known(name, size, capsys):
-    with pytest.raises(InputError, match=f"{name} is neither a model folder here nor could it be fetched"):
+    with pytest.raises(InputError, match=f"{name} is no model folder here and could not be fetched"):
         model_source(name)
     assert capsys.readouterr().err == f"taking {name} from the hub, or from its {size}\n"
 
