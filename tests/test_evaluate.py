@@ -173,7 +173,7 @@ def refused(folder: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monk
     ("given", "words"),
     [
         ("--checkpoint=nowhere", ("--checkpoint", "nowhere", "does not exist")),
-        ("--checkpoint=nowhere/checkpoints/3", ("nowhere/config.json",)),
+        ("--checkpoint=nowhere/checkpoints/3", ("nowhere is not a run folder",)),
         ("--checkpoint=.", ("config.json",)),
         ("--config.model.path=/nowhere", ("/nowhere",)),
         ("--config.eval.k=5", ("eval.k", "eval.samples=4", "5")),
