@@ -2,7 +2,8 @@
 
     python -m ttrl_jax.export RUN --out DIR [--step N] [--dtype float32|bfloat16]
 
-RUN is a run folder, DIR a new or empty one: weights as safetensors, config, tokenizer, and a model card with the run's numbers.
+RUN is a run folder, DIR a new or empty one: weights as safetensors, config, tokenizer, and a model card with the run's
+numbers.
 """
 
 import dataclasses
