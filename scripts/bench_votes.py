@@ -1,4 +1,4 @@
-"""How long 64 votes on each of 32 questions take, ours against the reference's way, on the same answers in the same run.
+"""How long 64 votes on each of 32 questions take: ours against the reference's way, same answers, same run.
 
     python scripts/bench_votes.py
 

@@ -2,7 +2,7 @@
 
 `golden/math_verify_cases.jsonl` holds facts from tests/test_*.py of https://github.com/huggingface/Math-Verify, commit
 5d148cfaaf99214c2e4ffb4bc497ab042c592a7a, licence Apache-2.0: the two answers and whether that library's authors say
-that they are equal, with the name of the test. Of its 269 cases these are left out, as they do not ask about two answers:
+that they are equal, with the name of the test. Of its 269 cases these are left out, as they ask about more than that:
 
   18  answers spread over several boxes (the last box decides here)
   16  a number or letter inside prose, without a box, a formula or a stated final answer
