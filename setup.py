@@ -27,6 +27,7 @@ INSTALL = [
     "jinja2>=3.1.6,<4",  # chat templates; below: as transformers has it; above: may change its sandbox
     "datasets>=5.2,<6",  # JSON, JSONL, CSV and hub names; major releases drop formats
     "pyarrow>=24,<27",  # Parquet; below: as datasets has it; above: 26 is the newest tested
+    "babel>=2.18,<3",  # numbers of other languages; above: a major release may change what its strict mode takes
     "ml_collections>=1.1,<2",  # config files and their flags, which every command line rests on
     "absl-py>=2.5,<3",  # command line flags, likewise
     "tensorboardX>=2.6.5,<3",  # event files without TensorFlow; 3 may write others
