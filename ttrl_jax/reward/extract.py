@@ -46,7 +46,8 @@ def extract(
         without one, whose thinking was cut off, has none. Otherwise the whole text is read, as the reference does,
         and `</think>` is text like any other.
     locale: the language in which numbers are written, one of LOCALES. Numbers of others than English come back in plain
-        English; an answer with a number that is not written as the language does is none (`numbers.plain`).
+        English. An answer with a number that is not written as the language does is none (`numbers.plain`), and no
+        other is looked for.
     tags: names of the tags that make the format, for `tag_strict`.
 
     The strategies are tried in the order given, until one finds an answer:
@@ -71,9 +72,11 @@ def extract(
     if said is None:
         return None
     for way in ways:
-        if text := way(said).strip():
-            text = plain(text, locale)
-            return None if text is None else Answer(text)
+        text = way(said)
+        if text is None:
+            return None
+        if text.strip():
+            return Answer(text.strip())
     return None
 
 
@@ -131,7 +134,7 @@ def _after_thinking(response: str) -> str | None:
     return said if ended else None
 
 
-_PLAIN_WAYS = {"boxed": _last_box, "answer_is": _answer_is, "choice": _choice}
+_FINDERS = {"boxed": _last_box, "answer_is": _answer_is, "choice": _choice}
 _NAMES = ("boxed", "tag:NAME", "tag_strict", "answer_is", "choice", "last_number")
 
 
@@ -151,12 +154,12 @@ def _require(strategies: Sequence[str], locale: str, tags: Sequence[str]) -> Seq
     return strategies
 
 
-def _way(name: str, locale: str, tags: Sequence[str]) -> Callable[[str], str]:
-    """The function of a strategy: response -> text of the answer, empty if there is none."""
-    if name.startswith("tag:"):
-        return lambda text: between(text, name.removeprefix("tag:"))
-    if name == "tag_strict":
-        return lambda text: (parse_format(text, tags) or ("",))[-1]
+def _way(name: str, locale: str, tags: Sequence[str]) -> Callable[[str], str | None]:
+    """The function of a strategy: response -> answer, empty if there is none, None if its numbers are refused."""
     if name == "last_number":
         return lambda text: last_number(text, locale)
-    return _PLAIN_WAYS[name]
+    if name == "tag_strict":
+        return lambda text: plain((parse_format(text, tags) or ("",))[-1], locale)
+    if name.startswith("tag:"):
+        return lambda text: plain(between(text, name.removeprefix("tag:")), locale)
+    return lambda text: plain(_FINDERS[name](text), locale)

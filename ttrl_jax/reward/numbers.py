@@ -26,10 +26,10 @@ _WRITTEN = re.compile(_RUN)
 _SIGNED = re.compile(rf"((?<![\w)\]}}])[+\-\u2212])?({_RUN})(?:/({_RUN}))?")
 
 
-def last_number(text: str, locale: str) -> str:
+def last_number(text: str, locale: str) -> str | None:
     """Return the last number of a text: sign, decimals, groups of thousands, a/b (`\\frac{3}{4}` gives 4).
 
-    In English as it is written, otherwise in plain English. The last one decides: empty if there is none, or if it is
+    In English as it is written, otherwise in plain English. Empty if there is none. The last one decides: None if it is
     not written as this language does. Linear time.
     """
     last = None
@@ -40,7 +40,7 @@ def last_number(text: str, locale: str) -> str:
     if locale == "en":
         return last[0]
     read = [_read(part, locale) for part in last.groups()[1:] if part is not None]
-    return "" if None in read else (last[1] or "") + "/".join(read)
+    return None if None in read else (last[1] or "") + "/".join(read)
 
 
 def plain(text: str, locale: str) -> str | None:
