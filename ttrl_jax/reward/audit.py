@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ttrl_jax.reward.equivalence import classes
+from ttrl_jax.reward.equivalence import find
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.score import score
 from ttrl_jax.reward.vote import Ballot
@@ -15,11 +15,7 @@ def truth_classes(ballots: Sequence[Ballot], truths: Sequence[str]) -> list[int 
 
     A truth is already an answer, so it does not go through the extractor.
     """
-    found: list[int | None] = []
-    for ballot, truth in zip(ballots, truths, strict=True):
-        i = classes([*ballot.answers, Answer(truth)])[-1]
-        found.append(i if i is not None and i < len(ballot.answers) else None)
-    return found
+    return [find(Answer(truth), ballot.answers) for ballot, truth in zip(ballots, truths, strict=True)]
 
 
 def audit(
