@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
     c.reward.kind = "agreement"  # agreement: 1 with the label, else 0 | vote_share: share of the votes with that answer
     c.reward.format_weight = 0.0  # added to the reward of a response that is in reward.format
     c.reward.label = "majority"  # majority | truth (the oracle) | random (control)
+    c.reward.ties = "first"  # first: the answer seen first is the label | random: drawn by (seed, step, question)
 
     c.train = ConfigDict()
     c.train.samples = 32  # responses to each question that are trained on, the first of the votes

@@ -168,6 +168,7 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--config.reward.format=('think','<answer>')", ("name of a tag", "'<answer>'")),
         ("--config.reward.format=('answer','answer')", ("once", "answer, answer")),
         ("--config.reward.locale=fr", ("en, tr, de", "'fr'")),
+        ("--config.reward.ties=last", ("reward.ties", "first or random", "'last'")),
         ("--config.reward.kind=entropy", ("reward.kind", "vote_share", "'entropy'")),
         ("--config.reward.format_weight=0.5", ("reward.format_weight=0.5", "set reward.format")),
         ("--config.reward.format_weight=-1", ("reward.format_weight", "at least 0", "-1")),

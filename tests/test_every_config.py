@@ -245,6 +245,29 @@ def test_two_steps_with_a_format_in_turkish(kind: str, call, tmp_path: Path):
     assert "format_rate" in printed and "strict_avg@8" in printed
 
 
+def test_ties_go_to_the_first_or_are_drawn(call, tmp_path: Path):
+    """Semantics: two votes often tie; drawn ties go either way, and the same way again."""
+    rows = [{"prompt": f"{'What is it? ' * 3}{i}"} for i in range(16)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    shared = [
+        f"--config.data.path={tmp_path / 'data.json'}", "--config.rollout.prompts=16", "--config.rollout.votes=2",
+        "--config.train.samples=2", "--config.train.minibatch_prompts=16", "--config.rollout.temperature=4.0",
+        "--config.eval.samples=1",
+    ]  # fmt: skip
+    places = {}
+    for name, ties in (("first", "first"), ("drawn", "random"), ("again", "random")):
+        code, printed = call("aime", *shared, f"--config.reward.ties={ties}", f"--workdir=runs/{name}")
+        assert code == 0, printed
+        rows = {row["id"]: row for row, _ in samples_of(name, "train_000000")}
+        tied = [row for row in rows.values() if row["counts"] == [1, 1]]
+        places[name] = [[s["answer"] for s in row["samples"]].index(row["label"]) for row in tied]
+        for row in tied:  # the label is what is rewarded
+            assert [s["reward"] for s in row["samples"]] == [s["answer"] == row["label"] for s in row["samples"]]
+        assert metrics(name)[0]["vote/tie_rate"] == len(tied) / 16
+    assert len(places["first"]) > 4 and set(places["first"]) == {0}
+    assert places["drawn"] == places["again"] and set(places["drawn"]) == {0, 1}
+
+
 def test_decided_values_belong_to_the_run(call, tmp_path: Path):
     """Semantics: the same value decided or given is the same run, another one is another run."""
     (tmp_path / "data.json").write_text(json.dumps([{"prompt": f"{'What is it? ' * 3}{i}"} for i in range(2)]))

@@ -63,6 +63,7 @@ def _reward_rules(config: ConfigDict) -> list[tuple[bool, str]]:
             reward.label in ("majority", "truth", "random"),
             f"reward.label must be majority, truth or random, got {reward.label!r}",
         ),
+        (reward.ties in ("first", "random"), f"reward.ties must be first or random, got {reward.ties!r}"),
         (
             reward.kind in ("agreement", "vote_share"),
             f"reward.kind must be agreement or vote_share, got {reward.kind!r}",

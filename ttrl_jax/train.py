@@ -147,12 +147,14 @@ def main() -> int:
 
                 texts = parts.texts(rollouts)
                 answers = [[parts.extract(text) for text in group] for group in texts]
-                ballots = [vote(group) for group in answers]
+                ids = [problem.index for problem in batch]
+                draws = [(config.seed, step, i) if config.reward.ties == "random" else None for i in ids]
+                ballots = [vote(group, draw=draw) for group, draw in zip(answers, draws, strict=True)]
                 labels = [ballot.label for ballot in ballots]
                 if config.reward.label == "truth":  # the oracle: what true labels would have given
                     labels = truth_classes(ballots, truths(batch))
                 if config.reward.label == "random":  # the control: what rewards without information give
-                    labels = random_classes(ballots, seed=config.seed, step=step, ids=[p.index for p in batch])
+                    labels = random_classes(ballots, seed=config.seed, step=step, ids=ids)
                 rewards = vote_share(ballots) if config.reward.kind == "vote_share" else score(ballots, labels)
                 formed = in_format(texts, parts.in_format)
                 if formed is not None:
@@ -166,7 +168,6 @@ def main() -> int:
                 state, learned = parts.update(state, rows, parts.learning_rate(step))
                 clock.lap("update")
 
-                ids = [problem.index for problem in batch]
                 votes = vote_metrics(ballots, rewards, chosen, history.labels, ids=ids)
                 votes |= {} if formed is None else {"format_rate": float(formed.mean())}
                 audited = audit(ballots, labels, rewards, chosen, truths(batch)) if truths(batch) else {}
