@@ -11,6 +11,7 @@ that they are equal, with the name of the test. Of its 269 cases these are left 
    5  options of that library: one line only, one-sided comparison, variables under any name
    4  decimal commas, and spaces between thousands: a matter of the locale, which extraction knows
    4  equality up to some digits, or of approximations; equality is exact here
+   4  chains of equations that contradict themselves (`5+5+1 = 7 = 11`), to read their last side
    2  a unit after the box, several formulas to choose from
 
 Where a case is a whole response, its answer is its last box, its only formula or its stated final answer.
@@ -28,8 +29,22 @@ CASES = [
     json.loads(line) for line in (Path(__file__).parent / "golden/math_verify_cases.jsonl").read_text().splitlines()
 ]
 
-# (gold, target): who is right, and why. Theirs is the opposite of ours.
-DISAGREEMENTS: dict[tuple[str, str], str] = {}
+# (gold, target): who is right, and why. In each the library says that the two are equal, and we that they are not.
+DISAGREEMENTS = {
+    (r"$1 - \frac{1}{\mathrm{e}}$", r"$1 + \frac{1}{\mathrm{e}}$"): "we are: the signs differ",
+    (
+        "$(1,3)$",
+        "${1,3}$",
+    ): "we are: a pair has an order, an interval has ends; a set is neither",
+    (r"x = -5,\ p = \frac{14}{3}", r"-5, \frac{14}{3}"): "we are: which value is whose is lost",
+    (r"$2x+4y-3=0$", r"$y=-\frac{1}{2}x+\frac{3}{4}$"): "they are: one line; we read `y = ...` as a formula for y",
+    (r"$1\leq|z|\leq \frac{3}{2}$", r"$z \in \left[-\frac{3}{2}, -1\right] \cup \left[1, \frac{3}{2}\right]$"): (
+        "they are, for a real z; we do not solve inequalities"
+    ),
+    (r"$F_n = \sum_{k=0}^{n-1} F_k F_{n-k-1}$", r"$F_n = \sum_{k=0}^{n-1} F_{n-k-1} F_k$"): (
+        "they are: factors commute; we do not read sums over an index"
+    ),
+}
 
 
 def ours(case: dict) -> bool:
@@ -39,7 +54,7 @@ def ours(case: dict) -> bool:
 
 def test_at_least_97_percent_agree() -> None:
     disagree = [case for case in CASES if ours(case) != case["equal"]]
-    assert len(CASES) == 204
+    assert len(CASES) == 200
     assert len(disagree) <= 0.03 * len(CASES)
     assert {(case["gold"], case["target"]) for case in disagree} == set(DISAGREEMENTS)
 
