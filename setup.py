@@ -49,6 +49,7 @@ EXTRAS["test"] = [
     "pytest>=9,<10",  # a major release may change what is collected
     "pytest-timeout>=2.4,<3",  # likewise
     "ruff>=0.17,<0.18",  # a minor release may format otherwise
+    "hypothesis>=6.170,<7",  # random input for keys and extraction; a major release may change its settings
     "scipy>=1.14,<2",  # chi-square tests; below: as jax has it; above: drops what 1 deprecated
 ]
 
