@@ -47,10 +47,13 @@ def true_answers() -> list[str]:
 
 def spellings(truth: str) -> list[str]:
     """Ways to write the same answer, by rules that hold for any."""
-    ways = [truth, truth.replace("\\frac", "\\dfrac"), f"${truth}$", f"{truth}.", truth.replace(",", ", ")]
+    spaced = re.sub(r"(?<![\\{]),(?!\d{3}|\\!)", ", ", truth)
+    ways = [truth, truth.replace("\\frac", "\\dfrac"), truth.rstrip(".") + ".", spaced]
+    if "$" not in truth:
+        ways.append(f"${truth}$")
     if truth.isdigit():
         ways += [f"{truth}.0", f"x = {truth}"]
-    return list(dict.fromkeys(ways if not re.search(r"\d,\d{3}", truth) else ways[:4]))
+    return list(dict.fromkeys(ways))
 
 
 def wrong_answers(truth: str, others: list[str], rng: random.Random) -> list[str]:
