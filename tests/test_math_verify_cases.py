@@ -38,9 +38,10 @@ DISAGREEMENTS = {
     ): "we are: a pair has an order, an interval has ends; a set is neither",
     (r"x = -5,\ p = \frac{14}{3}", r"-5, \frac{14}{3}"): "we are: which value is whose is lost",
     (r"$2x+4y-3=0$", r"$y=-\frac{1}{2}x+\frac{3}{4}$"): "they are: one line; we read `y = ...` as a formula for y",
-    (r"$1\leq|z|\leq \frac{3}{2}$", r"$z \in \left[-\frac{3}{2}, -1\right] \cup \left[1, \frac{3}{2}\right]$"): (
-        "they are, for a real z; we do not solve inequalities"
-    ),
+    (
+        r"$(37,3,3,13),(17,3,3,7),(3,37,3,13),(3,17,3,7),(3,3,2,3)$",
+        r"(3, 37, 3, 13), (3, 17, 3, 7), (3, 3, 2, 3), (3,17,3,7), (17,3,3,7), (37,3,3,13)",
+    ): "they are, as solutions go; we keep a list that has an item twice apart, as roots may be meant",
     (r"$F_n = \sum_{k=0}^{n-1} F_k F_{n-k-1}$", r"$F_n = \sum_{k=0}^{n-1} F_{n-k-1} F_k$"): (
         "they are: factors commute; we do not read sums over an index"
     ),
