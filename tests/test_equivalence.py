@@ -1,4 +1,4 @@
-"""Golden table of pairs, numbers against a slow twin, and keys that stay short, apart and quick on any text."""
+"""Numbers against a slow twin, and keys that stay short, apart and quick on any text."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from ttrl_jax.reward.equivalence import classes, key
 from ttrl_jax.reward.extract import Answer
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "golden/answers.jsonl").read_text().splitlines()]
-PAIRS = [row for row in ROWS if row["kind"] == "pair"]
+PAIRS = [row for row in ROWS if row["kind"] in ("equal", "different")][::20]  # all of them: test_golden_answers.py
 
 MB = 1_000_000
 HOSTILE = [
@@ -40,13 +40,6 @@ HOSTILE = [
     "\u2212",
     "\u0663",  # a digit, but not one of 0-9
 ]
-
-
-@pytest.mark.parametrize("row", PAIRS, ids=lambda row: row["why"])
-def test_golden(row: dict) -> None:
-    a, b = Answer(row["a"]), Answer(row["b"])
-    assert classes([a, b]) == classes([b, a]) == ([0, 0] if row["equal"] else [0, 1])
-    assert (key(a) == key(b)) is row["equal"]
 
 
 @pytest.mark.parametrize(
