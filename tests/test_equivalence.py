@@ -58,10 +58,12 @@ def test_golden(row: dict) -> None:
         (r"-\frac{2}{-4}", "n:1/2"),
         ("1.5e-3", "n:3/2000"),
         (r"\$1,234.50.", "n:2469/2"),
-        (r"\left( 3, \dfrac{\pi}{2} \right)", r"s:(3,\frac{\pi}{2})"),
-        (r"\text{ \textbf{Evelyn} }.", "s:Evelyn"),
+        (r"\left( 3, \dfrac{\pi}{2} \right)", "()2:n:3;e:1/2*pi^1"),
+        (r"\text{ \textbf{Evelyn} }.", "w:evelyn"),
         ("1 2", "s:1 2"),
-        (r"50\%", r"s:50\%"),
+        (r"50\%", "n:1/2"),
+        (r"\,", ""),
+        (r"5 \pmod 7", r"s:5\pmod7"),
     ],
 )
 def test_key_by_hand(text: str, expected: str) -> None:

@@ -80,7 +80,9 @@ def test_the_truth_is_read_in_one_function():
     assert readers == [("data", "truths")]
 
 
-@pytest.mark.parametrize("module", ["extract", "equivalence", "vote", "score"])
+@pytest.mark.parametrize(
+    "module", ["extract", "spelling", "algebra", "formula", "keys", "equivalence", "symbolic", "vote", "score"]
+)
 def test_what_makes_rewards_has_no_parameter_for_the_truth(module: str):
     tree = ast.parse((ROOT / "reward" / f"{module}.py").read_text())
     arguments = {

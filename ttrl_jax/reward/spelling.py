@@ -20,7 +20,7 @@ _LOOK = re.compile(
     r"|(?P<minus>[\u2212\u2013])"
     r"|(?P<degree>\u00b0|\^ ?\{? ?\\circ(?![A-Za-z]) ?\}?|\\degree(?![A-Za-z]))"
     r"|(?P<percent>\\%)"
-    r"|(?P<open>\\l?brace(?![A-Za-z])|\\lbrace(?![A-Za-z]))"
+    r"|(?P<open>\\lbrace(?![A-Za-z]))"
     r"|(?P<close>\\rbrace(?![A-Za-z]))"
     r"|(?P<bar>\\[lr]vert(?![A-Za-z]))"
     r"|(?P<round>\\langle(?![A-Za-z]))"
@@ -33,7 +33,7 @@ _LOOK_BECOMES = {
     "frac": "\\frac",
     "space": " ",
     "minus": "-",
-    "degree": "\\degree ",
+    "degree": "^{\\circ}",
     "percent": "%",
     "open": "\\{",
     "close": "\\}",
@@ -136,7 +136,7 @@ def without_thousands(text: str) -> str:
 
 
 def read_number(text: str) -> Fraction | None:
-    """Return the number that a text is: sign, leading zeros, decimals, thousands, a/b, `\\frac`, powers of ten, 3 1/2."""
+    """Return the number that a text is: leading zeros, decimals, thousands, a/b, `\\frac`, powers of ten, 3 1/2."""
     if len(text) > _MAX_NUMBER_LENGTH or sum(map(str.isdigit, text)) > _MAX_DIGITS:
         return None
     if match := _DECIMAL.fullmatch(text):
