@@ -39,10 +39,12 @@ _SPELLINGS = {
 }
 _SPELLING = re.compile("|".join(map(re.escape, _SPELLINGS)))
 _SQUARE_ROOT = re.compile("\u221a ?(\\{|[0-9A-Za-z])")
-# What TeX ignores for the look alone; \left and \right keep the bracket that follows them.
+# What TeX ignores for the look alone; \left and \right keep the bracket that follows them. The break `\\` is kept.
 _LOOK = re.compile(
-    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z])|\\[,!;: ]|\\?\$|\\q?quad(?![A-Za-z])|~"
+    r"(?P<keep>\\\\)|(?P<comma>,\s*\\!\s*|\{,\})"
+    r"|\\(?:left|right|[bB]igg?[lr]?|displaystyle|q?quad)(?![A-Za-z])|\\[,!;:\s]|\\?\$|~"
 )
+_GROUPED = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
 _FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 
 _COMMANDS = frozenset(
@@ -62,7 +64,7 @@ _TOKEN = re.compile(
 )
 _POWER = re.compile(r"\^[\s{(+-]*([0-9]+)|\\sqrt ?\[ ?([0-9]+)")
 # Nothing but letters: a word, a name, the letter of a choice.
-_PROSE = re.compile(r"(?:\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)(?![A-Za-z])|[A-Za-z\s{}.,;:'\"?-])+")
+_PROSE = re.compile(r"(?:\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)(?![A-Za-z])|[A-Za-z\s(){}.,;:'\"?-])+")
 _BASED = re.compile(r"(?<![0-9.])([0-9]+)_(?:\{ ?([0-9]{1,2}) ?\}|([0-9]))(?![0-9.])")
 
 
@@ -77,7 +79,10 @@ def admit(text: str) -> str | None:
         return None
     text = _SPELLING.sub(lambda match: _SPELLINGS[match[0]], text.strip())
     text = _SQUARE_ROOT.sub(lambda match: r"\sqrt" + (match[1] if match[1] == "{" else f"{{{match[1]}}}"), text)
-    text = _FRAC.sub(r"\\frac", _LOOK.sub(" ", text)).strip()
+    text = _LOOK.sub(lambda match: r"\\" if match["keep"] else "," if match["comma"] else " ", text)
+    text = _FRAC.sub(r"\\frac", text).strip()
+    if not any(bracket in text for bracket in "([{"):
+        text = _GROUPED.sub(lambda match: match[0].replace(",", ""), text)  # 1,234 is a number, (1,234) a pair
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1]
     tokens = list(_TOKEN.finditer(text))
