@@ -159,7 +159,11 @@ class _Reader:
     def exponent(self) -> Expression:
         if self.word() == "{":
             return self.group()
-        return algebra.negative(self.base()) if self.take("-") else self.base()
+        if self.take("-"):
+            return algebra.negative(self.base())
+        if self.kind() == "number":  # in x^2\frac13 nothing is a mixed number
+            return self.plain_number()
+        return self.base()
 
     def group(self) -> Expression:
         opening = self.take("(", "[", "{")
@@ -194,12 +198,16 @@ class _Reader:
             return self.macro(word)
         raise Unread(word)
 
-    def number(self) -> Expression:
+    def plain_number(self) -> Expression:
         word = self.word()
         self.at += 1
         if len(word) > algebra.MAX_BITS // 4:
             raise Unread("too many digits")
-        value = algebra.number(Fraction(word))
+        return algebra.number(Fraction(word))
+
+    def number(self) -> Expression:
+        word = self.word()
+        value = self.plain_number()
         if "." not in word and self.kind() == "macro" and self.word() == "frac":
             self.at += 1
             above, below = self.fraction()
