@@ -1,6 +1,7 @@
 """Decide whether two formulas are equal, with sympy. It runs in the processes of `_worker`, which hold the limits."""
 
 import functools
+import re
 
 import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, _Latex2Sympy, normalize_latex
@@ -10,13 +11,14 @@ from sympy import Basic, Eq, Expr, I, Interval, MatrixBase, Number, Rational, Se
 
 _PARSED = 1_000  # formulas that are kept parsed
 _DIGITS = 20  # of the values that show two formulas to be different
-_FAR = Rational(1, 10**12)  # two such values differ if they do so by this share of them
+_FAR = Rational(1, 10**12)  # two such values differ if they do so by more than this, or this share of them
 _POINTS = (Rational(37, 100), Rational(-143, 100), Rational(713, 100))  # where formulas with variables are evaluated
 
 # Units are not taken off: `2m` would become 2.
 _NORMAL = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
 )
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _KINDS = {"set": FiniteSet, "pair": (Interval, Tuple), "region": Set, "matrix": MatrixBase, "value": Expr}
 
 
@@ -30,14 +32,18 @@ class _Reader(_Latex2Sympy):
 @functools.lru_cache(maxsize=_PARSED)
 def parse(text: str) -> Basic | MatrixBase:
     """Read a formula. Variables are real, `i` is the imaginary unit, a per cent is a hundredth."""
-    reader = _Reader(is_real=True, config=ConversionConfig(lowercase_symbols=False))  # R^2 - r^2 is not 0
+    reader = _Reader(
+        is_real=True,
+        convert_degrees=_TRIGONOMETRY.search(text) is not None,  # 90^\circ alone is 90
+        config=ConversionConfig(lowercase_symbols=False),  # R^2 - r^2 is not 0
+    )
     found = reader.parse(normalize_latex(text, _NORMAL))
     hundredths = {part: part.args[0] for part in found.atoms(UnevaluatedExpr)}
     return found.xreplace({Symbol("i", real=True): I, **hundredths})
 
 
 def compare(first: str, second: str) -> bool | None:
-    """Whether two formulas are equal, None if that cannot be decided.
+    """Whether two formulas are equal, None if that cannot be decided. Raises MemoryError.
 
     `verify` takes a truth and an answer and treats them differently, so equal means: either way round.
     """
@@ -45,7 +51,12 @@ def compare(first: str, second: str) -> bool | None:
         a, b = _bare(parse(first)), _bare(parse(second))
         if not _comparable(a, b) or _differ(a, b):
             return False
-        return _verified(a, b) and _verified(b, a)
+        if _verified(a, b) and _verified(b, a):
+            return True
+        # The values agree, as far as there are any, but `verify` found no proof.
+        return a.equals(b) if isinstance(a, Expr) and isinstance(b, Expr) else False
+    except MemoryError:
+        raise
     except Exception:
         # The parser and sympy raise whatever they like at what they do not know: not decided.
         return None
@@ -102,4 +113,5 @@ def _far_apart(a: Expr, b: Expr, point: Rational) -> bool:
     x, y = a.evalf(_DIGITS, subs=values), b.evalf(_DIGITS, subs=values)
     if not (x.is_number and y.is_number and x.is_finite and y.is_finite):
         return False
-    return bool(sympy.Abs(x - y) > _FAR * (sympy.Abs(x) + sympy.Abs(y)))
+    # 1: a value that should be 0 comes out as anything small, so it is not taken for different from 0.
+    return bool(sympy.Abs(x - y) > _FAR * (1 + sympy.Abs(x) + sympy.Abs(y)))

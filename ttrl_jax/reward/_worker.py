@@ -21,7 +21,7 @@ import sympy.sets.setexpr  # noqa: F401
 
 from ttrl_jax.reward._algebra import compare
 
-FORBIDDEN = 70  # exit status
+FORBIDDEN, OUT_OF_MEMORY = 70, 71  # exit statuses
 MAX_LINE = 8_192  # bytes of a request
 
 _LIBRARIES = tuple(os.path.dirname(module.__file__) + os.sep for module in (sympy, mpmath))
@@ -51,7 +51,7 @@ def _forbid(event: str, arguments: tuple) -> None:
     elif event == "import":
         harmless = arguments[0].partition(".")[0] in ("sympy", "mpmath")
     else:
-        harmless = event in ("marshal.loads", "os.listdir", "object.__getattr__", "sys._getframe")
+        harmless = event in ("marshal.loads", "os.listdir", "object.__getattr__", "sys._getframe", "builtins.id")
     if not harmless:
         os._exit(FORBIDDEN)
 
@@ -74,7 +74,10 @@ def main() -> None:
     while line := requests.readline(MAX_LINE):
         first, second = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, cpu)  # its signal is not handled: the kernel ends even a stuck C loop
-        answer = compare(first, second)
+        try:
+            answer = compare(first, second)
+        except MemoryError:
+            os._exit(OUT_OF_MEMORY)  # what is left of the memory would not last
         signal.setitimer(signal.ITIMER_PROF, 0)
         replies.write(json.dumps(answer).encode() + b"\n")
 

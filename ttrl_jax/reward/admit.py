@@ -63,6 +63,12 @@ _TOKEN = re.compile(
     r"\\(?P<command>[A-Za-z]+|.)|(?P<number>[0-9]+)|(?P<word>[A-Za-z]+)|(?P<space>\s+)|(?P<symbol>.)", re.DOTALL
 )
 _POWER = re.compile(r"\^[\s{(+-]*([0-9]+)|\\sqrt ?\[ ?([0-9]+)")
+# What the parser drops or takes for something else: a transposition, what stands below a bracket, a product after a
+# function without brackets (it reads `\sin x \cdot 2` as sin 2x).
+_FUNCTION = r"\\(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|lg)"
+_MISREAD = re.compile(
+    rf"\^\s*\{{?\s*T\b|[)\]}}]\s*_|{_FUNCTION}(?![A-Za-z])\s*[^\s(^_{{].*(?:\*|\\cdot|\\times)", re.DOTALL
+)
 # Nothing but letters: a word, a name, the letter of a choice.
 _PROSE = re.compile(r"(?:\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)(?![A-Za-z])|[A-Za-z\s(){}.,;:'\"?-])+")
 _BASED = re.compile(r"(?<![0-9.])([0-9]+)_(?:\{ ?([0-9]{1,2}) ?\}|([0-9]))(?![0-9.])")
@@ -139,8 +145,7 @@ def _small(text: str) -> bool:
             return False
         if re.search(r"![\s)}\]]*!", text) or "^" in text:
             return False
-    # Transposition and what stands below a bracket would be dropped by the parser, not understood.
-    return re.search(r"\^\s*\{?\s*(?:T|\\top)\b|[)\]}]\s*_", text) is None
+    return _MISREAD.search(text) is None
 
 
 def _in_base_ten(text: str) -> str | None:

@@ -224,7 +224,7 @@ class _Batch:
                     f"Expected the worker that compares answers to start, but it ended {deaths} times in a row, "
                     f"the last time with status {status}; `python -m ttrl_jax.reward._worker 512 2 60` should say why."
                 )
-        elif late or deaths > 1 or status in (-signal.SIGPROF, _FORBIDDEN):
+        elif late or deaths > 1 or status in _TO_BLAME:
             self.found[pair] = None
         else:
             self._todo.appendleft(pair)
@@ -242,7 +242,8 @@ class _Batch:
 
 
 _LONGEST_REPLY = 16  # bytes
-_FORBIDDEN = 70  # exit status, as in _worker
+# How a worker ends by what it compares: no more processor time, or its exit statuses FORBIDDEN and OUT_OF_MEMORY.
+_TO_BLAME = (-signal.SIGPROF, 70, 71)
 _REPLIES = {b"true": True, b"false": False, b"null": None}
 _MAX_FAILED_STARTS = 3
 _COMPARER = Comparer(Limits())
