@@ -61,12 +61,14 @@ _OR = re.compile(
 )
 _AND = re.compile(r"(?<![A-Za-z])and(?![A-Za-z])")
 _VARIABLE = re.compile(r"(?:[A-Za-z]|\\(?!pi\b|infty)[A-Za-z]+)(?: ?_ ?(?:[A-Za-z0-9]|\{ ?[A-Za-z0-9]+ ?\}))?'*")
-# What may stand before "=" as a name: x, x_1, AB, \angle ABC, \text{Area}, f(2), P(A \cap B).
+# What may stand before "=" as a name: x, x_1, AB, \angle ABC, \text{Area}, f(x + 1), a(n); not the product x(y + 1).
+_INDEX = r"(?: ?_ ?(?:[A-Za-z0-9]|\{[^{}]*\}))?'*"
 _NAME = re.compile(
     r"(?:(?:m ?)?\\(?:angle|triangle|measuredangle) ?)?(?:"
-    r"(?:[A-Za-z]|\\(?!pi\b|infty|frac|sqrt)[a-zA-Z]+)(?: ?_ ?(?:[A-Za-z0-9]|\{[^{}]*\}))?'*(?: ?\([^()]*\))?"
-    r"|[A-Z]{2,3}|\\(?:text|mathrm|overline|mathbf|vec|operatorname) ?\{[^{}]*\}(?: ?_ ?(?:[A-Za-z0-9]|\{[^{}]*\}))?"
-    r"(?: ?\([^()]*\))?|[A-Za-z]{3,20})"
+    rf"[fghpqFGHPQ]{_INDEX} ?\([^()]*\)"
+    rf"|(?:[A-Za-z]|\\(?!pi\b|infty|frac|sqrt)[a-zA-Z]+){_INDEX}(?: ?\([A-Za-z0-9, ]*\))?"
+    r"|[A-Z]{2,3}|[A-Za-z]{3,20}"
+    rf"|\\(?:text|mathrm|overline|mathbf|vec|operatorname) ?\{{[^{{}}]*\}}{_INDEX}(?: ?\([^()]*\))?)"
 )
 _NAMES = re.compile(r"\( ?[A-Za-z](?:_[0-9])?(?: ?, ?[A-Za-z](?:_[0-9])?)+ ?\)")
 _FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|sqrt|exp)(?![a-z])")
