@@ -272,9 +272,7 @@ def generated(number: int, seed: int) -> list[str]:
                 one, other = rng.choices(short, k=2)
                 text = one[: rng.randrange(len(one) + 1)] + other[rng.randrange(len(other)) :]
             case 3:
-                text = "".join(
-                    rng.choices("0123456789xyei+-*/^_=<>()[]{}|,.!:%&\\$ \n'\"\x00\u221a", k=rng.randint(1, 60))
-                )
+                text = "".join(rng.choices(_CHARACTERS, k=rng.randint(1, 60)))
             case _:
                 text = formula(rng, rng.randint(1, 3))
         texts.append(text)
