@@ -25,11 +25,17 @@ FORBIDDEN, OUT_OF_MEMORY = 70, 71  # exit statuses
 MAX_LINE = 8_192  # bytes of a request
 
 _LIBRARIES = tuple(os.path.dirname(module.__file__) + os.sep for module in (sympy, mpmath))
+_HARMLESS = frozenset(
+    {"array.__new__", "builtins.id", "marshal.loads", "object.__getattr__", "os.listdir", "sys._getframe"}
+)
 # Build the tables of the parser and make sympy import what it imports late, before the limits hold.
 _WARM_UP = ((r"\frac{x}{2} + \sqrt{3}", r"\sqrt{3} + 0.5x"), ("x^2 - 1", "(x - 1)(x + 1)"), ("(1,2)", "1<x<2"))
 # The whole source of such a function: no names but its own, no attribute, no call.
 _MONOMIAL = re.compile(
     rb"def monomial_[a-z]+\((?:A, B|A, k|A, B, k)\):\n(?:return|if|else|None|[ABkabr][0-9]*|[0-9]+|[ \n,()=:+*<>-])+"
+)
+_HARMLESS = frozenset(
+    {"array.__new__", "builtins.id", "marshal.loads", "object.__getattr__", "os.listdir", "sys._getframe"}
 )
 # Build the tables of the parser and make sympy import what it imports late, before the limits hold.
 _WARM_UP = ((r"\frac{x}{2} + \sqrt{3}", r"\sqrt{3} + 0.5x"), ("x^2 - 1", "(x - 1)(x + 1)"), ("(1,2)", "1<x<2"))
@@ -51,7 +57,7 @@ def _forbid(event: str, arguments: tuple) -> None:
     elif event == "import":
         harmless = arguments[0].partition(".")[0] in ("sympy", "mpmath")
     else:
-        harmless = event in ("marshal.loads", "os.listdir", "object.__getattr__", "sys._getframe", "builtins.id")
+        harmless = event in _HARMLESS
     if not harmless:
         os._exit(FORBIDDEN)
 

@@ -4,6 +4,7 @@ Only what is known to be a formula of bounded size goes through: characters, com
 nesting are all checked against short lists and small limits, by linear passes over a bounded text.
 """
 
+import functools
 import re
 
 MAX_CHARACTERS = 300
@@ -81,8 +82,11 @@ def is_prose(text: str) -> bool:
 
 def admit(text: str) -> str | None:
     """Return the answer as a plain LaTeX formula that is safe to parse, or None if it may not be parsed."""
-    if len(text) > MAX_CHARACTERS:
-        return None
+    return _admit(text) if len(text) <= MAX_CHARACTERS else None
+
+
+@functools.lru_cache(maxsize=10_000)  # an answer is compared with all others of its group
+def _admit(text: str) -> str | None:
     text = _SPELLING.sub(lambda match: _SPELLINGS[match[0]], text.strip())
     text = _SQUARE_ROOT.sub(lambda match: r"\sqrt" + (match[1] if match[1] == "{" else f"{{{match[1]}}}"), text)
     text = _LOOK.sub(lambda match: r"\\" if match["keep"] else "," if match["comma"] else " ", text)
