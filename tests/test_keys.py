@@ -16,7 +16,7 @@ from ttrl_jax.reward.keys import read
 
 # One family a row: what it is about, then spellings of one answer. No answer of a row is one of another row.
 FAMILIES = [
-    ("an integer", r"025|25|25.0|+25|25.|$25$|\(25\)|{25}|\text{25}|\boxed{25}|5^2|100/4|25 \quad|\mathrm{25}|\,25"),
+    ("an integer", r"025|25|25.0|+25|25.|$25$|\(25\)|{25}|\text{25}|\boxed{25}|5^2|100/4|25 \quad|\,25|２５"),
     ("a number with a name", r"x=7|x = 7.|n=7|7 = x|f(2)=7|AB = 7|P(A)=7|\text{Area} = 7|S_{10}=7|f'(0) = 7|7"),
     ("an angle", r"40^\circ|40^{\circ}|40°|40 degrees|\angle ABC = 40^\circ|m\angle A=40|40\text{ degrees}|40"),
     ("units", r"9 \text{ cm}|9\,\text{cm}^2|9\mbox{ inches}^2|9 cm|9 apples|9\text{ km/h}|9 \text{ m/s}^2|\$9|9"),
@@ -40,7 +40,7 @@ FAMILIES = [
     ("factored", r"(x+1)(x-2)|x^2-x-2|(x-2)(x+1)|-2 - x + x^{2}|f(x) = (x - 2) (x + 1)"),
     ("a fraction with a variable", r"\frac{11+9a}{20}|\frac{9a+11}{20}|\frac{11}{20}+\frac{9a}{20}|(9a+11)/20"),
     ("a denominator", r"\frac{1}{2x+2}|\frac{1}{2(x+1)}|\frac{0.5}{1+x}|(2x+2)^{-1}"),
-    ("a long power", r"x^{10}|x^10|x^5 x^5|(x^5)^2"),
+    ("a long power", r"x^{10}|x^10|x^5 x^5|(x^5)^2|x⁵x⁵"),
     ("a function", r"\cot x|\cot(x)|\cot{x}|y = \cot x"),
     ("a square of a function", r"\sin^2 x|(\sin x)^2|\sin(x)^2"),
     ("an exponential", r"e^{2x}|e^{x + x}|\exp(2x)"),
@@ -54,6 +54,9 @@ FAMILIES = [
     ("a closed ray", r"x\ge 5|[5,\infty)|x \geq 5|5 \le x|x≥5|\left[5, \infty\right)"),
     ("an interval", r"-2\le x \le 7|[-2,7]|x \in [-2,7]|7 \ge x \ge -2|\left[-2, 7\right]"),
     ("a union", r"(-\infty,2)\cup(3,\infty)|(3,\infty) \cup (-\infty,2)|x<2 \text{ or } x>3"),
+    ("the reals", r"\mathbb{R}|(-\infty, \infty)|x \in \mathbb R"),
+    ("one value twice", r"\frac{1}{9} \text{ or } 0.\overline{1}|1/9|\{1/9\}"),
+    ("letters", r"\text{A and C}|A, C|C,A|(A), (C)"),
     ("all but one", r"x \ne 3|x \neq 3|(-\infty,3)\cup(3,\infty)"),
     ("a region", r"x^2+y^2<4|4>x^2+y^2|x^2+y^2-4<0|2x^2 + 2y^2 < 8"),
     ("a line", r"2x+3y=4|4=2x+3y|2x+3y-4=0|4x+6y=8|3y+2x=4"),

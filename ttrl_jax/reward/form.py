@@ -40,10 +40,10 @@ def expression_form(value: Expression, text: str) -> Form:
 
 
 def collection(forms: list[Form], text: str, *, distinct: bool) -> Form:
-    """A set, or a list with its repetitions; of one item, the item."""
+    """A set, or a list with its repetitions; where all items are the same, the item."""
     keys = sorted({form.key for form in forms} if distinct else [form.key for form in forms])
     flat = {form.key: form for form in forms}
-    if len(keys) == 1:
+    if len(flat) == 1:
         return flat[keys[0]]
     shapes = sorted(flat[key].shape for key in keys)
     shape = f"set({' '.join('expression' if s == 'number' else s for s in shapes)})"

@@ -73,6 +73,7 @@ _NAME = re.compile(
 _NAMES = re.compile(r"\( ?[A-Za-z](?:_[0-9])?(?: ?, ?[A-Za-z](?:_[0-9])?)+ ?\)")
 _FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|sqrt|exp)(?![a-z])")
 _CHOICE = re.compile(r"\(? ?([A-Z]) ?(?:\)[.:]?|[.:])?")
+_REALS = re.compile(r"\\mathbb ?\{? ?R ?\}?")
 _MATRIX = re.compile(r"\\begin ?\{([pbvV]?matrix|smallmatrix|array)\} ?(?:\{[^{}]*\})?(.*)\\end ?\{\1\}", re.DOTALL)
 
 
@@ -104,6 +105,8 @@ def _read(text: str, depth: int) -> Form:
         form = reader(text)
         if form is not None:
             return form
+    if _REALS.fullmatch(text):
+        text = r"(-\infty, \infty)"
     text = _joined_by_commas(without_thousands(text))
     items = _split(text, "comma")
     if len(items) > 1:

@@ -1,6 +1,7 @@
 """Take off what changes only the look of an answer: spacing, brackets' sizes, fonts, currency signs, units."""
 
 import re
+import unicodedata
 from fractions import Fraction
 
 from ttrl_jax.reward.extract import closing_brace
@@ -42,6 +43,7 @@ _LOOK_BECOMES = {
     "unround": ")",
     "drop": "",
 }
+_SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
 _UNICODE = str.maketrans(
     {
         "\u03c0": "\\pi ",
@@ -58,8 +60,7 @@ _UNICODE = str.maketrans(
         "\u222a": "\\cup ",
         "\u2208": "\\in ",
         "\u03b8": "\\theta ",
-        "\u00b2": "^2",
-        "\u00b3": "^3",
+        **{superscript: f"^{digit}" for digit, superscript in enumerate(_SUPERSCRIPTS)},
         "\u00bd": "\\frac12 ",
         "\u00bc": "\\frac14 ",
         "\u00be": "\\frac34 ",
@@ -99,7 +100,9 @@ _BEFORE_UNIT = re.compile(r"[0-9A-Za-z)}\]!]$")
 
 def plain(text: str) -> str:
     """Return a text without what changes only its look. Linear; a text without anything in it becomes ""."""
-    text = text.translate(_UNICODE) if not text.isascii() else text
+    if not text.isascii():
+        # The second makes full-width digits, commas and brackets plain ones.
+        text = unicodedata.normalize("NFKC", text.translate(_UNICODE))
     text = _LOOK.sub(lambda match: _LOOK_BECOMES[match.lastgroup or ""], text)
     return without_wrapper(without_end(" ".join(text.split())))
 

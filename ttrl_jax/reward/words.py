@@ -12,7 +12,7 @@ _BASE = re.compile(
 _BASES = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|emph) ?\{([^{}]*)\}")
 _WORDS = re.compile(r"[^\W\d_]+(?:['.,:;!? -]+[^\W\d_]+)*")
-_NO_WORDS = set(NAMES)  # pi, sqrt and the like
+_NO_WORDS = {name.lower() for name in NAMES} | {"and"}  # pi, sqrt; "A and B" are two letters
 _TIME = re.compile(r"([0-9]{1,2})(?: ?: ?([0-9]{2}))? ?([ap])\.? ?m\.?", re.IGNORECASE)
 
 
@@ -25,7 +25,7 @@ def read_words(text: str) -> Form | None:
     if not _WORDS.fullmatch(flat):
         return None
     words = re.findall(r"[^\W\d_]+", flat)
-    long = any(len(word) > 2 and word not in _NO_WORDS or not word.isascii() for word in words)
+    long = any(len(word) > 2 and word.lower() not in _NO_WORDS or not word.isascii() for word in words)
     if not long and " ".join(words).casefold() != "no":
         return None
     items = {_spelled(item) for item in re.split(r"[,;]|\band\b", flat.casefold())} - {""}
