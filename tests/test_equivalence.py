@@ -123,6 +123,10 @@ SYMBOLIC = [
     (r"\left\{2, \frac{1}{1+\sqrt{2}}\right\}", r"\sqrt{2}-1, 2", True),
     (r"\sin 30^\circ", r"\frac12", True),
     (r"\lfloor 2.5 \rfloor", "2", True),
+    (r"(0,1) \cup [1,2)", "(0,2)", True),
+    (r"(0,1) \cup (1,2)", "(0,2)", False),
+    ("-x > -1", "x < 1", True),
+    ("|x| < 3", "(-3,3)", True),
     (r"\lfloor 2.5 \rfloor", "3", False),
     (r"x(y+1)=x", "xy=1", False),
 ]

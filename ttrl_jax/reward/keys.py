@@ -37,7 +37,7 @@ _PIECE = re.compile(
     r"\\begin(?![A-Za-z])|\\end(?![A-Za-z])|\\[lr](?:floor|ceil)(?![A-Za-z])"
     r"|(?P<cup>\\cup(?![A-Za-z]))"
     r"|(?P<relation>\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt|neq|ne|in|approx)(?![A-Za-z])|<=|>=|!=|[=<>])"
-    r"|\\[A-Za-z]+|\\.|[()\[\]{}]|(?P<comma>[,;])|(?P<colon>:)"
+    r"|\\[A-Za-z]+|\\.|[()\[\]{}]|(?P<comma>,)|(?P<semicolon>;)|(?P<colon>:)"
 )
 _OPEN = ("(", "[", "{", "\\{", "\\begin", "\\lfloor", "\\lceil")
 _CLOSE = (")", "]", "}", "\\}", "\\end", "\\rfloor", "\\rceil")
@@ -56,9 +56,7 @@ _RELATIONS = {
     "\\approx": "approx",
 }
 _MIRROR = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
-_OR = re.compile(
-    r" ?(?:,? ?\\(?:text|mbox|textrm|mathrm) ?\{ ?(?:or|and) ?\}|(?<= )(?:or|and)(?= )|\\lor(?![A-Za-z])) ?"
-)
+_OR = re.compile(r" ?(?:,? ?\\(?:text|mathrm) ?\{ ?(?:or|and) ?\}|(?<= )(?:or|and)(?= )|\\lor(?![A-Za-z])) ?")
 _AND = re.compile(r"(?<![A-Za-z])and(?![A-Za-z])")
 _VARIABLE = re.compile(r"(?:[A-Za-z]|\\(?!pi\b|infty)[A-Za-z]+)(?: ?_ ?(?:[A-Za-z0-9]|\{ ?[A-Za-z0-9]+ ?\}))?'*")
 # What may stand before "=" as a name: x, x_1, AB, \angle ABC, \text{Area}, f(x + 1), a(n); not the product x(y + 1).
@@ -67,7 +65,7 @@ _NAME = re.compile(
     r"(?:(?:m ?)?\\(?:angle|triangle|measuredangle) ?)?(?:"
     rf"[fghpqFGHPQ]{_INDEX} ?\([^()]*\)"
     rf"|(?:[A-Za-z]|\\(?!pi\b|infty|frac|sqrt)[a-zA-Z]+){_INDEX}(?: ?\([A-Za-z0-9, ]*\))?"
-    r"|[A-Z]{2,3}|[A-Za-z]{3,20}"
+    r"|[A-Z]{2,3}|[A-Za-z]{3,20}|\|[A-Z]{1,2}\||\\frac ?\{[A-Z]{2}\} ?\{[A-Z]{2}\}"
     rf"|\\(?:text|mathrm|overline|mathbf|vec|operatorname) ?\{{[^{{}}]*\}}{_INDEX}(?: ?\([^()]*\))?)"
 )
 _NAMES = re.compile(r"\( ?[A-Za-z](?:_[0-9])?(?: ?, ?[A-Za-z](?:_[0-9])?)+ ?\)")
@@ -91,7 +89,7 @@ def read(text: str) -> Form:
             return _read(text, _MAX_DEPTH)
         except Unread:
             pass
-    spelled = _IDLE_SPACE.sub("", text)
+    spelled = _IDLE_SPACE.sub("", re.sub(r"\{([0-9])\}(?![0-9 ])", r"\1", text))
     return Form(f"s:{spelled}" if spelled else "", "", (), True, text)
 
 
@@ -108,9 +106,10 @@ def _read(text: str, depth: int) -> Form:
     if _REALS.fullmatch(text):
         text = r"(-\infty, \infty)"
     text = _joined_by_commas(without_thousands(text))
-    items = _split(text, "comma")
-    if len(items) > 1:
-        return _list(items, depth)
+    for separator in ("semicolon", "comma"):  # p = 5, q = 2; p = 7, q = 3
+        items = _split(text, separator)
+        if len(items) > 1:
+            return _list(items, depth)
     items = _split(text, "cup")
     if len(items) > 1:
         return collection([form for item in items for form in _alternatives(item, depth)], text, distinct=True)
@@ -175,7 +174,7 @@ def _bracket(text: str, depth: int) -> Form | None:
         return collection(
             [f for item in _split(inner, "comma") for f in _alternatives(item, depth)], text, distinct=True
         )
-    items = _split(inner, "comma")
+    items = _split(inner, "semicolon" if ";" in inner else "comma")
     if kind not in ("()", "[]", "(]", "[)") or len(items) > _MAX_ITEMS:
         raise Unread("brackets")
     if len(items) == 1:

@@ -17,6 +17,7 @@ _LOOK = re.compile(
     r"(?P<keep>\\\\)"
     r"|(?P<comma>,\s*\\!\s*)"  # 10,\!080: the usual way to write a thousands comma
     r"|(?P<frac>\\[cdt]frac(?![A-Za-z]))"
+    r"|(?P<text>\\(?:text(?:bf|it|rm|normal|sf|tt|up)|emph|[mh]box)(?![A-Za-z]))"
     r"|(?P<space>\s+|~|\\[;:\s]|\\q?quad(?![A-Za-z]))"
     r"|(?P<minus>[\u2212\u2013])"
     r"|(?P<degree>\u00b0|\^ ?\{? ?\\circ(?![A-Za-z]) ?\}?|\\degree(?![A-Za-z]))"
@@ -32,6 +33,7 @@ _LOOK_BECOMES = {
     "keep": "\\\\",
     "comma": ",",
     "frac": "\\frac",
+    "text": "\\text",
     "space": " ",
     "minus": "-",
     "degree": "^{\\circ}",
@@ -67,8 +69,8 @@ _UNICODE = str.maketrans(
         "\u2205": "\\emptyset ",
     }
 )
-_WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|emph|boxed) ?\{")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox) ?\{([^{}]*)\}")
+_WRAPPER = re.compile(r"\\(?:text|mathrm|mathbf|boxed) ?\{")
+_TEXT = re.compile(r"\\(?:text|mathrm) ?\{([^{}]*)\}")
 # A comma between digits that is no list: three digits follow. A decimal comma (0,123) is none.
 _THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3})+(?![0-9]|,[0-9])")
 
@@ -86,7 +88,7 @@ _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "bi
 _SHORT_UNITS = set(
     "cm mm km kg mg ml mL ft in yd mi lb lbs oz hr hrs min mins sec secs Hz mph kph km/h m/s sq cu rad deg "
     "inch inches foot feet mile miles yard yards day days week weeks year years hour hours cent cents "
-    "dollar dollars unit units gram grams pound pounds USD EUR percent degrees degree points meters metres".split()
+    "dollar dollars unit units gram grams pound pounds USD EUR percent pct degrees degree points meters metres".split()
 )
 # Words after a number that say more than what is counted.
 _NO_UNITS = set(
@@ -193,7 +195,7 @@ def _with_unit(text: str, body: str, words: list[str], wrapped: bool) -> str:
         return text
     if not (known or wrapped or digits):
         return text
-    if lower[0] == "percent":
+    if lower[0] in ("percent", "pct", "percentage"):
         return body + "%"
     if lower[0] in _SCALES:
         return f"({body}) \\cdot {_SCALES[lower[0]]}"

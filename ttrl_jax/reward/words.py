@@ -10,7 +10,7 @@ _BASE = re.compile(
     r"([0-9A-Za-z]*[0-9A-F]) ?(?:_ ?(?:\{ ?)?(?:\\text ?\{ ?)?|(?:\\text ?\{)? ?\(? ?base[ -]?\}? ?)(\w+)[ )}]*"
 )
 _BASES = "zero one two three four five six seven eight nine ten eleven twelve".split()
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|emph) ?\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text|mathrm) ?\{([^{}]*)\}")
 _WORDS = re.compile(r"[^\W\d_]+(?:['.,:;!? -]+[^\W\d_]+)*")
 _NO_WORDS = {name.lower() for name in NAMES} | {"and"}  # pi, sqrt; "A and B" are two letters
 _TIME = re.compile(r"([0-9]{1,2})(?: ?: ?([0-9]{2}))? ?([ap])\.? ?m\.?", re.IGNORECASE)
