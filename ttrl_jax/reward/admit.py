@@ -4,6 +4,7 @@ Only what is known to be a formula of bounded size goes through: characters, com
 nesting are all checked against short lists and small limits, by linear passes over a bounded text.
 """
 
+import functools
 import re
 
 MAX_CHARACTERS = 300
@@ -39,10 +40,12 @@ _SPELLINGS = {
 }
 _SPELLING = re.compile("|".join(map(re.escape, _SPELLINGS)))
 _SQUARE_ROOT = re.compile("\u221a ?(\\{|[0-9A-Za-z])")
-# What TeX ignores for the look alone; \left and \right keep the bracket that follows them.
+# What TeX ignores for the look alone; \left and \right keep the bracket that follows them. The break `\\` is kept.
 _LOOK = re.compile(
-    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z])|\\[,!;: ]|\\?\$|\\q?quad(?![A-Za-z])|~"
+    r"(?P<keep>\\\\)|(?P<comma>,\s*\\!\s*|\{,\})"
+    r"|\\(?:left|right|[bB]igg?[lr]?|displaystyle|q?quad)(?![A-Za-z])|\\[,!;:\s]|\\?\$|~"
 )
+_GROUPED = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
 _FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 
 _COMMANDS = frozenset(
@@ -61,8 +64,14 @@ _TOKEN = re.compile(
     r"\\(?P<command>[A-Za-z]+|.)|(?P<number>[0-9]+)|(?P<word>[A-Za-z]+)|(?P<space>\s+)|(?P<symbol>.)", re.DOTALL
 )
 _POWER = re.compile(r"\^[\s{(+-]*([0-9]+)|\\sqrt ?\[ ?([0-9]+)")
+# What the parser drops or takes for something else: a transposition, what stands below a bracket, a product after a
+# function without brackets (it reads `\sin x \cdot 2` as sin 2x).
+_FUNCTION = r"\\(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|lg)"
+_MISREAD = re.compile(
+    rf"\^\s*\{{?\s*T\b|[)\]}}]\s*_|{_FUNCTION}(?![A-Za-z])\s*[^\s(^_{{].*(?:\*|\\cdot|\\times)", re.DOTALL
+)
 # Nothing but letters: a word, a name, the letter of a choice.
-_PROSE = re.compile(r"(?:\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)(?![A-Za-z])|[A-Za-z\s{}.,;:'\"?-])+")
+_PROSE = re.compile(r"(?:\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)(?![A-Za-z])|[A-Za-z\s(){}.,;:'\"?-])+")
 _BASED = re.compile(r"(?<![0-9.])([0-9]+)_(?:\{ ?([0-9]{1,2}) ?\}|([0-9]))(?![0-9.])")
 
 
@@ -73,11 +82,17 @@ def is_prose(text: str) -> bool:
 
 def admit(text: str) -> str | None:
     """Return the answer as a plain LaTeX formula that is safe to parse, or None if it may not be parsed."""
-    if len(text) > MAX_CHARACTERS:
-        return None
+    return _admit(text) if len(text) <= MAX_CHARACTERS else None
+
+
+@functools.lru_cache(maxsize=10_000)  # an answer is compared with all others of its group
+def _admit(text: str) -> str | None:
     text = _SPELLING.sub(lambda match: _SPELLINGS[match[0]], text.strip())
     text = _SQUARE_ROOT.sub(lambda match: r"\sqrt" + (match[1] if match[1] == "{" else f"{{{match[1]}}}"), text)
-    text = _FRAC.sub(r"\\frac", _LOOK.sub(" ", text)).strip()
+    text = _LOOK.sub(lambda match: r"\\" if match["keep"] else "," if match["comma"] else " ", text)
+    text = _FRAC.sub(r"\\frac", text).strip()
+    if not any(bracket in text for bracket in "([{"):
+        text = _GROUPED.sub(lambda match: match[0].replace(",", ""), text)  # 1,234 is a number, (1,234) a pair
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1]
     tokens = list(_TOKEN.finditer(text))
@@ -134,8 +149,7 @@ def _small(text: str) -> bool:
             return False
         if re.search(r"![\s)}\]]*!", text) or "^" in text:
             return False
-    # Transposition and what stands below a bracket would be dropped by the parser, not understood.
-    return re.search(r"\^\s*\{?\s*(?:T|\\top)\b|[)\]}]\s*_", text) is None
+    return _MISREAD.search(text) is None
 
 
 def _in_base_ten(text: str) -> str | None:

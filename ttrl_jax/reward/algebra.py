@@ -1,7 +1,7 @@
 """Exact sums of products: the arithmetic behind the keys of answers.
 
-An `Expression` is a sum of terms, each a rational number times powers of atoms. Atoms are variables, pi, e and i, primes
-under a root (`#3` to the power 1/2 is the root of 3), and whatever is not taken apart, under the key of what is in it:
+An `Expression` is a sum of terms, each a rational number times powers of atoms. Atoms are variables, pi, e and i,
+primes under a root (`#3` to the power 1/2), and whatever is not taken apart, under the key of what is in it:
 `sin(x)`, `(1+x)` in a denominator. Equal keys mean equal expressions; the converse does not hold (`sin^2 + cos^2`).
 
 An expression carries its value at a few points as well, to tell most unequal expressions apart without any algebra.
@@ -214,7 +214,7 @@ def _whole_power(a: Expression, exponent: int) -> Mapping[Monomial, Fraction]:
 
 
 def _root(a: Expression, exponent: Fraction) -> Mapping[Monomial, Fraction]:
-    """Raise to a power that is no whole number. Roots of positive numbers are taken apart, of variables they are not."""
+    """Raise to a power that is no whole number. Of what is under a root, positive constants are taken apart."""
     if len(a.terms) > 1:
         return _atom(f"({a.key()})", exponent)
     [(monomial, factor)] = a.terms.items()

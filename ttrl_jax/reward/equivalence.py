@@ -7,6 +7,7 @@ comparison (`symbolic.py`), and sameness is then made transitive.
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ MAX_PAIRS = 64  # put to a symbolic comparison, for one question
 _MAX_KEY_LENGTH = 256  # characters; a longer key is replaced by its digest
 _MAX_ASKED = 300  # characters; a longer answer is not compared symbolically
 _REMEMBERED = 1_000  # characters; a longer answer is read again each time
+_REGION = re.compile(r"inequality|[(\[][)\]]2|set\((?:[(\[][)\]]2 ?)+\)")  # shapes of sets of numbers
 _SAME = 1e-9  # relative, of sums of values
 
 
@@ -104,11 +106,22 @@ def _may_be_equal(a: Form, b: Form) -> bool:
     if not a.shape or not b.shape:
         return True
     kinds = [form.shape.replace("number", "expression") for form in (a, b)]
+    if "inequality" in kinds and all(_REGION.fullmatch(kind) for kind in kinds):
+        return True  # one that is not solved
+    if kinds[0] != kinds[1] and all(_REGION.fullmatch(kind) for kind in kinds):
+        return _ends_among(a, b) or _ends_among(b, a)
     if kinds[0] != kinds[1] or len(a.parts) != len(b.parts):
         return False
     if a.ordered:
         return not any(differ(x, y) for x, y in zip(a.parts, b.parts, strict=True))
     return not _sums_differ(a.parts, b.parts)
+
+
+def _ends_among(interval: Form, union: Form) -> bool:
+    """Return whether an interval may be a union of intervals that adjoin: its ends are among theirs."""
+    if not interval.ordered or union.ordered:
+        return False
+    return all(any(not differ(end, part) for part in union.parts) for end in interval.parts)
 
 
 def _sums_differ(a: Sequence[Expression], b: Sequence[Expression]) -> bool:

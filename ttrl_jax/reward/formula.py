@@ -1,4 +1,4 @@
-"""Read a formula, in LaTeX or plain, as an exact `Expression`. A reader of its own: nothing is ever evaluated as code."""
+"""Read a formula, in LaTeX or plain, as an exact `Expression`. Nothing is ever evaluated as code."""
 
 import re
 from fractions import Fraction
@@ -9,12 +9,14 @@ from ttrl_jax.reward.algebra import Expression, Unread
 _MAX_TOKENS = 300
 _MAX_DEPTH = 24
 _GREEK = (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon "
-    "phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell infty emptyset infinity"
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau "
+    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell infty emptyset "
+    "varnothing infinity"
 ).split()
 _FUNCTIONS = "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc ln log exp".split()
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
-_FONTS = "mathrm mathbf mathit mathsf boldsymbol displaystyle".split()
+_SYNONYMS = {"infinity": "infty", "varnothing": "emptyset"}
+_FONTS = "vec mathrm mathbf mathit mathsf boldsymbol displaystyle".split()
 # Words that are read as a whole in plain text; the longer first.
 NAMES = sorted({"pi", "sqrt", *_FUNCTIONS, *(n for n in _GREEK if len(n) > 3)}, key=lambda name: (-len(name), name))
 _TOKEN = re.compile(
@@ -157,7 +159,11 @@ class _Reader:
     def exponent(self) -> Expression:
         if self.word() == "{":
             return self.group()
-        return algebra.negative(self.base()) if self.take("-") else self.base()
+        if self.take("-"):
+            return algebra.negative(self.base())
+        if self.kind() == "number":  # in x^2\frac13 nothing is a mixed number
+            return self.plain_number()
+        return self.base()
 
     def group(self) -> Expression:
         opening = self.take("(", "[", "{")
@@ -192,12 +198,16 @@ class _Reader:
             return self.macro(word)
         raise Unread(word)
 
-    def number(self) -> Expression:
+    def plain_number(self) -> Expression:
         word = self.word()
         self.at += 1
         if len(word) > algebra.MAX_BITS // 4:
             raise Unread("too many digits")
-        value = algebra.number(Fraction(word))
+        return algebra.number(Fraction(word))
+
+    def number(self) -> Expression:
+        word = self.word()
+        value = self.plain_number()
         if "." not in word and self.kind() == "macro" and self.word() == "frac":
             self.at += 1
             above, below = self.fraction()
@@ -244,7 +254,7 @@ class _Reader:
             self.need("}")
             return algebra.symbol(f"mathbb_{name}")
         if word == "pi" or word in _GREEK:
-            return self.named("infty" if word == "infinity" else word)
+            return self.named(_SYNONYMS[word] if word in _SYNONYMS else word)
         raise Unread(word)
 
     def argument(self) -> Expression:

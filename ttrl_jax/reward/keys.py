@@ -13,16 +13,18 @@ What is alike (the tests hold a list with reasons):
   matrices      alike with any brackets and as arrays; bars are a determinant
   equations     apart from sides, order and a factor
   bases         `1011_2` is neither 1011 nor 11: a base was asked for; `_{10}` is dropped
-  words         case, articles, `\\text` and punctuation do not count; `(B)` and `B.` are `B`
+  words         case, articles, `\\text` and punctuation do not count; of several, the order is free
+  letters       `(B)` and `\\text{B.}` are `B`
+  times         `6:00 PM` = `6 \\text{ p.m.}`
 """
 
 import re
-from dataclasses import dataclass
-from fractions import Fraction
 
 from ttrl_jax.reward.algebra import Expression, Unread, add, multiply, negative, number, symbol
-from ttrl_jax.reward.formula import NAMES, has_sign, read_formula
+from ttrl_jax.reward.form import Form, collection, expression_form, number_form, tuple_form
+from ttrl_jax.reward.formula import has_sign, read_formula
 from ttrl_jax.reward.spelling import plain, read_number, without_end, without_thousands, without_unit, without_wrapper
+from ttrl_jax.reward.words import read_base, read_time, read_words
 
 _MAX_LENGTH = 1_000  # characters; a longer answer that is no number is compared as text
 _MAX_DEPTH = 4  # tuples in sets in lists ...
@@ -30,11 +32,12 @@ _MAX_ITEMS = 64
 
 # "1 2" is not "12": a space between two digits means something, any other does not.
 _IDLE_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")
+_HUGE = re.compile(r"[+-]?[0-9.,]+[eE][+-]?[0-9]+")  # a power of ten, but not one that was read: not 1 times e - 1001
 _PIECE = re.compile(
     r"\\begin(?![A-Za-z])|\\end(?![A-Za-z])|\\[lr](?:floor|ceil)(?![A-Za-z])"
     r"|(?P<cup>\\cup(?![A-Za-z]))"
     r"|(?P<relation>\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt|neq|ne|in|approx)(?![A-Za-z])|<=|>=|!=|[=<>])"
-    r"|\\[A-Za-z]+|\\.|[()\[\]{}]|(?P<comma>[,;])|(?P<colon>:)"
+    r"|\\[A-Za-z]+|\\.|[()\[\]{}]|(?P<comma>,)|(?P<semicolon>;)|(?P<colon>:)"
 )
 _OPEN = ("(", "[", "{", "\\{", "\\begin", "\\lfloor", "\\lceil")
 _CLOSE = (")", "]", "}", "\\}", "\\end", "\\rfloor", "\\rceil")
@@ -53,47 +56,23 @@ _RELATIONS = {
     "\\approx": "approx",
 }
 _MIRROR = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
-_OR = re.compile(r" ?(?:,? ?\\(?:text|mbox|textrm|mathrm) ?\{ ?(?:or|and) ?\}|(?<= )(?:or|and)(?= )|\\lor(?![A-Za-z])) ?")
+_OR = re.compile(r" ?(?:,? ?\\(?:text|mathrm) ?\{ ?(?:or|and) ?\}|(?<= )(?:or|and)(?= )|\\lor(?![A-Za-z])) ?")
 _AND = re.compile(r"(?<![A-Za-z])and(?![A-Za-z])")
-_LETTER = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
 _VARIABLE = re.compile(r"(?:[A-Za-z]|\\(?!pi\b|infty)[A-Za-z]+)(?: ?_ ?(?:[A-Za-z0-9]|\{ ?[A-Za-z0-9]+ ?\}))?'*")
-# What may stand before "=" as a name: x, x_1, AB, \angle ABC, \text{Area}, f(2), P(A \cap B).
+# What may stand before "=" as a name: x, x_1, AB, \angle ABC, \text{Area}, f(x + 1), a(n); not the product x(y + 1).
+_INDEX = r"(?: ?_ ?(?:[A-Za-z0-9]|\{[^{}]*\}))?'*"
 _NAME = re.compile(
     r"(?:(?:m ?)?\\(?:angle|triangle|measuredangle) ?)?(?:"
-    r"(?:[A-Za-z]|\\(?!pi\b|infty|frac|sqrt)[a-zA-Z]+)(?: ?_ ?(?:[A-Za-z0-9]|\{[^{}]*\}))?'*(?: ?\([^()]*\))?"
-    r"|[A-Z]{2,3}|\\(?:text|mathrm|overline|mathbf|vec|operatorname) ?\{[^{}]*\}(?: ?_ ?(?:[A-Za-z0-9]|\{[^{}]*\}))?"
-    r"(?: ?\([^()]*\))?|[A-Za-z]{3,20})"
+    rf"[fghpqFGHPQ]{_INDEX} ?\([^()]*\)"
+    rf"|(?:[A-Za-z]|\\(?!pi\b|infty|frac|sqrt)[a-zA-Z]+){_INDEX}(?: ?\([A-Za-z0-9, ]*\))?"
+    r"|[A-Z]{2,3}|[A-Za-z]{3,20}|\|[A-Z]{1,2}\||\\frac ?\{[A-Z]{2}\} ?\{[A-Z]{2}\}"
+    rf"|\\(?:text|mathrm|overline|mathbf|vec|operatorname) ?\{{[^{{}}]*\}}{_INDEX}(?: ?\([^()]*\))?)"
 )
 _NAMES = re.compile(r"\( ?[A-Za-z](?:_[0-9])?(?: ?, ?[A-Za-z](?:_[0-9])?)+ ?\)")
 _FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|sqrt|exp)(?![a-z])")
-_BASE = re.compile(
-    r"([0-9A-Za-z]*[0-9A-F]) ?(?:_ ?(?:\{ ?)?(?:\\text ?\{ ?)?|(?:\\text ?\{)? ?\(? ?base[ -]?\}? ?)(\w+)[ )}]*"
-)
-_BASES = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _CHOICE = re.compile(r"\(? ?([A-Z]) ?(?:\)[.:]?|[.:])?")
-_MATRIX = re.compile(
-    r"\\begin ?\{([pbvV]?matrix|smallmatrix|array)\} ?(?:\{[^{}]*\})?(.*)\\end ?\{\1\}", re.DOTALL
-)
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox|emph) ?\{([^{}]*)\}")
-_WORDS = re.compile(r"[^\W\d_][^\W\d_'.,:;!? -]*(?:['.,:;!? -]+[^\W\d_]*)*")
-_SHORT_WORDS = ("no",)
-_NO_WORDS = set(NAMES)
-
-
-@dataclass(frozen=True)
-class Form:
-    """An answer as it was read."""
-
-    key: str  # equal keys mean equal answers
-    shape: str  # what kind of thing it is; "" where the text could not be read
-    parts: tuple[Expression, ...]  # the expressions in it
-    ordered: bool  # the parts have places
-    text: str  # what a symbolic comparison is asked about
-
-    @property
-    def final(self) -> bool:
-        """No symbolic comparison can find it equal to an answer with another key."""
-        return self.shape in ("words", "base") or (not self.shape and not _LETTER.search(self.text))
+_REALS = re.compile(r"\\mathbb ?\{? ?R ?\}?")
+_MATRIX = re.compile(r"\\begin ?\{([pbvV]?matrix|smallmatrix|array)\} ?(?:\{[^{}]*\})?(.*)\\end ?\{\1\}", re.DOTALL)
 
 
 def read(text: str) -> Form:
@@ -104,18 +83,14 @@ def read(text: str) -> Form:
     text = plain(text)
     value = read_number(text)
     if value is not None:
-        return _number_form(value, text)
-    if 0 < len(text) <= _MAX_LENGTH:
+        return number_form(value, text)
+    if 0 < len(text) <= _MAX_LENGTH and not _HUGE.fullmatch(text):
         try:
             return _read(text, _MAX_DEPTH)
         except Unread:
             pass
-    spelled = _IDLE_SPACE.sub("", text)
+    spelled = _IDLE_SPACE.sub("", re.sub(r"\{([0-9])\}(?![0-9 ])", r"\1", text))
     return Form(f"s:{spelled}" if spelled else "", "", (), True, text)
-
-
-def _number_form(value: Fraction, text: str) -> Form:
-    return Form(f"n:{value}", "number", (number(value),), True, text)
 
 
 def _read(text: str, depth: int) -> Form:
@@ -124,39 +99,37 @@ def _read(text: str, depth: int) -> Form:
     text = without_wrapper(without_end(text.strip()))
     if choice := _CHOICE.fullmatch(text):
         text = choice[1]
-    for reader in (_words, _base):
+    for reader in (read_words, read_time, read_base):
         form = reader(text)
         if form is not None:
             return form
+    if _REALS.fullmatch(text):
+        text = r"(-\infty, \infty)"
     text = _joined_by_commas(without_thousands(text))
-    items = _split(text, "comma")
-    if len(items) > 1:
-        return _list(items, depth)
+    for separator in ("semicolon", "comma"):  # p = 5, q = 2; p = 7, q = 3
+        items = _split(text, separator)
+        if len(items) > 1:
+            return _list(items, depth)
     items = _split(text, "cup")
     if len(items) > 1:
-        return _collection([form for item in items for form in _alternatives(item, depth)], text, distinct=True)
+        return collection([form for item in items for form in _alternatives(item, depth)], text, distinct=True)
     form = _relation(text, depth)
     if form is not None:
         return form
     text = without_unit(text)
     value = read_number(text)
     if value is not None:
-        return _number_form(value, text)
+        return number_form(value, text)
     for reader in (_matrix, _bracket):
         form = reader(text, depth)
         if form is not None:
             return form
     ratio = _split(text, "colon")
     if len(ratio) > 1:
-        return _tuple("ratio", [_read(item, depth - 1) for item in ratio], text)
+        return tuple_form("ratio", [_read(item, depth - 1) for item in ratio], text)
     if has_sign(text):
-        return _collection(_alternatives(text, depth), text, distinct=True)
-    return _expression(read_formula(text), text)
-
-
-def _expression(value: Expression, text: str) -> Form:
-    rational = value.constant()
-    return Form(f"e:{value.key()}", "expression", (value,), True, text) if rational is None else _number_form(rational, text)
+        return collection(_alternatives(text, depth), text, distinct=True)
+    return expression_form(read_formula(text), text)
 
 
 def _alternatives(text: str, depth: int) -> list[Form]:
@@ -168,27 +141,7 @@ def _alternatives(text: str, depth: int) -> list[Form]:
         if not _NAME.fullmatch(name.strip()):
             raise Unread("an equation with two signs")
     text = without_unit(text.strip())
-    return [_expression(read_formula(text, sign), text) for sign in (1, -1)]
-
-
-def _collection(forms: list[Form], text: str, *, distinct: bool) -> Form:
-    """A set, or a list with its repetitions; of one item, the item."""
-    keys = sorted({form.key for form in forms} if distinct else [form.key for form in forms])
-    flat = {form.key: form for form in forms}
-    if len(keys) == 1:
-        return flat[keys[0]]
-    shapes = sorted(flat[key].shape for key in keys)
-    shape = f"set({' '.join('expression' if s == 'number' else s for s in shapes)})"
-    return Form(f"{shape[:3]}:{{{';'.join(keys)}}}", shape, tuple(p for k in keys for p in flat[k].parts), False, text)
-
-
-def _tuple(shape: str, forms: list[Form], text: str) -> Form:
-    if not all(form.ordered for form in forms):
-        raise Unread("a set in a tuple")
-    if shape != "ratio":
-        shape = f"{shape}{len(forms)}"
-    parts = tuple(part for form in forms for part in form.parts)
-    return Form(f"{shape}:{';'.join(form.key for form in forms)}", shape, parts, True, text)
+    return [expression_form(read_formula(text, sign), text) for sign in (1, -1)]
 
 
 def _list(items: list[str], depth: int) -> Form:
@@ -196,12 +149,14 @@ def _list(items: list[str], depth: int) -> Form:
         raise Unread("too many items")
     text = ", ".join(items)
     sides = [[side.strip() for side in _split(item, "relation")] for item in items]
-    named = {s[0]: i for s, i in zip(sides, items, strict=True) if len(s) == 2 and _VARIABLE.fullmatch(s[0]) and "=" in i}
+    named = {
+        s[0]: i for s, i in zip(sides, items, strict=True) if len(s) == 2 and _VARIABLE.fullmatch(s[0]) and "=" in i
+    }
     if len(named) == len(items):  # x = 2, y = 3
-        return _tuple("()", [_read(named[name], depth - 1) for name in sorted(named)], text)
+        return tuple_form("()", [_read(named[name], depth - 1) for name in sorted(named)], text)
     forms = [form for item in items for form in _alternatives(item, depth)]
     # As a set, but 1, 1, 2 is not 1, 2: multiplicities may be meant.
-    return _collection(forms, text, distinct=len({form.key for form in forms}) == len(forms))
+    return collection(forms, text, distinct=len({form.key for form in forms}) == len(forms))
 
 
 def _bracket(text: str, depth: int) -> Form | None:
@@ -213,16 +168,18 @@ def _bracket(text: str, depth: int) -> Form | None:
     kind = match[0][-1] + closed[0][-1]
     if kind == "{}":
         if not inner:
-            return _expression(symbol("emptyset"), text)
+            return expression_form(symbol("emptyset"), text)
         if re.search(r":|\\mid(?![A-Za-z])|\|", inner):
             raise Unread("a set by its property")
-        return _collection([f for item in _split(inner, "comma") for f in _alternatives(item, depth)], text, distinct=True)
-    items = _split(inner, "comma")
+        return collection(
+            [f for item in _split(inner, "comma") for f in _alternatives(item, depth)], text, distinct=True
+        )
+    items = _split(inner, "semicolon" if ";" in inner else "comma")
     if kind not in ("()", "[]", "(]", "[)") or len(items) > _MAX_ITEMS:
         raise Unread("brackets")
     if len(items) == 1:
         return _read(items[0], depth - 1)
-    return _tuple(kind, [_read(item, depth - 1) for item in items], text)
+    return tuple_form(kind, [_read(item, depth - 1) for item in items], text)
 
 
 def _encloses(text: str) -> bool:
@@ -244,33 +201,7 @@ def _matrix(text: str, depth: int) -> Form | None:
     if len({len(row) for row in rows}) > 1 or len(rows) * len(rows[0]) > _MAX_ITEMS:
         raise Unread("a matrix with uneven rows")
     kind = "determinant" if match[1][0] in "vV" else "matrix"
-    return _tuple(f"{kind}{len(rows)}x", [_read(cell, depth - 1) for row in rows for cell in row], text)
-
-
-def _words(text: str) -> Form | None:
-    flat = " ".join(_TEXT.sub(r" \1 ", text).split()).strip(" .,;:!?()")
-    if not _WORDS.fullmatch(flat):
-        return None
-    words = re.findall(r"[^\W\d_]+", flat)
-    long = any(len(word) > 2 and word not in _NO_WORDS or not word.isascii() for word in words)
-    if not long and " ".join(words).casefold() not in _SHORT_WORDS:
-        return None
-    spelled = " ".join(re.sub(r"[.,:;!?]", " ", flat.casefold()).split())
-    return Form(f"w:{re.sub('^(?:the|an?) (?=.)', '', spelled)}", "words", (), True, text)
-
-
-def _base(text: str) -> Form | None:
-    match = _BASE.fullmatch(text)
-    if match is None:
-        return None
-    name = match[2].lower()
-    base = _BASES.index(name) if name in _BASES else int(name) if name.isdecimal() and len(name) < 3 else 0
-    digits = [int(c, 36) for c in match[1]]
-    if not 2 <= base <= 36 or max(digits) >= base or not match[1][0].isdigit() and base <= 10:
-        return None
-    if base == 10:
-        return _number_form(Fraction(int(match[1])), text)
-    return Form(f"b:{match[1].upper().lstrip('0') or '0'}_{base}", "base", (), True, text)
+    return tuple_form(f"{kind}{len(rows)}x", [_read(cell, depth - 1) for row in rows for cell in row], text)
 
 
 def _joined_by_commas(text: str) -> str:
@@ -324,7 +255,11 @@ def _is_name(text: str) -> bool:
 def _equation(sides: list[str], text: str, depth: int) -> Form:
     if _is_name(sides[0]):
         sides = sides[1:]
-    elif len(sides) == 2 and _VARIABLE.fullmatch(sides[1]) and read_formula(without_unit(sides[0])).constant() is not None:
+    elif (
+        len(sides) == 2
+        and _VARIABLE.fullmatch(sides[1])
+        and read_formula(without_unit(sides[0])).constant() is not None
+    ):
         sides = sides[:1]  # 5 = x
     forms = [_read(side, depth - 1) for side in sides]
     if len({form.key for form in forms}) == 1:  # also 1/2 = 0.5
@@ -361,7 +296,7 @@ def _inequality(sides: list[str], signs: list[str], text: str) -> Form:
         if sign == "!=":
             below = _interval("-\\infty", False, sides[1], False, text)
             above = _interval(sides[1], False, "\\infty", False, text)
-            return _collection([below, above], text, distinct=True)
+            return collection([below, above], text, distinct=True)
         if sign[0] == "<":
             return _interval("-\\infty", False, sides[1], sign == "<=", text)
         return _interval(sides[1], sign == ">=", "\\infty", False, text)
@@ -371,5 +306,5 @@ def _inequality(sides: list[str], signs: list[str], text: str) -> Form:
 
 
 def _interval(low: str, closed: bool, high: str, closed_above: bool, text: str) -> Form:
-    ends = [_expression(read_formula(without_unit(end)), end) for end in (low, high)]
-    return _tuple(f"{'[' if closed else '('}{']' if closed_above else ')'}", ends, text)
+    ends = [expression_form(read_formula(without_unit(end)), end) for end in (low, high)]
+    return tuple_form(f"{'[' if closed else '('}{']' if closed_above else ')'}", ends, text)

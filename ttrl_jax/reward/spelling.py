@@ -1,6 +1,7 @@
 """Take off what changes only the look of an answer: spacing, brackets' sizes, fonts, currency signs, units."""
 
 import re
+import unicodedata
 from fractions import Fraction
 
 from ttrl_jax.reward.extract import closing_brace
@@ -16,11 +17,12 @@ _LOOK = re.compile(
     r"(?P<keep>\\\\)"
     r"|(?P<comma>,\s*\\!\s*)"  # 10,\!080: the usual way to write a thousands comma
     r"|(?P<frac>\\[cdt]frac(?![A-Za-z]))"
+    r"|(?P<text>\\(?:text(?:bf|it|rm|normal|sf|tt|up)|emph|[mh]box)(?![A-Za-z]))"
     r"|(?P<space>\s+|~|\\[;:\s]|\\q?quad(?![A-Za-z]))"
     r"|(?P<minus>[\u2212\u2013])"
     r"|(?P<degree>\u00b0|\^ ?\{? ?\\circ(?![A-Za-z]) ?\}?|\\degree(?![A-Za-z]))"
     r"|(?P<percent>\\%)"
-    r"|(?P<open>\\l?brace(?![A-Za-z])|\\lbrace(?![A-Za-z]))"
+    r"|(?P<open>\\lbrace(?![A-Za-z]))"
     r"|(?P<close>\\rbrace(?![A-Za-z]))"
     r"|(?P<bar>\\[lr]vert(?![A-Za-z]))"
     r"|(?P<round>\\langle(?![A-Za-z]))"
@@ -31,9 +33,10 @@ _LOOK_BECOMES = {
     "keep": "\\\\",
     "comma": ",",
     "frac": "\\frac",
+    "text": "\\text",
     "space": " ",
     "minus": "-",
-    "degree": "\\degree ",
+    "degree": "^{\\circ}",
     "percent": "%",
     "open": "\\{",
     "close": "\\}",
@@ -42,6 +45,7 @@ _LOOK_BECOMES = {
     "unround": ")",
     "drop": "",
 }
+_SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
 _UNICODE = str.maketrans(
     {
         "\u03c0": "\\pi ",
@@ -58,16 +62,15 @@ _UNICODE = str.maketrans(
         "\u222a": "\\cup ",
         "\u2208": "\\in ",
         "\u03b8": "\\theta ",
-        "\u00b2": "^2",
-        "\u00b3": "^3",
+        **{superscript: f"^{digit}" for digit, superscript in enumerate(_SUPERSCRIPTS)},
         "\u00bd": "\\frac12 ",
         "\u00bc": "\\frac14 ",
         "\u00be": "\\frac34 ",
         "\u2205": "\\emptyset ",
     }
 )
-_WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|emph|boxed) ?\{")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox) ?\{([^{}]*)\}")
+_WRAPPER = re.compile(r"\\(?:text|mathrm|mathbf|boxed) ?\{")
+_TEXT = re.compile(r"\\(?:text|mathrm) ?\{([^{}]*)\}")
 # A comma between digits that is no list: three digits follow. A decimal comma (0,123) is none.
 _THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3})+(?![0-9]|,[0-9])")
 
@@ -85,7 +88,7 @@ _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "bi
 _SHORT_UNITS = set(
     "cm mm km kg mg ml mL ft in yd mi lb lbs oz hr hrs min mins sec secs Hz mph kph km/h m/s sq cu rad deg "
     "inch inches foot feet mile miles yard yards day days week weeks year years hour hours cent cents "
-    "dollar dollars unit units gram grams pound pounds USD EUR percent degrees degree points meters metres".split()
+    "dollar dollars unit units gram grams pound pounds USD EUR percent pct degrees degree points meters metres".split()
 )
 # Words after a number that say more than what is counted.
 _NO_UNITS = set(
@@ -99,7 +102,9 @@ _BEFORE_UNIT = re.compile(r"[0-9A-Za-z)}\]!]$")
 
 def plain(text: str) -> str:
     """Return a text without what changes only its look. Linear; a text without anything in it becomes ""."""
-    text = text.translate(_UNICODE) if not text.isascii() else text
+    if not text.isascii():
+        # The second makes full-width digits, commas and brackets plain ones.
+        text = unicodedata.normalize("NFKC", text.translate(_UNICODE))
     text = _LOOK.sub(lambda match: _LOOK_BECOMES[match.lastgroup or ""], text)
     return without_wrapper(without_end(" ".join(text.split())))
 
@@ -136,7 +141,7 @@ def without_thousands(text: str) -> str:
 
 
 def read_number(text: str) -> Fraction | None:
-    """Return the number that a text is: sign, leading zeros, decimals, thousands, a/b, `\\frac`, powers of ten, 3 1/2."""
+    """Return the number that a text is: leading zeros, decimals, thousands, a/b, `\\frac`, powers of ten, 3 1/2."""
     if len(text) > _MAX_NUMBER_LENGTH or sum(map(str.isdigit, text)) > _MAX_DIGITS:
         return None
     if match := _DECIMAL.fullmatch(text):
@@ -190,7 +195,7 @@ def _with_unit(text: str, body: str, words: list[str], wrapped: bool) -> str:
         return text
     if not (known or wrapped or digits):
         return text
-    if lower[0] == "percent":
+    if lower[0] in ("percent", "pct", "percentage"):
         return body + "%"
     if lower[0] in _SCALES:
         return f"({body}) \\cdot {_SCALES[lower[0]]}"

@@ -8,6 +8,7 @@ little time and no right to do anything but compare; one that does not answer in
 import atexit
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -96,14 +97,16 @@ def equal(pairs: Sequence[Pair]) -> list[bool | None]:
 def _without_algebra(first: str, second: str) -> Pair | bool | None:
     """Decide without a worker, or return the two formulas, sorted so that both orders are one pair."""
     a, b = admit(first), admit(second)
-    if is_prose(first) or is_prose(second):
-        # Letters against anything else are different, unless both are products, as `ab` and `ba`.
-        if a is None or b is None or sorted(a) != sorted(b):
-            return False
+    if (a is None and is_prose(first)) or (b is None and is_prose(second)):
+        return False  # a word equals nothing but itself
     if a is None or b is None:
         return None
     if a == b:
         return True
+    if is_prose(first) and is_prose(second) and sorted(a) != sorted(b):
+        return False  # B and C, but not ab and ba, which may be products
+    if (is_prose(first) and _NUMBER.fullmatch(b)) or (is_prose(second) and _NUMBER.fullmatch(a)):
+        return False
     return min(a, b), max(a, b)
 
 
@@ -224,7 +227,7 @@ class _Batch:
                     f"Expected the worker that compares answers to start, but it ended {deaths} times in a row, "
                     f"the last time with status {status}; `python -m ttrl_jax.reward._worker 512 2 60` should say why."
                 )
-        elif late or deaths > 1 or status in (-signal.SIGPROF, _FORBIDDEN):
+        elif late or deaths > 1 or status in _TO_BLAME:
             self.found[pair] = None
         else:
             self._todo.appendleft(pair)
@@ -241,8 +244,10 @@ class _Batch:
         self.found |= dict.fromkeys(self.untried)
 
 
+_NUMBER = re.compile(r"[+-]?[0-9.]+")
 _LONGEST_REPLY = 16  # bytes
-_FORBIDDEN = 70  # exit status, as in _worker
+# How a worker ends by what it compares: no more processor time, or its exit statuses FORBIDDEN and OUT_OF_MEMORY.
+_TO_BLAME = (-signal.SIGPROF, 70, 71)
 _REPLIES = {b"true": True, b"false": False, b"null": None}
 _MAX_FAILED_STARTS = 3
 _COMPARER = Comparer(Limits())
