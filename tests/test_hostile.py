@@ -303,7 +303,9 @@ def test_there_are_enough_cases():
 
 @pytest.mark.parametrize("place", PLACES)
 def test_written(place: str, canary: Path):
-    hostile = [place.format(text.replace("CANARY", str(canary))) for text in WRITTEN]
+    # A text of a megabyte is long enough in two places.
+    texts = [text for text in WRITTEN if len(text) < 100_000 or place in PLACES[:2]]
+    hostile = [place.format(text.replace("CANARY", str(canary))) for text in texts]
     start = time.monotonic()
     for i in range(0, len(hostile), GROUP):
         check_votes(hostile[i : i + GROUP], STRATEGIES[i // GROUP % 2])

@@ -1,6 +1,5 @@
 """Semantics: which answers are equal to a computer algebra system, and that nothing it is given gets out of bounds."""
 
-import json
 import os
 import signal
 import subprocess
@@ -262,6 +261,7 @@ def test_a_forked_child_leaves_the_parents_workers_alone(comparer):
     """In a process of its own, as JAX and fork do not go together."""
     code = """
 import os
+from ttrl_jax.reward import symbolic
 assert symbolic.equal([("x+1", "1+x")]) == [True]
 before = symbolic._COMPARER.processes()
 child = os.fork()
@@ -293,9 +293,10 @@ def gone(pid: int) -> bool:
 def test_workers_leave_quietly_with_their_parent(number: int):
     code = """
 import time
+from ttrl_jax.reward import symbolic
 symbolic.equal([("x+1", "1+x")])
-print(*symbolic._COMPARER.processes(), flush=True)
 try:
+    print(*symbolic._COMPARER.processes(), flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     assert symbolic.equal([("x+2", "2+x")]) == [True]  # Ctrl-C was not sent to the worker
@@ -317,73 +318,14 @@ except KeyboardInterrupt:
     assert gone(worker)
 
 
-WORKER = """
-import sys
-from ttrl_jax.reward import _worker
-sys.argv = ["_worker", "512", "30", "600"]
-_worker.compare = lambda first, second: ({attack}) if first == "attack" else None
-_worker.main()
-"""
-
-
-def attacked(attack: str, folder: Path) -> subprocess.CompletedProcess:
-    """What becomes of a worker in which an answer could make Python evaluate `attack`."""
-    return subprocess.run(
-        [sys.executable, "-c", WORKER.format(attack=attack)],
-        env={"PYTHONPATH": str(ROOT), "CANARY": str(folder / "canary")},
-        input=json.dumps(["attack", "1"]).encode() + b"\n",
-        capture_output=True,
-        timeout=120,
-    )
-
-
-CANARY = "__import__('os').environ['CANARY']"
-ATTACKS = {
-    "nothing, to see that the frame of these tests works": "sys.modules['math'].pi > 3",
-    "write a file": f"open({CANARY}, 'w')",
-    "append to a file": f"open({CANARY}, 'a')",
-    "make a file without open()": f"sys.modules['os'].open({CANARY}, 65)",
-    "read a file": "open('/etc/passwd').read()",
-    "make a folder": f"sys.modules['os'].mkdir({CANARY})",
-    "run a shell": f"sys.modules['os'].system('touch ' + {CANARY})",
-    "fork": "sys.modules['os'].fork()",
-    "become another program": "sys.modules['os'].execv('/bin/true', ['true'])",
-    "start a process": "__import__('subprocess')",
-    "open a socket": "__import__('socket')",
-    "load a library": "__import__('ctypes')",
-    "evaluate": "eval('1')",
-    "execute": "exec('pass')",
-    "compile": "compile('1', 'sympy', 'eval')",
-    "make code": "(lambda: 0).__code__.replace(co_name='x')",
-    "unlink": f"sys.modules['os'].unlink({CANARY})",
-    "hook": "sys.addaudithook(print)",
-    "signal a process": "sys.modules['os'].kill(1, 0)",
-    "parse an expression as Python": "sys.modules['sympy'].sympify('x + 1')",
-}
-
-
-@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
-def test_the_audit_hook_ends_a_worker_that_does_anything_but_compare(attack: str, tmp_path: Path):
-    done = attacked(attack, tmp_path)
-    if attack == next(iter(ATTACKS.values())):
-        assert (done.returncode, done.stdout) == (0, b"ready\ntrue\n")
-    else:
-        assert (done.returncode, done.stdout, done.stderr) == (70, b"ready\n", b"")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_worker_never_has_jax(tmp_path: Path):
-    done = attacked("'sympy' in sys.modules and not {'jax', 'jaxlib', 'flax', 'numpy'} & set(sys.modules)", tmp_path)
-    assert (done.returncode, done.stdout) == (0, b"ready\ntrue\n")
-
-
 def test_a_worker_gets_a_small_environment(comparer, monkeypatch):
     monkeypatch.setenv("SECRET", "of the parent")
     one = comparer()
     one.equal([("x+1", "1+x")])
     (worker,) = one.processes()
     names = {entry.split("=")[0] for entry in Path(f"/proc/{worker}/environ").read_text().split("\0") if entry}
-    assert names - {"LD_LIBRARY_PATH"} == {"PYTHONPATH", "PYTHONHASHSEED", "LC_ALL"}
+    given = {"PYTHONPATH", "PYTHONHASHSEED", "LC_ALL", "SYMPY_GROUND_TYPES", "MPMATH_NOGMPY"}
+    assert names - {"LD_LIBRARY_PATH"} == given
     opened = {os.readlink(f"/proc/{worker}/fd/{fd}").split(":")[0] for fd in os.listdir(f"/proc/{worker}/fd")}
     assert opened == {"/dev/null", "pipe"}
 

@@ -62,10 +62,8 @@ def compare(first: str, second: str) -> bool | None:
         return None
 
 
-def _verified(gold: Basic | MatrixBase, answer: Basic | MatrixBase) -> bool:
-    return verify(
-        gold, answer, numeric_precision=30, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True
-    )
+def _verified(a: Basic | MatrixBase, b: Basic | MatrixBase) -> bool:
+    return verify(a, b, numeric_precision=30, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
 
 
 def _bare(value: Basic | MatrixBase) -> Basic | MatrixBase:

@@ -30,9 +30,9 @@ class Limits:
     """What comparing may take. Processor time decides, as it is the same on a busy machine; the clock is a backstop."""
 
     workers: int = min(4, os.cpu_count() or 1)
-    cpu_seconds: float = 2.0  # processor time of one comparison
-    pair_seconds: float = 6.0  # wall-clock time of one comparison
-    batch_seconds: float = 60.0  # wall-clock time of all comparisons of a call, the start of workers included
+    cpu_seconds: float = 1.0  # processor time of one comparison
+    pair_seconds: float = 4.0  # wall-clock time of one comparison
+    batch_seconds: float = 30.0  # wall-clock time of all comparisons of a call, the start of workers included
     start_seconds: float = 60.0  # wall-clock time until a worker is ready
     memory_mib: int = 512  # address space of a worker; it starts with about 70
     comparisons: int = 500  # then a new process takes over, as sympy's caches only grow
@@ -116,8 +116,10 @@ class _Worker:
     def __init__(self, limits: Limits) -> None:
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        # PYTHONHASHSEED: sympy orders terms by hashes. LD_LIBRARY_PATH: some builds of Python need it.
-        environment = {"PYTHONPATH": path, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
+        # PYTHONHASHSEED: sympy orders terms by hashes. SYMPY_GROUND_TYPES, MPMATH_NOGMPY: the same arithmetic wherever
+        # other libraries are installed. LD_LIBRARY_PATH: some builds of Python need it.
+        environment = {"PYTHONPATH": path, "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
+        environment |= {"SYMPY_GROUND_TYPES": "python", "MPMATH_NOGMPY": "1"}
         if "LD_LIBRARY_PATH" in os.environ:
             environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         life = int(60 + limits.comparisons * limits.cpu_seconds)
