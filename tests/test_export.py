@@ -67,7 +67,7 @@ def call(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     def forget() -> None:
         """Flags are global: take back what the last call set."""
         flags.FLAGS.unparse_flags()
-        flags.FLAGS["out"].value, flags.FLAGS["step"].value, flags.FLAGS["dtype"].value = None, None, "float32"
+        flags.FLAGS["out"].value, flags.FLAGS["step"].value, flags.FLAGS["dtype"].value = "", None, "float32"
 
     yield command
     forget()

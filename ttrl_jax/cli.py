@@ -30,6 +30,12 @@ def define_config_flag() -> None:
     )
 
 
+def define_out_flag() -> None:
+    """Define --out, the folder that a command writes. Each that has it calls this on import."""
+    if "out" not in flags.FLAGS:
+        flags.DEFINE_string("out", "", "Folder to write.")
+
+
 def run(main: Callable[..., int], *, doc: str, takes: str | None = None) -> int:
     """Parse the flags of sys.argv, call `main`, and return the exit code.
 

@@ -2,6 +2,8 @@
 
     python -m ttrl_jax.evaluate --config configs/quickstart.py [--checkpoint runs/quickstart] [--out DIR]
 
+Results go to --out, by default RUN/eval/<config>-step<n>-seed<n>, or evals/<config>-<model>-seed<n> without a run.
+
 --checkpoint is a run folder (its latest checkpoint is taken), one of its checkpoints (RUN/checkpoints/STEP), or a model
 folder; without it, the config's model.path is evaluated. A run's model is looked for where its config says, unless
 --config.model.path says where it lies now. The questions are the config's own and those of eval.tasks.
@@ -29,10 +31,8 @@ from ttrl_jax.run.metrics import write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
 
 cli.define_config_flag()
+cli.define_out_flag()
 flags.DEFINE_string("checkpoint", "", "Run folder, RUN/checkpoints/STEP, or model folder; default: model.path.")
-flags.DEFINE_string(
-    "out", "", "Folder of the results; default: RUN/eval/<config>-step<n>-seed<n>, or evals/<config>-<model>-seed<n>."
-)
 
 RESULTS, GENERATIONS = "results.json", "generations.jsonl"
 

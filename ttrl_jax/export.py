@@ -2,7 +2,8 @@
 
     python -m ttrl_jax.export RUN --out DIR [--step N] [--dtype float32|bfloat16]
 
-RUN is a run folder, DIR a new one: weights as safetensors, config, tokenizer, and a model card with the run's numbers.
+RUN is a run folder, DIR a new or empty one: weights as safetensors, config, tokenizer, and a model card with the run's
+numbers.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from ttrl_jax.run.metrics import write_json
 from ttrl_jax.source import model_source, parameter_count, tokenizer_of
 from ttrl_jax.tasks import OWN
 
-flags.DEFINE_string("out", None, "Folder to write; must not exist yet, or be empty.")
+cli.define_out_flag()
 flags.DEFINE_integer("step", None, "Training steps of the checkpoint; default: the newest.")
 flags.DEFINE_string("dtype", "float32", "float32, bit by bit what was trained, or bfloat16, rounded and half the size.")
 
@@ -55,7 +56,7 @@ class Trained:
 
 def main(run: str) -> int:
     out, dtype = flags.FLAGS.out, flags.FLAGS.dtype
-    if out is None:
+    if not out:
         raise InputError("--out is missing; give a new folder for the model")
     if dtype not in _DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
