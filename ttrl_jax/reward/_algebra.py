@@ -7,7 +7,21 @@ import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, _Latex2Sympy, normalize_latex
 from latex2sympy2_extended.sets import FiniteSet
 from math_verify import verify
-from sympy import Basic, Eq, Expr, I, Interval, MatrixBase, Number, Rational, Set, Symbol, Tuple, UnevaluatedExpr
+from sympy import (
+    Basic,
+    Eq,
+    Expr,
+    I,
+    Interval,
+    MatrixBase,
+    MatrixExpr,
+    Number,
+    Rational,
+    Set,
+    Symbol,
+    Tuple,
+    UnevaluatedExpr,
+)
 
 _PARSED = 1_000  # formulas that are kept parsed
 _DIGITS = 20  # of the values that show two formulas to be different
@@ -39,7 +53,8 @@ def parse(text: str) -> Basic | MatrixBase:
     )
     found = reader.parse(normalize_latex(text, _NORMAL))
     hundredths = {part: part.args[0] for part in found.atoms(UnevaluatedExpr)}
-    return found.xreplace({Symbol("i", real=True): I, **hundredths})
+    found = found.xreplace({Symbol("i", real=True): I, **hundredths})
+    return found.as_explicit() if isinstance(found, MatrixExpr) else found  # a sum or product of matrices
 
 
 def compare(first: str, second: str) -> bool | None:

@@ -249,7 +249,9 @@ def _relation(text: str, depth: int) -> Form | None:
 def _is_name(text: str) -> bool:
     if _FUNCTION.match(text):
         return False
-    return _NAME.fullmatch(text) is not None or _NAMES.fullmatch(text) is not None
+    if _NAMES.fullmatch(text):
+        return True
+    return all(_NAME.fullmatch(part.strip()) for part in text.split(":"))  # AB:CD = 3:4
 
 
 def _equation(sides: list[str], text: str, depth: int) -> Form:
