@@ -27,9 +27,15 @@ INSTALL = [
     "jinja2>=3.1.6,<4",  # chat templates; below: as transformers has it; above: may change its sandbox
     "datasets>=5.2,<6",  # JSON, JSONL, CSV and hub names; major releases drop formats
     "pyarrow>=24,<27",  # Parquet; below: as datasets has it; above: 26 is the newest tested
+    "babel>=2.18,<3",  # numbers of other languages; above: a major release may change what its strict mode takes
     "ml_collections>=1.1,<2",  # config files and their flags, which every command line rests on
     "absl-py>=2.5,<3",  # command line flags, likewise
     "tensorboardX>=2.6.5,<3",  # event files without TensorFlow; 3 may write others
+    "math-verify>=0.9,<0.10",  # whether two formulas are equal; 0.x releases change what is
+    "latex2sympy2_extended>=1.11,<1.12",  # reads formulas for it; we replace one method of its parser
+    "antlr4-python3-runtime>=4.13.2,<4.14",  # the grammar's runtime; latex2sympy2_extended has a parser for this series
+    "sympy>=1.14,<1.15",  # algebra for both; what a worker lets it compile is checked against this series
+    "mpmath>=1.3,<1.4",  # below: as tested; above: as sympy has it
     "rich>=15,<16",  # the progress bar; its renderables may move with a major release
 ]
 
@@ -43,6 +49,7 @@ EXTRAS["test"] = [
     "pytest>=9,<10",  # a major release may change what is collected
     "pytest-timeout>=2.4,<3",  # likewise
     "ruff>=0.17,<0.18",  # a minor release may format otherwise
+    "hypothesis>=6.170,<7",  # random input for keys and extraction; a major release may change its settings
     "scipy>=1.14,<2",  # chi-square tests; below: as jax has it; above: drops what 1 deprecated
 ]
 

@@ -50,8 +50,15 @@ def get_config() -> ConfigDict:
     c.rollout.rows = 512  # responses decoded at once (memory; changes no sample)
 
     c.reward = ConfigDict()
-    c.reward.extract = ("boxed",)  # boxed | choice | last_number, tried in this order
+    # boxed | tag:NAME | tag_strict | answer_is | choice | last_number, tried in this order
+    c.reward.extract = ("boxed",)
+    # Names of tags, or none. ("think", "answer"): the whole response must be <think>...</think><answer>...</answer>.
+    c.reward.format = ()
+    c.reward.locale = "en"  # en | tr | de: how responses write numbers, 1,234.5 or 1.234,5; truths are always as in en
+    c.reward.kind = "agreement"  # agreement: 1 with the label, else 0 | vote_share: share of the votes with that answer
+    c.reward.format_weight = 0.0  # added to the reward of a response that is in reward.format
     c.reward.label = "majority"  # majority | truth (the oracle) | random (control)
+    c.reward.ties = "first"  # first: the answer seen first is the label | random: drawn by (seed, step, question)
 
     c.train = ConfigDict()
     c.train.samples = 32  # responses to each question that are trained on, the first of the votes
@@ -80,7 +87,8 @@ def get_config() -> ConfigDict:
     c.eval.k = ()  # more j of pass@j, maj@j and best_of@j, besides 2, 4, 8 ... and eval.samples
     c.eval.greedy = False  # also one response to each question at temperature 0
     # More questions to evaluate on, never trained on. NAME=PATH: the file PATH, with the settings data.* and
-    # reward.extract of configs/NAME.py if there is one, else with those above. NAME: as configs/NAME.py has it.
+    # reward.extract, format and locale of configs/NAME.py if there is one, else with those above. NAME: as
+    # configs/NAME.py has it.
     c.eval.tasks = ()
 
     c.checkpoint = ConfigDict()

@@ -34,5 +34,11 @@ def test_a_unanimous_group_carries_exactly_no_signal(size):
     np.testing.assert_array_equal(group_normalised(np.ones((2, size))), 0)
 
 
+@pytest.mark.parametrize("reward", [1 / 3, 0.1, 1.1, 7 / 64])
+@pytest.mark.parametrize("size", [2, 3, 7, 31, 32, 33, 48])
+def test_nor_does_a_group_of_equal_rewards_that_no_float_holds_exactly(size, reward):
+    np.testing.assert_array_equal(group_normalised(np.full((2, size), reward, np.float32)), 0)
+
+
 def test_a_group_of_one_keeps_its_reward():
     np.testing.assert_allclose(group_normalised(np.array([[1.0], [0.0]])), [[0.999999], [0.0]], rtol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 from ttrl_jax.reward.audit import audit, truth_classes
 from ttrl_jax.reward.equivalence import classes
 from ttrl_jax.reward.extract import Answer, extract
-from ttrl_jax.reward.score import score, select
+from ttrl_jax.reward.score import score, select, vote_share, with_format
 from ttrl_jax.reward.vote import Ballot, vote
 
 
@@ -78,6 +78,18 @@ def test_the_labels_given_are_audited_not_the_votes() -> None:
     assert metrics["ground_truth_reward"] == pytest.approx(1 / 3)
     rewards = score([b], [0])
     assert audit([b], [0], rewards, select(rewards, samples=3), ["5"])["label_accuracy"] == 0.0
+
+
+def test_the_accuracy_of_rewards_is_that_of_the_agreement_whatever_they_are() -> None:
+    """Hand-worked: with vote shares and a format, rewards are no longer 0 or 1; the correlation takes them whole."""
+    b = ballot("5", "5", "6", None)
+    rewards = with_format(vote_share([b]), np.array([[True, False, False, True]]), weight=0.5)
+    assert rewards.tolist() == [[1.0, 0.5, 0.25, 0.5]]
+    chosen = select(rewards, samples=4)
+    metrics = audit([b], [0], rewards, chosen, ["5"])
+    assert metrics["label_accuracy"] == metrics["reward_accuracy"] == metrics["votes_reward_accuracy"] == 1.0
+    assert metrics["point_biserial_correlation"] == pytest.approx(np.corrcoef([1, 0.5, 0.25, 0.5], [1, 1, 0, 0])[0, 1])
+    assert audit([b], [0], rewards, chosen, ["6"])["reward_accuracy"] == 1 / 4
 
 
 def test_a_lucky_hit_has_a_right_reward_but_no_right_label() -> None:

@@ -163,6 +163,17 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--config.rollout.stop=(1,)", ("rollout.stop", "texts", "(1,)")),
         ("--config.reward.label=gold", ("reward.label", "gold")),
         ("--config.reward.extract=('box',)", ("box", "boxed")),
+        ("--config.reward.extract=('tag:a b',)", ("name of a tag", "'a b'")),
+        ("--config.reward.extract=('tag_strict',)", ("tag_strict", "reward.format")),
+        ("--config.reward.format=('think','<answer>')", ("name of a tag", "'<answer>'")),
+        ("--config.reward.format=('answer','answer')", ("once", "answer, answer")),
+        ("--config.reward.locale=fr", ("en, tr, de", "'fr'")),
+        ("--config.reward.ties=last", ("reward.ties", "first or random", "'last'")),
+        ("--config.reward.kind=entropy", ("reward.kind", "vote_share", "'entropy'")),
+        ("--config.reward.format_weight=0.5", ("reward.format_weight=0.5", "set reward.format")),
+        ("--config.reward.format_weight=-1", ("reward.format_weight", "at least 0", "-1")),
+        ("--config.reward.format_weight=nan", ("reward.format_weight", "nan")),
+        ("--config.reward.format_weight=inf", ("reward.format_weight", "inf")),
         ("--config.model.dtype=int8", ("model.dtype", "int8")),
         ("--config.model.path=/nowhere", ("/nowhere",)),
         ("--config.model.path=models/none.gguf", ("There is no model", "models/none.gguf")),
@@ -206,6 +217,13 @@ def test_bad_data(call, tmp_path: Path, name: str, rows: object, words: tuple[st
 def test_a_prompt_that_is_too_long_is_named(call, tmp_path: Path):
     rows = [{"prompt": "How many?", "id": f"q{i}"} for i in range(7)] + [{"prompt": "has " * 40, "id": "the-long-one"}]
     assert_refused(call(questions(tmp_path / "long.json", rows)), "the-long-one", "32")
+
+
+@pytest.mark.parametrize("label", ["truth", "random"])
+def test_a_vote_share_has_no_label(call, label: str):
+    assert_refused(
+        call("--config.reward.kind=vote_share", f"--config.reward.label={label}"), "vote_share", "reward.label", label
+    )
 
 
 def test_the_oracle_needs_truths(call, tmp_path: Path):

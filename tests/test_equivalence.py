@@ -1,7 +1,9 @@
-"""Golden table of pairs, numbers against a slow twin, and keys that stay short, apart and quick on any text."""
+"""Numbers against a slow twin, and keys that stay short, apart and quick on any text."""
 
 import json
 import random
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from itertools import product
@@ -9,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ttrl_jax.reward.equivalence import classes, key
+from ttrl_jax.reward.equivalence import MAX_PAIRS, Clusters, classes, cluster, find, key
 from ttrl_jax.reward.extract import Answer
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "golden/answers.jsonl").read_text().splitlines()]
-PAIRS = [row for row in ROWS if row["kind"] == "pair"]
+PAIRS = [row for row in ROWS if row["kind"] in ("equal", "different")][::20]  # all of them: test_golden_answers.py
 
 MB = 1_000_000
 HOSTILE = [
@@ -42,13 +44,6 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("row", PAIRS, ids=lambda row: row["why"])
-def test_golden(row: dict) -> None:
-    a, b = Answer(row["a"]), Answer(row["b"])
-    assert classes([a, b]) == classes([b, a]) == ([0, 0] if row["equal"] else [0, 1])
-    assert (key(a) == key(b)) is row["equal"]
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -58,10 +53,12 @@ def test_golden(row: dict) -> None:
         (r"-\frac{2}{-4}", "n:1/2"),
         ("1.5e-3", "n:3/2000"),
         (r"\$1,234.50.", "n:2469/2"),
-        (r"\left( 3, \dfrac{\pi}{2} \right)", r"s:(3,\frac{\pi}{2})"),
-        (r"\text{ \textbf{Evelyn} }.", "s:Evelyn"),
+        (r"\left( 3, \dfrac{\pi}{2} \right)", "()2:n:3;e:1/2*pi^1"),
+        (r"\text{ \textbf{Evelyn} }.", "w:evelyn"),
         ("1 2", "s:1 2"),
-        (r"50\%", r"s:50\%"),
+        (r"50\%", "n:1/2"),
+        (r"\,", ""),
+        (r"5 \pmod 7", r"s:5\pmod7"),
     ],
 )
 def test_key_by_hand(text: str, expected: str) -> None:
@@ -107,6 +104,70 @@ def test_classes_do_not_depend_on_the_order_of_the_answers() -> None:
     # The same partition: class numbers of the two correspond one to one.
     names = set(zip([before[i] for i in order], after, strict=True))
     assert len(names) == len({b for b, _ in names}) == len({a for _, a in names}) == len(set(before))
+
+
+# Keys cannot tell; what a symbolic comparison says.
+SYMBOLIC = [
+    (r"\frac{1}{1+\sqrt{2}}", r"\sqrt{2}-1", True),
+    (r"\frac{x^2-1}{x-1}", "x + 1", True),
+    (r"\sqrt{7+4\sqrt{3}}", r"2+\sqrt{3}", True),
+    (r"y = \sin^2 x + \cos^2 x", "1", True),
+    (r"(\sin \frac{\pi}{6}, 2)", r"(\frac12, 2)", True),
+    (r"\left\{2, \frac{1}{1+\sqrt{2}}\right\}", r"\sqrt{2}-1, 2", True),
+    (r"\sin 30^\circ", r"\frac12", True),
+    (r"\lfloor 2.5 \rfloor", "2", True),
+    (r"(0,1) \cup [1,2)", "(0,2)", True),
+    (r"(0,1) \cup (1,2)", "(0,2)", False),
+    ("-x > -1", "x < 1", True),
+    ("|x| < 3", "(-3,3)", True),
+    (r"\lfloor 2.5 \rfloor", "3", False),
+    (r"x(y+1)=x", "xy=1", False),
+]
+
+
+@pytest.mark.parametrize(("a", "b", "equal"), SYMBOLIC)
+def test_what_keys_leave_open(a: str, b: str, equal: bool) -> None:
+    first, second = Answer(a), Answer(b)
+    assert key(first) != key(second)
+    expected = Clusters((0, 0) if equal else (0, 1), 0)
+    assert cluster([first, second]) == cluster([second, first]) == expected
+    assert find(first, [Answer("-5"), second]) == (1 if equal else None)
+
+
+def test_sameness_is_transitive_over_keys_and_symbolic_comparisons() -> None:
+    texts = ["7", r"\frac{1}{\sqrt2-1}", r"\sqrt2+1", r"1+\frac{2}{\sqrt2}", None, r"x = \frac{1}{\sqrt{2}-1}.", "7.0"]
+    assert classes([None if text is None else Answer(text) for text in texts]) == [0, 1, 1, 1, None, 1, 0]
+
+
+def test_find_takes_the_first_with_the_same_key() -> None:
+    among = [Answer(text) for text in ("3", r"\frac12", "0.5", "")]
+    assert find(Answer("1/2"), among) == 1
+    assert find(Answer("4"), among) is find(Answer(""), among) is find(Answer(r"\,"), among) is None
+
+
+def test_at_most_so_many_pairs_are_compared_and_those_that_agree_in_value_first() -> None:
+    unread = [Answer(rf"\star_{{{n}}}") for n in range(20)]  # 190 pairs, and 40 with the other two
+    same = [Answer(r"\frac{1}{1+\sqrt{2}}"), Answer(r"\sqrt{2}-1")]
+    found = cluster([*unread, *same])
+    assert found.ids == (*range(20), 20, 20)
+    assert found.undecided == 230 and found.undecided > MAX_PAIRS
+
+
+def test_numbers_start_no_worker() -> None:
+    """Whatever a model writes that has only learnt to add: in a fresh process, which no other test has used."""
+    script = """
+import sys
+from ttrl_jax.reward import symbolic
+from ttrl_jax.reward.extract import Answer
+from ttrl_jax.reward.vote import vote
+texts = ["85", "085", "8 5", "85.", "8+", "+85", "85 + 0", "3 7 4 8 = 85", "=85", "8=5"]
+texts += ["5/0", "..", "1e9999", "37 + 48 = 85"]
+ballot = vote([Answer(text) for text in texts])
+assert ballot.undecided == 0 and ballot.counts[0] == 6, ballot
+assert symbolic._COMPARER.processes() == []
+assert not {"jax", "sympy"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.parametrize("piece", HOSTILE)

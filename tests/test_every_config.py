@@ -39,10 +39,13 @@ TASKS = {
 }
 # Half of the tiny model's vocabulary is whole answers, so that random weights answer often and disagree.
 ANSWERS = [f"{' ' * n}\\boxed{{{answer}}}" for n in range(32) for answer in ("1", "2", "3", "7", "A", "B", "C", "D")]
+# A space in it, so that the tokenizer writes ı as it is.
+TAGGED = [f"<mantık>{' ' * (n + 1)}</mantık><cevap>{answer}</cevap>" for n in range(32) for answer in ("7", "1.234,5")]
+TAGGED += [f"{' ' * (n + 1)}<cevap>{answer}</cevap> !" for n in range(32) for answer in ("7", "1,234.5")]
 SPECIAL = ["<pad>", "<eos>", "<user>", "<assistant>"]
 FIELDS = {
     "model_type": "llama",
-    "vocab_size": len(SPECIAL) + 256 + len(ANSWERS),
+    "vocab_size": len(SPECIAL) + 256 + len(ANSWERS) + len(TAGGED),
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_hidden_layers": 2,
@@ -89,7 +92,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
-    backend.add_tokens([AddedToken(answer, special=False) for answer in ANSWERS])
+    backend.add_tokens([AddedToken(answer, special=False) for answer in ANSWERS + TAGGED])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
     tokenizer.chat_template = "{% for message in messages %}<user>{{ message.content }}{% endfor %}<assistant>"
     tokenizer.save_pretrained(folder)
@@ -187,6 +190,82 @@ def test_two_steps_of_each_task(name: str, call, tmp_path: Path):
     assert "setting   prompt.thinking=False, decided by the model (plain)" in printed
     assert r"final answer within \\boxed{}.', decided by the model (plain)" in printed
     assert r"0\nPlease reason step by step, and put your final answer within \\boxed{}.<assistant>'" in printed
+
+
+def samples_of(name: str, file: str) -> list[tuple[dict, dict]]:
+    """(question, sample) of each response that a file of generations holds."""
+    lines = Path("runs", name, "rollouts", f"{file}.jsonl").read_text().splitlines()
+    return [(row, sample) for row in map(json.loads, lines) for sample in row["samples"]]
+
+
+@pytest.mark.parametrize("kind", ["agreement", "vote_share"])
+def test_two_steps_with_a_format_in_turkish(kind: str, call, tmp_path: Path):
+    """Semantics: each reward that was written down is what the settings say, worked out again from the responses."""
+    rows = [{"prompt": f"{'What is it? ' * 3}{i}", "answer": ("7", "1234.5")[i % 2]} for i in range(4)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    code, printed = call(
+        "aime", f"--config.data.path={tmp_path / 'data.json'}", "--config.rollout.max_tokens=1",
+        "--config.rollout.votes=32", "--config.rollout.temperature=4.0", "--config.eval.temperature=4.0",
+        "--config.reward.extract=('tag:cevap',)", "--config.reward.format=('mantık', 'cevap')",
+        "--config.reward.locale=tr", f"--config.reward.kind={kind}", "--config.reward.format_weight=0.5",
+    )  # fmt: skip
+    assert code == 0, printed
+    steps, read = metrics("aime"), set()
+    for step in (0, 1):
+        formed = []
+        for row, sample in samples_of("aime", f"train_{step:06}"):
+            if "<cevap>" not in sample["response"]:
+                assert sample["answer"] is None
+            elif "1,234.5" in sample["response"]:
+                assert sample["answer"] is None  # not how Turkish writes it
+            else:
+                assert sample["answer"] == ("7" if ">7<" in sample["response"] else "1234.5")
+            read.add(sample["answer"])
+            formed.append(sample["response"].startswith("<mantık>"))
+            votes = 0 if sample["class"] is None else row["counts"][sample["class"]] / 32
+            # The first class of the most votes has the label.
+            agrees = sample["class"] is not None and sample["class"] == row["counts"].index(max(row["counts"]))
+            own = agrees if kind == "agreement" else votes
+            assert sample["reward"] == own + 0.5 * formed[-1]
+        assert steps[step]["vote/format_rate"] == sum(formed) / len(formed) == sum(formed) / 64
+        rewards = [sample["reward"] for _, sample in samples_of("aime", f"train_{step:06}")]
+        trained = rewards[:8] + rewards[32:40]
+        assert steps[step]["vote/majority_voting_reward"] == pytest.approx(sum(trained) / 16)
+    assert read == {None, "7", "1234.5"}
+    assert 0 < steps[0]["vote/format_rate"] < 1 and steps[0]["update/grad_norm"] > 0
+    truths = {row["prompt"]: row["answer"] for row in rows}
+    for step in (0, 2):
+        found = samples_of("aime", f"eval_data_{step:06}")
+        formed = [sample["response"].startswith("<mantık>") for _, sample in found]
+        right = [sample["answer"] == truths[row["question"]] for row, sample in found]
+        assert steps[step]["eval/data/format_rate"] == sum(formed) / 32 > 0
+        assert steps[step]["eval/data/avg@8"] == sum(right) / 32
+        assert steps[step]["eval/data/strict_avg@8"] == sum(f and r for f, r in zip(formed, right, strict=True)) / 32
+    assert steps[0]["eval/data/strict_avg@8"] < steps[0]["eval/data/avg@8"]
+    assert "format_rate" in printed and "strict_avg@8" in printed
+
+
+def test_ties_go_to_the_first_or_are_drawn(call, tmp_path: Path):
+    """Semantics: two votes often tie; drawn ties go either way, and the same way again."""
+    rows = [{"prompt": f"{'What is it? ' * 3}{i}"} for i in range(16)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    shared = [
+        f"--config.data.path={tmp_path / 'data.json'}", "--config.rollout.prompts=16", "--config.rollout.votes=2",
+        "--config.train.samples=2", "--config.train.minibatch_prompts=16", "--config.rollout.temperature=4.0",
+        "--config.eval.samples=1",
+    ]  # fmt: skip
+    places = {}
+    for name, ties in (("first", "first"), ("drawn", "random"), ("again", "random")):
+        code, printed = call("aime", *shared, f"--config.reward.ties={ties}", f"--workdir=runs/{name}")
+        assert code == 0, printed
+        rows = {row["id"]: row for row, _ in samples_of(name, "train_000000")}
+        tied = [row for row in rows.values() if row["counts"] == [1, 1]]
+        places[name] = [[s["answer"] for s in row["samples"]].index(row["label"]) for row in tied]
+        for row in tied:  # the label is what is rewarded
+            assert [s["reward"] for s in row["samples"]] == [s["answer"] == row["label"] for s in row["samples"]]
+        assert metrics(name)[0]["vote/tie_rate"] == len(tied) / 16
+    assert len(places["first"]) > 4 and set(places["first"]) == {0}
+    assert places["drawn"] == places["again"] and set(places["drawn"]) == {0, 1}
 
 
 def test_decided_values_belong_to_the_run(call, tmp_path: Path):

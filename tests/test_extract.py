@@ -1,18 +1,13 @@
-"""Golden table of extractions, linear time on hostile responses, and no second pass through the extractor."""
+"""Hand-worked extractions, linear time on hostile responses, and no second pass through the extractor."""
 
-import json
 import time
-from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from ttrl_jax.errors import InputError
-from ttrl_jax.reward.extract import Answer, closing_brace, extract
+from ttrl_jax.reward.extract import Answer, closing_brace, extract, in_format
 
-ROWS = [json.loads(line) for line in (Path(__file__).parent / "golden/answers.jsonl").read_text().splitlines()]
-
-MB = 1_000_000
+LONG = 250_000  # characters
 HOSTILE = {
     "boxes that never close": r"\boxed{",
     "boxes without a brace": r"\boxed ",
@@ -33,20 +28,14 @@ HOSTILE = {
     "letters that are said": "answer is (B",
     "sentences without a letter": "answer : ",
     "ends of thinking": "</think>",
+    "opened tags": "<answer>",
+    "closed tags": "</answer>",
+    "pairs of tags": "<answer>1</answer>",
+    "brackets of tags": "<",
+    "said answers": "answer is 1. ",
+    "decimal commas": "1,5 ",
 }
-
-
-def test_golden_table_is_whole() -> None:
-    """A kind without rows would leave its test without a case, which pytest passes over in silence."""
-    assert {row["kind"] for row in ROWS} == {"extract", "pair", "vote"} and len(ROWS) >= 80
-    reasons = Counter((row["kind"], row["why"]) for row in ROWS)
-    assert [name for name, times in reasons.items() if times > 1 or not name[1]] == []
-
-
-@pytest.mark.parametrize("row", [r for r in ROWS if r["kind"] == "extract"], ids=lambda row: row["why"])
-def test_golden(row: dict) -> None:
-    expected = None if row["answer"] is None else Answer(row["answer"])
-    assert extract(row["text"], strategies=tuple(row["strategies"]), thinking=False) == expected
+STRATEGIES = ["boxed", "tag:answer", "tag_strict", "answer_is", "choice", "last_number"]
 
 
 def test_order_of_the_strategies_decides() -> None:
@@ -113,12 +102,143 @@ def test_thinking_is_no_answer(text: str, on: str | None, off: str | None) -> No
     assert extract(text, strategies=("boxed",), thinking=False) == (None if off is None else Answer(off))
 
 
-@pytest.mark.parametrize("strategy", ["boxed", "choice", "last_number"])
+TAGS = [
+    ("tag:answer", "<answer>42</answer>", "42"),
+    ("tag:answer", "so <answer> 42\n</answer> it is", "42"),
+    ("tag:answer", "<answer>1</answer> no, <answer>2</answer>", "2"),  # the last pair
+    ("tag:answer", "<answer>1</answer> no, <answer>2", "1"),  # which is whole
+    ("tag:answer", "<answer>1</answer></answer>", "1"),
+    ("tag:answer", "<answer>1 <answer>2</answer> 3</answer>", "2"),
+    ("tag:answer", "</answer>1<answer>", None),
+    ("tag:answer", "<answer></answer>", None),
+    ("tag:answer", "<answer>42", None),
+    ("tag:answer", "<Answer>42</Answer>", None),
+    ("tag:answer", "<answers>42</answers>", None),
+    ("tag:answer", "<cevap>42</cevap>", None),
+    ("tag:answer", r"\boxed{42}", None),
+    ("tag:answer", r"<answer>\frac{1}{2} < 1</answer>", r"\frac{1}{2} < 1"),
+    ("tag:cevap", "<mantık>3 + 4</mantık><cevap>7</cevap>", "7"),
+    ("tag:mantık", "<mantık>3 + 4</mantık><cevap>7</cevap>", "3 + 4"),
+    ("tag:réponse", "<réponse>7</réponse>", "7"),
+    ("tag:a-1", "<a-1>7</a-1><a>8</a>", "7"),
+]
+
+
+@pytest.mark.parametrize(("strategy", "text", "answer"), TAGS)
+def test_tags(strategy: str, text: str, answer: str | None) -> None:
+    """Hand-worked: what stands in the last pair of tags, and nothing else."""
+    assert extract(text, strategies=(strategy,), thinking=False) == (None if answer is None else Answer(answer))
+
+
+FORMATS = [  # response, names, answer; the answer of None is no answer, and the response is not in the format
+    ("<think>3 + 4</think><answer>7</answer>", ("think", "answer"), "7"),
+    ("\n <think>3 + 4</think>\n\n<answer> 7 </answer> \n", ("think", "answer"), "7"),
+    ("<think></think><answer>7</answer>", ("think", "answer"), "7"),
+    ("<mantık>3 + 4</mantık><cevap>7</cevap>", ("mantık", "cevap"), "7"),
+    ("<answer>7</answer>", ("answer",), "7"),
+    ("<a>1</a><b>2</b><c>3</c>", ("a", "b", "c"), "3"),
+    ("<think>3 < 4</think><answer>x > 7</answer>", ("think", "answer"), "x > 7"),
+    ("<answer>7</answer><think>3 + 4</think>", ("think", "answer"), None),  # the wrong order
+    ("So: <think>3 + 4</think><answer>7</answer>", ("think", "answer"), None),
+    ("<think>3 + 4</think> so <answer>7</answer>", ("think", "answer"), None),
+    ("<think>3 + 4</think><answer>7</answer>.", ("think", "answer"), None),
+    ("<think>3 + 4</think><answer>7</answer><answer>7</answer>", ("think", "answer"), None),
+    ("<think>3 + 4</think><think></think><answer>7</answer>", ("think", "answer"), None),
+    ("<think>is it <answer>6</answer>?</think><answer>7</answer>", ("think", "answer"), None),
+    ("<think>3 + 4<answer>7</answer></think>", ("think", "answer"), None),
+    ("<think>3 + 4</think><answer>7", ("think", "answer"), None),
+    ("<think>3 + 4<answer>7</answer>", ("think", "answer"), None),
+    ("<answer>7</answer>", ("think", "answer"), None),
+    ("<THINK>3 + 4</THINK><answer>7</answer>", ("think", "answer"), None),
+    ("", ("think", "answer"), None),
+    (r"\boxed{7}", ("answer",), None),
+]
+
+
+@pytest.mark.parametrize(("text", "tags", "answer"), FORMATS)
+def test_the_format_is_the_whole_response(text: str, tags: tuple[str, ...], answer: str | None) -> None:
+    """Hand-worked: each tag once, in order, and nothing beside them; the reward and the strategy agree on it."""
+    expected = None if answer is None else Answer(answer)
+    assert extract(text, strategies=("tag_strict",), thinking=False, tags=tags) == expected
+    assert in_format(text, tags=tags, thinking=False) == (answer is not None)
+
+
+def test_an_empty_answer_is_in_the_format_and_no_answer() -> None:
+    text = "<think>3 + 4</think><answer> </answer>"
+    assert in_format(text, tags=("think", "answer"), thinking=False)
+    assert extract(text, strategies=("tag_strict",), thinking=False, tags=("think", "answer")) is None
+
+
+def test_the_format_comes_after_the_thoughts() -> None:
+    text = "<think>perhaps <answer>6</answer></think> <answer>7</answer>"
+    assert in_format(text, tags=("answer",), thinking=True)
+    assert not in_format(text, tags=("answer",), thinking=False)
+    assert not in_format("<answer>7</answer>", tags=("answer",), thinking=True)  # the thoughts were cut off
+    assert extract(text, strategies=("tag_strict",), thinking=True, tags=("answer",)) == Answer("7")
+
+
+SENTENCES = {
+    "The answer is 42.": "42",
+    "The answer is 42": "42",
+    "The answer is 42. Check: 6 x 7.": "42",
+    "The final answer is $3.14$. I hope it is correct.": "$3.14$",
+    "Final answer: -3.5": "-3.5",
+    "Final Answer: The final answer is $42$. I hope it is correct.": "$42$",
+    "FINAL ANSWER:\n42": "42",
+    "**Answer:** 42 apples\nor so": "42 apples",
+    "**Answer**: 42": "42",
+    "The answer is **42**.": "42",
+    "The answer is: 1, 2 and 3. Next": "1, 2 and 3",
+    "The answer is 5 p.m. today": "5 p.m",
+    "Answer: 0.333...": "0.333...",
+    'He said "the answer is 42." So': "42",
+    "(The answer is 42.) So": "42",
+    "The answer is $42.$ So": "$42",
+    "The answer is 5! = 120.": "5! = 120",
+    "The answer is 1. No, the answer is 2.": "2",
+    "The answer is $$42$$ then": "42",
+    "The answer is\n\\[\n x = 5 \n\\]\nDone": "x = 5",
+    "The answer is (B) Berlin.": "(B) Berlin",
+    "The answer is": None,
+    "The answer is.": None,
+    "The answer 42": None,
+    "It is 42.": None,
+    "Cevap 42": None,
+}
+
+
+@pytest.mark.parametrize(("text", "answer"), SENTENCES.items(), ids=SENTENCES)
+def test_answer_is(text: str, answer: str | None) -> None:
+    """Hand-worked: from the last "answer is" or "Answer:" to the end of the sentence."""
+    expected = None if answer is None else Answer(answer)
+    assert extract(text, strategies=("answer_is",), thinking=False) == expected
+
+
+def test_locales() -> None:
+    """Hand-worked: the same text in three languages; a number of another language is no answer."""
+
+    def read(text: str, *strategies: str) -> list[Answer | None]:
+        return [extract(text, strategies=strategies, thinking=False, locale=name) for name in ("en", "tr", "de")]
+
+    local, english = Answer("1234.5"), Answer("1,234.5")
+    assert read(r"\boxed{1.234,5}", "boxed") == [Answer("1.234,5"), local, local]
+    assert read(r"\boxed{1,234.5}", "boxed") == [english, None, None]
+    # The box decides: no other strategy is asked about a number that it refused.
+    assert read(r"7, \boxed{1,234.5}", "boxed", "last_number") == [english, None, None]
+    assert read("<cevap>%12,5</cevap>", "tag:cevap") == [Answer("%12,5"), Answer("%12.5"), Answer("%12.5")]
+    assert read("Answer: 1.234,5 TL", "answer_is") == [Answer("1.234,5 TL")] + [Answer("1234.5 TL")] * 2
+    assert read("1.234,5 eder", "last_number") == [Answer("5"), local, local]
+    assert read("1,234.5 eder", "last_number") == [english, None, None]
+    assert read(r"1,234.5 eder \boxed{7}", "answer_is", "boxed") == [Answer("7")] * 3  # nothing is not refused
+    assert read("Answer: B", "choice") == [Answer("B")] * 3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_an_answer_does_not_go_through_twice(strategy: str) -> None:
     answer = extract(r"\boxed{\frac{3}{4}}", strategies=("boxed",), thinking=False)
     assert answer == Answer(r"\frac{3}{4}")
     with pytest.raises(TypeError, match=r"\(str\), got Answer"):
-        extract(answer, strategies=(strategy,), thinking=False)  # type: ignore[arg-type]
+        extract(answer, strategies=(strategy,), thinking=False, tags=("answer",))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("response", [None, 42, rb"\boxed{42}"], ids=lambda response: type(response).__name__)
@@ -128,19 +248,40 @@ def test_only_text_is_read(response: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategies", "got"), [(("box",), "box"), (("boxed", "Boxed", "sympy"), "Boxed, sympy"), ((), "none")]
+    ("strategies", "got"), [(("box",), "box"), (("boxed", "Boxed", "sympy"), "Boxed, sympy"), ((3,), "3"), ((), "none")]
 )
 def test_unknown_strategies_are_refused(strategies: tuple[str, ...], got: str) -> None:
     # The known strategy finds an answer: what matters is that the list is wrong, not that it was needed.
-    with pytest.raises(InputError, match=rf"one or more of boxed, choice, last_number, got {got}\.$"):
+    known = "boxed, tag:NAME, tag_strict, answer_is, choice, last_number"
+    with pytest.raises(InputError, match=rf"one or more of {known}, got {got}\.$"):
         extract(r"\boxed{42}", strategies=strategies, thinking=False)
 
 
-@pytest.mark.parametrize("strategy", ["boxed", "choice", "last_number"])
+@pytest.mark.parametrize(
+    ("strategies", "more", "words"),
+    [
+        (("boxed", "tag:"), {}, "name of a tag.*got ''"),
+        (("tag:a b",), {}, "name of a tag.*got 'a b'"),
+        (("tag:</a>",), {}, "name of a tag.*got '</a>'"),
+        (("tag:1",), {}, "name of a tag.*got '1'"),
+        (("boxed",), {"tags": ("think", "")}, "name of a tag.*got ''"),
+        (("boxed",), {"tags": (1,)}, "name of a tag.*got 1"),
+        (("boxed",), {"tags": ("a", "b", "a")}, "each tag of a format once, got a, b, a"),
+        (("boxed", "tag_strict"), {}, "tag_strict, got none"),
+        (("boxed",), {"locale": "fr"}, "locales en, tr, de, got 'fr'"),
+        (("boxed",), {"locale": "tr_TR"}, "locales en, tr, de, got 'tr_TR'"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(strategies: tuple[str, ...], more: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        extract(r"\boxed{42}", strategies=strategies, thinking=False, **more)
+
+
+@pytest.mark.parametrize(("strategy", "locale"), [*((name, "en") for name in STRATEGIES), ("last_number", "tr")])
 @pytest.mark.parametrize("piece", HOSTILE.values(), ids=HOSTILE.keys())
-def test_linear_time_on_hostile_megabytes(piece: str, strategy: str) -> None:
-    filling = piece * (MB // len(piece))
-    # What precedes and follows makes both strategies read the filling: as the content of a box, as a long
+def test_linear_time_on_hostile_text(piece: str, strategy: str, locale: str) -> None:
+    filling = piece * (LONG // len(piece))
+    # What precedes and follows makes the strategies read the filling: as the content of a box, as a long
     # number, after an unclosed box and before the end of one.
     last = "B" if strategy == "choice" else "5"
     texts = [
@@ -150,17 +291,21 @@ def test_linear_time_on_hostile_megabytes(piece: str, strategy: str) -> None:
         f"1{filling}0x",
         rf"\boxed{{\text{{B{filling}x}}}}",
         f"answer{filling}x",
-        rf"{filling}}} \boxed{{{last}}}",
+        f"answer: {filling}x",
+        f"<answer>{filling}",
+        f"<answer>{filling}</answer>",
+        rf"{filling}}} \boxed{{{last}}} <answer>{last}</answer> answer is {last}",
     ]
     for text in texts:
         start = time.perf_counter()
-        answer = extract(text, strategies=(strategy,), thinking=False)
-        assert time.perf_counter() - start < 5
-    assert answer == Answer(last)  # of the last text
+        answer = extract(text, strategies=(strategy,), thinking=False, locale=locale, tags=("answer",))
+        assert time.perf_counter() - start < 2
+    if strategy != "tag_strict":  # the last text is not in the format
+        assert answer == Answer(last)
 
 
 def test_depth_of_braces_is_not_limited() -> None:
-    deep = "{" * (MB // 2) + "}" * (MB // 2)
+    deep = "{" * LONG + "}" * LONG
     assert extract(rf"\boxed{{{deep}}}", strategies=("boxed",), thinking=False) == Answer(deep)
 
 

@@ -38,7 +38,7 @@ ROLLOUTS = rollouts_of(LENGTHS, TRUNCATED, MEANS)
 
 
 def test_with_truths():
-    result = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None)
+    result = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None, formed=None)
     assert result == pytest.approx(
         {
             "majority_ratio": (2 / 4 + 2 / 4 + 4 / 4) / 3,
@@ -63,21 +63,21 @@ def test_with_truths():
 
 
 def test_without_truths_only_what_needs_none():
-    result = evaluate(GROUPS, ROLLOUTS, None, extra_k=(3,), greedy=answers("5", "1", "9"))
+    result = evaluate(GROUPS, ROLLOUTS, None, extra_k=(3,), greedy=answers("5", "1", "9"), formed=None)
     assert set(result) == {"majority_ratio", "truncation_rate", "no_answer_rate", "response_length"}
 
 
 def test_a_sample_count_that_is_no_power_of_two():
     rollouts = rollouts_of(np.ones((1, 3), np.int32), np.zeros((1, 3), bool), -np.ones((1, 3), np.float32))
-    result = evaluate([answers("1", "1", "2")], rollouts, ["1"], extra_k=(), greedy=None)
+    result = evaluate([answers("1", "1", "2")], rollouts, ["1"], extra_k=(), greedy=None, formed=None)
     assert result["avg@3"] == pytest.approx(2 / 3)
     assert result["maj@3"] == result["pass@3"] == 1
     assert result["pass@2"] == 1 and "pass@4" not in result
 
 
 def test_extra_k_and_greedy_are_added():
-    plain = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None)
-    more = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(3, 1, 4), greedy=answers("5.0", "2", None))
+    plain = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None, formed=None)
+    more = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(3, 1, 4), greedy=answers("5.0", "2", None), formed=None)
     assert {name: more[name] for name in plain} == plain
     added = {name: x for name, x in more.items() if name not in plain}
     assert added == pytest.approx(
@@ -93,10 +93,22 @@ def test_extra_k_and_greedy_are_added():
     )
 
 
+def test_a_format_adds_its_rate_and_what_is_right_in_it():
+    plain = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None, formed=None)
+    formed = np.array([[True, False, True, True], [False, True, True, True], [True, True, True, False]])
+    found = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None, formed=formed)
+    assert {name: found[name] for name in plain} == plain
+    added = {name: x for name, x in found.items() if name not in plain}
+    # right and in the format: the first 5; not the 1; three of the 9s
+    assert added == pytest.approx({"format_rate": 9 / 12, "strict_avg@4": (1 + 0 + 3) / 12})
+    blind = evaluate(GROUPS, ROLLOUTS, None, extra_k=(), greedy=None, formed=formed)
+    assert blind["format_rate"] == 9 / 12 and "strict_avg@4" not in blind
+
+
 def test_log_probs_that_are_not_finite_end_the_evaluation():
     broken = rollouts_of(LENGTHS, TRUNCATED, np.where(MEANS == -4, np.nan, MEANS))
     with pytest.raises(FloatingPointError, match="not finite"):
-        evaluate(GROUPS, broken, TRUTHS, extra_k=(), greedy=None)
+        evaluate(GROUPS, broken, TRUTHS, extra_k=(), greedy=None, formed=None)
 
 
 def test_mean_logps_leave_out_what_follows_the_end():

@@ -14,7 +14,7 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.reward import score as score_module
 from ttrl_jax.reward import vote as vote_module
 from ttrl_jax.reward.extract import Answer, extract
-from ttrl_jax.reward.score import random_classes, score, select
+from ttrl_jax.reward.score import random_classes, score, select, vote_share, with_format
 from ttrl_jax.reward.vote import Ballot, vote
 
 
@@ -83,6 +83,25 @@ def test_rewards_move_with_their_votes() -> None:
         order = rng.permutation(len(texts))
         b = ballot(*[texts[i] for i in order])
         np.testing.assert_array_equal(score([b], [b.label])[0], before[order])
+
+
+def test_vote_shares_by_hand() -> None:
+    """Every answer gets the share of all votes in its class; those without an answer are counted, and get nothing."""
+    rewards = vote_share([ballot("012", "7", "12", None, "12"), ballot("3", "5", "5", "3", None), ballot(*[None] * 5)])
+    assert rewards.dtype == np.float32
+    np.testing.assert_array_equal(
+        rewards, np.float32([[3 / 5, 1 / 5, 3 / 5, 0, 3 / 5], [2 / 5, 2 / 5, 2 / 5, 2 / 5, 0], [0] * 5])
+    )
+    assert vote_share([ballot("1", "1.0")]).tolist() == [[1, 1]]
+
+
+def test_the_format_adds_its_weight() -> None:
+    rewards = np.float32([[1, 0, 1, 0], [0.25, 0.5, 0, 0.5]])
+    formed = np.array([[True, True, False, False], [False, True, True, False]])
+    added = with_format(rewards, formed, weight=0.5)
+    assert added.dtype == np.float32
+    assert added.tolist() == [[1.5, 0.5, 1, 0], [0.25, 1, 0.5, 0.5]]
+    assert with_format(rewards, formed, weight=0.0).tolist() == rewards.tolist()
 
 
 def test_select_takes_the_first_by_sample_index_whatever_the_rewards() -> None:
@@ -154,8 +173,8 @@ def test_random_classes_of_one_class_and_of_none() -> None:
 
 # Whatever a function on the way to a reward may be told. A truth under any name is not among them.
 PARAMETERS = {
-    score_module: {"ballots", "labels", "rewards", "samples", "seed", "step", "ids"},
-    vote_module: {"group", "ballots", "rewards", "chosen", "previous_labels", "ids", "counts"},
+    score_module: {"ballots", "labels", "rewards", "formed", "weight", "samples", "seed", "step", "ids"},
+    vote_module: {"group", "draw", "ballots", "rewards", "chosen", "previous_labels", "ids", "counts"},
 }
 
 
@@ -174,4 +193,4 @@ def test_nothing_that_knows_a_truth_is_imported(module: ModuleType) -> None:
 
 
 def test_a_ballot_holds_votes_only() -> None:
-    assert [field.name for field in fields(Ballot)] == ["classes", "counts", "answers", "label", "tied"]
+    assert [field.name for field in fields(Ballot)] == ["classes", "counts", "answers", "label", "tied", "undecided"]

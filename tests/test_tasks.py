@@ -59,6 +59,32 @@ def test_the_name_of_a_config_alone_takes_its_path_too_and_the_order_stays(confi
     assert tasks[2].path == "builtin:sums.train" and len(tasks[2].items) == 64
 
 
+def test_the_format_and_the_locale_go_with_the_extraction(config: ConfigDict, tmp_path: Path):
+    """A label reads as the config does; the name of another config reads as that one does."""
+    config.reward.format, config.reward.locale = ("mantık", "cevap"), "tr"
+    config.reward.extract = ("tag_strict", "tag:cevap")
+    config.eval.tasks = (f"held-out={other(tmp_path)}", f"aime={other(tmp_path)}")
+    data, held_out, aime = read_tasks(config)
+    whole = "<mantık>bir</mantık><cevap>1.234,5</cevap>"
+    for task in (data, held_out):
+        assert task.extract(whole).text == task.extract("<cevap>1.234,5</cevap>").text == "1234.5"
+        assert task.in_format(whole) and not task.in_format("<cevap>1.234,5</cevap>")
+    assert aime.extract(whole) is None and aime.extract(r"\boxed{1,234.5}").text == "1,234.5"
+    assert aime.in_format is None
+
+
+def test_the_thoughts_of_a_model_that_thinks_are_not_in_the_format(config: ConfigDict):
+    config.prompt.thinking, config.reward.format = True, ("answer",)
+    [task] = read_tasks(config)
+    assert task.in_format("so</think> <answer>1</answer>") and not task.in_format("<answer>1</answer>")
+    config.reward.format = ("think", "answer")
+    with pytest.raises(InputError, match=r"reward\.format=\('think', 'answer'\) cannot hold.*leave 'think' out"):
+        read_tasks(config)
+    config.prompt.thinking = False
+    [task] = read_tasks(config)
+    assert task.in_format("<think>so</think> <answer>1</answer>")
+
+
 @pytest.mark.parametrize(
     ("entries", "words"),
     [

@@ -1,8 +1,7 @@
-"""Golden table of votes, and label-free metrics worked out by hand."""
+"""Ballots and label-free metrics worked out by hand."""
 
-import json
 import math
-from pathlib import Path
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,27 +10,18 @@ from ttrl_jax.reward.extract import Answer, extract
 from ttrl_jax.reward.score import score, select
 from ttrl_jax.reward.vote import Ballot, label_keys, vote, vote_metrics
 
-ROWS = [json.loads(line) for line in (Path(__file__).parent / "golden/answers.jsonl").read_text().splitlines()]
-
 
 def ballot(*texts: str | None) -> Ballot:
     return vote([None if text is None else Answer(text) for text in texts])
 
 
-@pytest.mark.parametrize("row", [r for r in ROWS if r["kind"] == "vote"], ids=lambda row: row["why"])
-def test_golden(row: dict) -> None:
-    b = ballot(*row["answers"])
-    assert (None if b.label is None else b.answers[b.label].text) == row["label"]
-    assert b.tied is row["tied"]
-
-
 def test_padded_and_plain_number_are_one_vote() -> None:
-    assert ballot("012", "7", "12") == Ballot((0, 1, 0), (2, 1), (Answer("012"), Answer("7")), 0, False)
+    assert ballot("012", "7", "12") == Ballot((0, 1, 0), (2, 1), (Answer("012"), Answer("7")), 0, False, 0)
 
 
 def test_group_without_answers_has_no_label_and_zero_rewards() -> None:
     b = ballot(None, None)
-    assert b == Ballot((None, None), (), (), None, False)
+    assert b == Ballot((None, None), (), (), None, False, 0)
     assert score([b], [b.label]).tolist() == [[0.0, 0.0]]
 
 
@@ -46,6 +36,36 @@ def test_reward_does_not_depend_on_the_lengths_of_its_neighbours() -> None:
     assert rewards([1, 1, 1, 1]).tolist() == [[1.0, 0.0, 1.0, 0.0]]
     for lengths in ([500, 0, 3, 90], [0, 700, 0, 0], [1, 2, 3000, 4]):
         np.testing.assert_array_equal(rewards(lengths), rewards([1, 1, 1, 1]))
+
+
+def test_ties_are_drawn_by_seed_step_and_index_alone() -> None:
+    tied = [Answer(text) for text in ("5", "3", "7", "7.0", "3", "5", "1")]
+    assert vote(tied).label == 0
+    draws = {(s, t, i): vote(tied, draw=(s, t, i)) for s in range(10) for t in range(10) for i in range(10)}
+    assert all(b.tied and b.counts == (2, 2, 2, 1) for b in draws.values())
+    assert all(vote(tied, draw=at).label == b.label for at, b in draws.items())
+    seen = Counter(b.label for b in draws.values())
+    assert set(seen) == {0, 1, 2}
+    # Chi-square with 2 degrees of freedom: 13.8 is exceeded once in a thousand; the draws are fixed.
+    assert sum((n - 1000 / 3) ** 2 / (1000 / 3) for n in seen.values()) < 13.8
+    for varied in ([(0, 0, i) for i in range(10)], [(0, i, 0) for i in range(10)], [(i, 0, 0) for i in range(10)]):
+        assert len({draws[at].label for at in varied}) > 1
+
+
+def test_a_draw_changes_nothing_where_no_tie_is() -> None:
+    texts = ["5", "3", None, "3"]
+    group = [None if text is None else Answer(text) for text in texts]
+    assert all(vote(group, draw=(seed, 0, 0)) == vote(group) for seed in range(20))
+    assert vote([None], draw=(0, 0, 0)) == vote([None])
+
+
+def test_pairs_that_are_not_decided_are_counted() -> None:
+    # Too long to be compared symbolically or not a formula: the two texts stay apart.
+    unclear = [r"5 \pmod{7}", r"5 \bmod{7}", "5", "5"]
+    b = ballot(*unclear)
+    assert b.counts == (1, 1, 2) and b.undecided == 3
+    metrics = vote_metrics([b, ballot("1", "2", "2", "2")], np.ones((2, 4)), np.zeros((2, 1), np.int32), {}, ids=[0, 1])
+    assert metrics["undecided"] == 1.5
 
 
 def test_empty_group_is_refused() -> None:
@@ -77,6 +97,7 @@ def test_metrics_by_hand() -> None:
             "unanimous": 1 / 4,
             "distinct_answers": (1 + 2 + 2 + 0) / 4,
             "vote_entropy": (0 + two_to_one + math.log(2) + 0) / 4,
+            "undecided": 0.0,
             "zero_advantage_groups": 3 / 4,  # the first, the second (0, 0) and the last
         }
     )
@@ -91,7 +112,7 @@ def test_flip_rate_counts_only_questions_seen_before() -> None:
     assert vote_metrics(ballots, rewards, chosen, before, ids=[10, 11, 12, 13])["flip_rate"] == 2 / 3
     assert vote_metrics(ballots, rewards, chosen, {12: None}, ids=[10, 11, 12, 13])["flip_rate"] == 0.0
     assert "flip_rate" not in vote_metrics(ballots, rewards, chosen, {99: "n:1"}, ids=[10, 11, 12, 13])
-    assert label_keys(ballots) == ["n:12", "n:7", None, "s:x"]
+    assert label_keys(ballots) == ["n:12", "n:7", None, "e:1*x^1"]
 
 
 def test_a_vote_without_answer_breaks_unanimity() -> None:

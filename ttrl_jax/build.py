@@ -146,6 +146,7 @@ class Parts(EvalParts):
     state_layout: TrainState  # as params_layout
     sample: Callable[..., Rollouts]  # (params, prompts, key, *, progress)
     extract: Callable[[str], Answer | None]
+    in_format: Callable[[str], bool] | None  # of Task
     learning_rate: Callable[[int], float]
     update: Update
     compile_seconds: Callable[[], float]  # of all programs so far
@@ -176,6 +177,7 @@ def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -
         state_layout=layout,
         sample=functools.partial(shared.draw, votes=config.rollout.votes, sampling=_sampling(config.rollout)),
         extract=inputs.tasks[0].extract,
+        in_format=inputs.tasks[0].in_format,
         learning_rate=functools.partial(
             optim.learning_rate, peak=train.learning_rate, total_steps=inputs.total_steps, warmup=train.warmup
         ),

@@ -1,5 +1,7 @@
 """The values of a config: which are in range, and fit each other. What needs a file is checked where it is read."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from ttrl_jax.errors import InputError
@@ -16,10 +18,6 @@ def check(config: ConfigDict) -> None:
         (
             config.model.dtype in ("bfloat16", "float32"),
             f"model.dtype must be bfloat16 or float32, got {config.model.dtype!r}",
-        ),
-        (
-            config.reward.label in ("majority", "truth", "random"),
-            f"reward.label must be majority, truth or random, got {config.reward.label!r}",
         ),
         (
             train.samples <= rollout.votes,
@@ -42,7 +40,7 @@ def check(config: ConfigDict) -> None:
         ),
         (0 <= config.seed < 2**31, f"seed must be in 0 .. 2^31 - 1, got {config.seed}"),
     ]
-    rules += _number_rules(config)
+    rules += _reward_rules(config) + _number_rules(config)
     rules.append(
         (
             rollout.prompts % max(1, train.minibatch_prompts) == 0,
@@ -53,7 +51,38 @@ def check(config: ConfigDict) -> None:
     for holds, sentence in rules:
         if not holds:
             raise InputError(sentence)
-    extract("", strategies=tuple(config.reward.extract), thinking=False)
+    reward = config.reward
+    extract("", strategies=reward.extract, thinking=False, locale=reward.locale, tags=reward.format)
+
+
+def _reward_rules(config: ConfigDict) -> list[tuple[bool, str]]:
+    """What rewards are made of."""
+    reward = config.reward
+    return [
+        (
+            reward.label in ("majority", "truth", "random"),
+            f"reward.label must be majority, truth or random, got {reward.label!r}",
+        ),
+        (reward.ties in ("first", "random"), f"reward.ties must be first or random, got {reward.ties!r}"),
+        (
+            reward.kind in ("agreement", "vote_share"),
+            f"reward.kind must be agreement or vote_share, got {reward.kind!r}",
+        ),
+        (
+            reward.kind != "vote_share" or reward.label == "majority",
+            f'reward.kind="vote_share" rewards every answer without a label; leave reward.label at "majority", got '
+            f"{reward.label!r}",
+        ),
+        (
+            0 <= reward.format_weight < math.inf,
+            f"reward.format_weight must be at least 0 and finite, got {reward.format_weight}",
+        ),
+        (
+            reward.format_weight == 0 or len(reward.format) > 0,
+            f"reward.format_weight={reward.format_weight} has no format to reward; set reward.format, such as "
+            "('think', 'answer')",
+        ),
+    ]
 
 
 def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:

@@ -50,13 +50,19 @@ def measure(
         texts = parts.texts(rollouts)
         answers = [[task.extract(text) for text in group] for group in texts]
         rows = generations(task.items, texts, answers, [vote(group) for group in answers], rollouts, None)
-        sets.append((rollouts, answers, rows))
-    rollouts, answers, rows = sets[0]
+        sets.append((rollouts, answers, rows, in_format(texts, task.in_format)))
+    rollouts, answers, rows, formed = sets[0]
     greedy_answers = None
     if greedy:
         greedy_answers = [group[0] for group in sets[1][1]]
         rows = [row | {"greedy": other["samples"][0]} for row, other in zip(rows, sets[1][2], strict=True)]
-    return Measured(evaluate(answers, rollouts, truths(task.items), extra_k=extra_k, greedy=greedy_answers), rows)
+    found = evaluate(answers, rollouts, truths(task.items), extra_k=extra_k, greedy=greedy_answers, formed=formed)
+    return Measured(found, rows)
+
+
+def in_format(texts: Sequence[Sequence[str]], test: Callable[[str], bool] | None) -> np.ndarray | None:
+    """Which of the responses pass the test of a format, bool [P, V]; None where there is no format."""
+    return None if test is None else np.array([[test(text) for text in group] for group in texts])
 
 
 def task_keys(seed: int, count: int) -> list[jax.Array]:
@@ -72,13 +78,16 @@ def evaluate(
     *,
     extra_k: Sequence[int],
     greedy: Sequence[Answer | None] | None,
+    formed: np.ndarray | None,
 ) -> dict[str, float]:
     """Summarise k samples of each problem.
 
-    answers [P][k], of `rollouts`; truths [P], or None where there are none; greedy [P], the answers at temperature 0.
-    Always: majority_ratio, truncation_rate, no_answer_rate, response_length (tokens). With truths, each a mean over
-    problems: avg@k (share of correct samples, the paper's pass@1), std@k (spread of a problem's samples), worst@k (all
-    k correct), greedy (share of correct greedy answers), and for j = 2, 4, 8 ..., k and those of `extra_k`: pass@j
+    answers [P][k], of `rollouts`; truths [P], or None where there are none; greedy [P], the answers at temperature 0;
+    formed bool [P, k], the samples that are in the format, or None without one.
+    Always: majority_ratio, truncation_rate, no_answer_rate, response_length (tokens), and with a format format_rate
+    (share of samples in it). With truths, each a mean over problems: avg@k (share of correct samples, the paper's
+    pass@1), strict_avg@k (of samples both correct and in the format), std@k (spread of a problem's samples), worst@k
+    (all k correct), greedy (share of correct greedy answers), and for j = 2, 4, 8 ..., k and those of `extra_k`: pass@j
     (unbiased, arXiv 2107.03374), maj@j (exact, ties split evenly) and best_of@j (exact: of j samples, the one with the
     highest mean log-prob of its tokens is correct).
     Raises FloatingPointError if log-probs are not finite.
@@ -91,6 +100,8 @@ def evaluate(
         "no_answer_rate": float(np.mean([answer is None for group in answers for answer in group])),
         "response_length": float(rollouts.lengths.mean()),
     }
+    if formed is not None:
+        result["format_rate"] = float(formed.mean())
     if truths is None:
         return result
     scores = mean_logps(rollouts)
@@ -103,6 +114,8 @@ def evaluate(
     result[f"avg@{k}"] = float(shares.mean())
     result[f"std@{k}"] = float(np.sqrt(shares * (1 - shares)).mean())
     result[f"worst@{k}"] = float((shares == 1).mean())
+    if formed is not None:
+        result[f"strict_avg@{k}"] = float((np.array(correct) & formed).mean())
     if greedy is not None:
         found = truth_classes([vote([answer]) for answer in greedy], truths)
         result["greedy"] = float(np.mean([c is not None for c in found]))
@@ -157,9 +170,9 @@ def generations(
 
 def table(columns: dict[str, dict[str, float]], *, samples: int, extra_k: Sequence[int]) -> str:
     """The results side by side as plain text; columns: title -> what `evaluate` returned for `samples` of each."""
-    names = [f"{name}@{samples}" for name in ("avg", "maj", "pass", "best_of")] + ["greedy"]
+    names = [f"{name}@{samples}" for name in ("avg", "strict_avg", "maj", "pass", "best_of")] + ["greedy"]
     names += [f"{name}@{j}" for j in sorted({*extra_k} - {samples}) for name in ("maj", "pass", "best_of")]
-    names += ["majority_ratio", "no_answer_rate", "truncation_rate", "response_length"]
+    names += ["majority_ratio", "format_rate", "no_answer_rate", "truncation_rate", "response_length"]
     names = [name for name in names if any(name in result for result in columns.values())]
     width, widths = max(len(name) for name in names), [max(15, len(title)) for title in columns]
     lines = [" " * width + "".join(f"  {title:>{w}}" for title, w in zip(columns, widths, strict=True))]

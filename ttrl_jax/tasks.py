@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ttrl_jax.data.problems import Problem, load
 from ttrl_jax.errors import InputError
-from ttrl_jax.reward.extract import Answer, extract
+from ttrl_jax.reward.extract import Answer, extract, in_format
 
 OWN = "data"  # the name of the config's own questions
 
@@ -27,16 +27,18 @@ class Task:
     truth_column: str
     items: list[Problem]
     extract: Callable[[str], Answer | None]
+    in_format: Callable[[str], bool] | None  # whether a response is in reward.format; None without a format
 
 
 def read_tasks(config: ConfigDict) -> tuple[Task, ...]:
     """The config's own questions, named "data", and then those of eval.tasks in their order.
 
-    An entry is NAME=PATH or NAME. If configs/NAME.py exists, its data.* and reward.extract are used, with PATH in place
-    of its data.path if there is one. Any other name is a label and needs a PATH; the config's own data.* and
-    reward.extract are used.
+    An entry is NAME=PATH or NAME. If configs/NAME.py exists, its data.* and its reward.extract, format and locale are
+    used, with PATH in place of its data.path if there is one. Any other name is a label and needs a PATH; the config's
+    own settings are used.
 
-    Raises InputError for entries that cannot be used and for data that cannot be read.
+    Raises InputError for entries that cannot be used, for data that cannot be read, and for a format that no response
+    of a model that thinks can have.
     """
     _check_names(config.eval.tasks)
     thinking = config.prompt.thinking
@@ -62,9 +64,18 @@ def _task(name: str, path: str, settings: ConfigDict, *, level: int, thinking: b
         limit=data.limit or None,
         level=level or None,
     )
-    strategies = tuple(settings.reward.extract)
-    reader = functools.partial(extract, strategies=strategies, thinking=thinking)
-    return Task(name, path, data.truth_column, items, reader)
+    reward, tags = settings.reward, tuple(settings.reward.format)
+    if thinking and "think" in tags:
+        raise InputError(
+            f"reward.format={tags} cannot hold where the model thinks before it answers, as its thoughts, <think> and "
+            "all, are taken off first; leave 'think' out of reward.format"
+        )
+    reader = functools.partial(
+        extract, strategies=tuple(reward.extract), thinking=thinking, locale=reward.locale, tags=tags
+    )
+    reader("")  # raises if it cannot read
+    formed = functools.partial(in_format, tags=tags, thinking=thinking) if tags else None
+    return Task(name, path, data.truth_column, items, reader, formed)
 
 
 def _check_names(entries: Sequence[str]) -> None:

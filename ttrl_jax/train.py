@@ -24,12 +24,12 @@ from ttrl_jax import cli
 from ttrl_jax.data.problems import truths
 from ttrl_jax.learn.advantage import group_normalised
 from ttrl_jax.learn.batch import train_batch
-from ttrl_jax.measure import generations, headline, measure, table, task_keys
+from ttrl_jax.measure import generations, headline, in_format, measure, table, task_keys
 from ttrl_jax.measure import introduce as introduce_inputs
 from ttrl_jax.model.weights import sha256
 from ttrl_jax.records import Prompts, Rollouts
 from ttrl_jax.reward.audit import audit, truth_classes
-from ttrl_jax.reward.score import random_classes, score, select
+from ttrl_jax.reward.score import random_classes, score, select, vote_share, with_format
 from ttrl_jax.reward.vote import label_keys, vote, vote_metrics
 from ttrl_jax.run import folder
 from ttrl_jax.run.checkpoint import Checkpoints, Interrupt, check_disk
@@ -147,13 +147,18 @@ def main() -> int:
 
                 texts = parts.texts(rollouts)
                 answers = [[parts.extract(text) for text in group] for group in texts]
-                ballots = [vote(group) for group in answers]
+                ids = [problem.index for problem in batch]
+                draws = [(config.seed, step, i) if config.reward.ties == "random" else None for i in ids]
+                ballots = [vote(group, draw=draw) for group, draw in zip(answers, draws, strict=True)]
                 labels = [ballot.label for ballot in ballots]
                 if config.reward.label == "truth":  # the oracle: what true labels would have given
                     labels = truth_classes(ballots, truths(batch))
                 if config.reward.label == "random":  # the control: what rewards without information give
-                    labels = random_classes(ballots, seed=config.seed, step=step, ids=[p.index for p in batch])
-                rewards = score(ballots, labels)
+                    labels = random_classes(ballots, seed=config.seed, step=step, ids=ids)
+                rewards = vote_share(ballots) if config.reward.kind == "vote_share" else score(ballots, labels)
+                formed = in_format(texts, parts.in_format)
+                if formed is not None:
+                    rewards = with_format(rewards, formed, weight=config.reward.format_weight)
                 chosen = select(rewards, samples=config.train.samples)
                 advantages = group_normalised(np.take_along_axis(rewards, chosen, 1))
                 clock.lap("vote")
@@ -163,8 +168,8 @@ def main() -> int:
                 state, learned = parts.update(state, rows, parts.learning_rate(step))
                 clock.lap("update")
 
-                ids = [problem.index for problem in batch]
                 votes = vote_metrics(ballots, rewards, chosen, history.labels, ids=ids)
+                votes |= {} if formed is None else {"format_rate": float(formed.mean())}
                 audited = audit(ballots, labels, rewards, chosen, truths(batch)) if truths(batch) else {}
                 history.labels |= dict(zip(ids, label_keys(ballots), strict=True))
                 if config.log.generations_every and step % config.log.generations_every == 0:

@@ -15,5 +15,7 @@ def group_normalised(rewards: np.ndarray) -> np.ndarray:
     rewards = np.asarray(rewards, np.float32)
     if rewards.shape[1] == 1:
         return rewards / np.float32(1 + EPSILON)
-    centred = rewards - rewards.mean(1, keepdims=True)
+    # In float64 the mean of equal rewards is exactly theirs. One off by a last digit would be divided by no more than
+    # 1e-6, and push.
+    centred = rewards - rewards.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
     return centred / (rewards.std(1, ddof=1, keepdims=True) + np.float32(EPSILON))

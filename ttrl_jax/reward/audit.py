@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ttrl_jax.reward.equivalence import classes
+from ttrl_jax.reward.equivalence import find
 from ttrl_jax.reward.extract import Answer
+from ttrl_jax.reward.score import score
 from ttrl_jax.reward.vote import Ballot
 
 
@@ -14,11 +15,7 @@ def truth_classes(ballots: Sequence[Ballot], truths: Sequence[str]) -> list[int 
 
     A truth is already an answer, so it does not go through the extractor.
     """
-    found: list[int | None] = []
-    for ballot, truth in zip(ballots, truths, strict=True):
-        i = classes([*ballot.answers, Answer(truth)])[-1]
-        found.append(i if i is not None and i < len(ballot.answers) else None)
-    return found
+    return [find(Answer(truth), ballot.answers) for ballot, truth in zip(ballots, truths, strict=True)]
 
 
 def audit(
@@ -30,20 +27,22 @@ def audit(
 ) -> dict[str, float]:
     """Measure a step against the truth, under the names of the reference (`_prompt_compute_ttrl_metrics`).
 
-    Args: labels [P], the classes that made the rewards; rewards float [P, V]; chosen int [P, G]; truths [P].
+    Args: labels [P], the classes that won or were given; rewards float [P, V]; chosen int [P, G]; truths [P].
 
     Returns means over the P questions. Correct means: in the class of the truth.
       label_accuracy              share of questions whose label is the truth
-      reward_accuracy             share of the chosen samples with the reward that the truth would have given
+      reward_accuracy             share of the chosen samples that agree with the label (1) or do not (0) as they do
+                                  with the truth. So it says the same of the vote whatever the rewards add to that
+                                  or make of it: a format, a vote share
       ground_truth_reward         share of the chosen samples that are correct
       pass@{G}                    share of questions with a correct sample among the chosen (no estimator)
       votes_reward_accuracy, votes_ground_truth_reward, pass@{V}   the same over all V votes
-      point_biserial_correlation  between reward and correctness of all P x G chosen samples; 0.0 when it is
-                                  undefined, that is when either is the same everywhere
+      point_biserial_correlation  between the whole reward and correctness of all P x G chosen samples; 0.0
+                                  when it is undefined, that is when either is the same everywhere
     """
     right = truth_classes(ballots, truths)
     correct = np.array([[t is not None and c == t for c in b.classes] for b, t in zip(ballots, right, strict=True)])
-    agrees = rewards == correct
+    agrees = score(ballots, labels) == correct
     chosen_correct = np.take_along_axis(correct, chosen, axis=1)
     chosen_rewards = np.take_along_axis(rewards, chosen, axis=1)
     label_right = [t is not None and label == t for label, t in zip(labels, right, strict=True)]

@@ -1,112 +1,159 @@
 """Decide which answers are the same answer.
 
-`classes` is the one door: the vote, the reward and the audit all ask it, so there is a single notion of
-sameness. An answer has a canonical key: a number if it can be read as one, otherwise its text without what
-changes only the look. Units, percent signs and degrees stay: `50\\%` is not `50`. Text is never evaluated.
+`cluster` is the one door: the vote, the reward and the audit all ask it (`classes` and `find` are thin forms of it), so
+there is a single notion of sameness. Answers with one canonical key (`keys.py`) are the same. Of the rest, most are
+told apart by what they are and by their values at a few points. The few pairs that are left are put to a symbolic
+comparison (`symbolic.py`), and sameness is then made transitive.
 """
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
-from fractions import Fraction
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
 
-from ttrl_jax.reward.extract import Answer, closing_brace
+from ttrl_jax.reward import symbolic
+from ttrl_jax.reward.algebra import Expression, differ
+from ttrl_jax.reward.extract import Answer
+from ttrl_jax.reward.keys import Form, read
 
-_MAX_NUMBER_LENGTH = 2_000  # characters; a longer text is not read as a number
-_MAX_DIGITS = 1_000  # digits in the whole number; more is compared as text
-_MAX_EXPONENT = 1_000  # power of ten, either sign; more is compared as text
+MAX_PAIRS = 64  # put to a symbolic comparison, for one question
 _MAX_KEY_LENGTH = 256  # characters; a longer key is replaced by its digest
-_MAX_WRAPPERS = 4  # nested \text{...} taken off; each costs a pass over the text
+_MAX_ASKED = 300  # characters; a longer answer is not compared symbolically
+_REMEMBERED = 1_000  # characters; a longer answer is read again each time
+_REGION = re.compile(r"inequality|[(\[][)\]]2|set\((?:[(\[][)\]]2 ?)+\)")  # shapes of sets of numbers
+_SAME = 1e-9  # relative, of sums of values
 
-# One pass, so that the second back-slash of a line break `\\` is never taken for the start of `\,`.
-_LOOK = re.compile(
-    r"(?P<keep>\\\\)"
-    r"|(?P<comma>,\s*\\!\s*)"  # 10,\!080: the usual way to write a thousands comma
-    r"|(?P<frac>\\[dt]frac(?![A-Za-z]))"
-    r"|(?P<space>\s+|\\[;:\s]|\\q?quad(?![A-Za-z]))"
-    r"|(?P<minus>\u2212)"
-    r"|(?P<drop>\\[,!]|\\(?:left|right)(?![A-Za-z])|\\?\$|\\[()\[\]])"
-)
-_LOOK_BECOMES = {"keep": "\\\\", "comma": ",", "frac": "\\frac", "space": " ", "minus": "-", "drop": ""}
-_WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox) ?\{")
-# "1 2" is not "12": a space between two digits means something, any other does not.
-_IDLE_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")
 
-# A decimal comma (0,123) is no thousands comma, hence no leading zero in the grouped form.
-_UNSIGNED = r"(?:(?:[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-_SIGNED = rf"[+-]? ?{_UNSIGNED}"
-_POWER = r"[eE](?P<e>[+-]?[0-9]+)| ?\\(?:times|cdot) ?10 ?\^ ?(?:\{ ?(?P<power>[+-]?[0-9]+) ?\}|(?P<digit>[0-9]))"
-_DECIMAL = re.compile(rf"(?P<number>{_SIGNED})(?:{_POWER})?")
-_SLASH = re.compile(rf"(?P<sign>)(?P<above>{_SIGNED}) ?/ ?(?P<below>{_SIGNED})")
-_FRAC = re.compile(
-    rf"(?P<sign>[+-]?) ?\\frac ?(?P<above>\{{ ?{_SIGNED} ?\}}|[0-9]) ?(?P<below>\{{ ?{_SIGNED} ?\}}|[0-9])"
-)
+@dataclass(frozen=True)
+class Clusters:
+    """Classes of the answers to one question."""
+
+    ids: tuple[int | None, ...]  # class of each answer: 0, 1, ... by first appearance; None: no answer
+    undecided: int  # pairs of different keys that might be equal, but could not be decided; they count as different
 
 
 def key(answer: Answer) -> str:
-    """Return the canonical key: `n:` and an exact fraction, or `s:` and the normalised text.
+    """Return the canonical key of an answer; "" if there is nothing in it (`\\boxed{\\,}`).
 
-    Numbers: sign, leading zeros, decimals, thousands commas, a/b, `\\frac`, powers of ten. `-0` is `0`, `012`
-    is `12`, `142.0` is `142`. A comma with a space or brackets (`1, 234`, `(1,234)`) is a list, kept as text.
-    Linear time; a long key is replaced by its digest.
+    `n:` and an exact fraction for numbers, another kind and a canonical text for the rest, `s:` and the text as it is
+    spelled for what is not read. Equal keys mean equal answers. Linear time; a long key is replaced by its digest.
     """
-    text = _plain(answer.text)
-    number = _number(text)
-    if number is not None:
-        return _bounded("n:", str(number))
-    return _bounded("s:", _IDLE_SPACE.sub("", text))
+    return _bounded(_form(answer.text).key)
+
+
+def cluster(answers: Sequence[Answer | None]) -> Clusters:
+    """Put the answers to one question into classes of the same answer.
+
+    None, and an answer without anything in it, get the class None. At most `MAX_PAIRS` pairs of keys are compared
+    symbolically: those that agree in value first, then those with most votes; the others are undecided.
+    """
+    forms: dict[str, Form] = {}
+    votes: Counter[str] = Counter()
+    names: list[str] = []
+    for answer in answers:
+        name = "" if answer is None else key(answer)
+        names.append(name)
+        if answer is not None and name:
+            forms.setdefault(name, _form(answer.text))
+            votes[name] += 1
+    pairs = [(a, b) for a, b in combinations(forms, 2) if _may_be_equal(forms[a], forms[b])]
+    pairs.sort(key=lambda pair: (not all(forms[name].shape for name in pair), -sum(votes[name] for name in pair)))
+    equal = _compare([(forms[a], forms[b]) for a, b in pairs])
+    root = {name: name for name in forms}
+    for (a, b), same in zip(pairs, equal, strict=True):
+        if same:
+            root[_top(root, b)] = _top(root, a)
+    ids: dict[str, int] = {}
+    found = [ids.setdefault(_top(root, name), len(ids)) if name else None for name in names]
+    return Clusters(tuple(found), equal.count(None))
 
 
 def classes(answers: Sequence[Answer | None]) -> list[int | None]:
-    """Return the class of each answer: 0, 1, ... in order of first appearance.
-
-    None stays None, and an answer in which nothing is left without its spacing (`\\boxed{\\,}`) becomes None.
-    """
-    ids: dict[str, int] = {}
-    result: list[int | None] = []
-    for answer in answers:
-        name = "s:" if answer is None else key(answer)
-        result.append(None if name == "s:" else ids.setdefault(name, len(ids)))
-    return result
+    """Return the class of each answer as `cluster` does, without the number of undecided pairs."""
+    return list(cluster(answers).ids)
 
 
-def _plain(text: str) -> str:
-    """Take off what changes only the look: spacing, `$`, `\\left`, a `\\text{...}` around all, the period."""
-    text = _LOOK.sub(lambda match: _LOOK_BECOMES[match.lastgroup or ""], text)
-    text = _without_period(" ".join(text.split()))
-    for _ in range(_MAX_WRAPPERS):
-        opening = _WRAPPER.match(text)
-        if opening is None or closing_brace(text, opening.end()) != len(text) - 1:
-            break
-        text = _without_period(text[opening.end() : -1].strip())
-    return text
-
-
-def _without_period(text: str) -> str:
-    # 0.333... goes on, it is not 0.333
-    return text[:-1].rstrip() if text.endswith(".") and not text.endswith("..") else text
-
-
-def _number(text: str) -> Fraction | None:
-    if len(text) > _MAX_NUMBER_LENGTH or sum(map(str.isdigit, text)) > _MAX_DIGITS:
+def find(answer: Answer, among: Sequence[Answer]) -> int | None:
+    """Return the index of the first answer that is the same as this one, None if there is none."""
+    name, form = key(answer), _form(answer.text)
+    if not name:
         return None
-    if match := _DECIMAL.fullmatch(text):
-        exponent = int(match["e"] or match["power"] or match["digit"] or 0)
-        return None if abs(exponent) > _MAX_EXPONENT else _decimal(match["number"]) * Fraction(10) ** exponent
-    if match := _SLASH.fullmatch(text) or _FRAC.fullmatch(text):
-        above, below = _decimal(match["above"]), _decimal(match["below"])
-        if below == 0:
-            return None
-        return -above / below if match["sign"] == "-" else above / below
-    return None
+    for i, other in enumerate(among):
+        if key(other) == name:
+            return i
+    maybe = [i for i, other in enumerate(among) if key(other) and _may_be_equal(_form(other.text), form)]
+    equal = _compare([(_form(among[i].text), form) for i in maybe])
+    return next((i for i, same in zip(maybe, equal, strict=True) if same), None)
 
 
-def _decimal(text: str) -> Fraction:
-    return Fraction(re.sub(r"[^0-9.+-]", "", text))  # without commas, braces and spaces
+def _compare(pairs: list[tuple[Form, Form]]) -> list[bool | None]:
+    """Compare the first `MAX_PAIRS` of the pairs symbolically; None: not decided."""
+    if not pairs:
+        return []
+    asked = pairs[:MAX_PAIRS]
+    return [*symbolic.equal([(a.text, b.text) for a, b in asked]), *[None] * (len(pairs) - len(asked))]
 
 
-def _bounded(kind: str, body: str) -> str:
-    if len(body) <= _MAX_KEY_LENGTH:
-        return kind + body
+def _may_be_equal(a: Form, b: Form) -> bool:
+    """Return whether two answers with different keys may be equal all the same."""
+    if a.final or b.final or a.shape == b.shape == "number":
+        return False
+    if max(len(a.text), len(b.text)) > _MAX_ASKED:
+        return False
+    if not a.shape or not b.shape:
+        return True
+    kinds = [form.shape.replace("number", "expression") for form in (a, b)]
+    if "inequality" in kinds and all(_REGION.fullmatch(kind) for kind in kinds):
+        return True  # one that is not solved
+    if kinds[0] != kinds[1] and all(_REGION.fullmatch(kind) for kind in kinds):
+        return _ends_among(a, b) or _ends_among(b, a)
+    if kinds[0] != kinds[1] or len(a.parts) != len(b.parts):
+        return False
+    if a.ordered:
+        return not any(differ(x, y) for x, y in zip(a.parts, b.parts, strict=True))
+    return not _sums_differ(a.parts, b.parts)
+
+
+def _ends_among(interval: Form, union: Form) -> bool:
+    """Return whether an interval may be a union of intervals that adjoin: its ends are among theirs."""
+    if not interval.ordered or union.ordered:
+        return False
+    return all(any(not differ(end, part) for part in union.parts) for end in interval.parts)
+
+
+def _sums_differ(a: Sequence[Expression], b: Sequence[Expression]) -> bool:
+    """Return whether two sets of expressions surely differ: their values, or their squares, have different sums."""
+    values = [[part.values for part in parts if part.values is not None] for parts in (a, b)]
+    if min(map(len, values)) < len(a):
+        return False
+    scale = max(part.scale for part in (*a, *b))
+    for points in zip(*(zip(*rows, strict=True) for rows in values), strict=True):
+        for power in (1, 2):
+            one, other = (sum(value**power for value in point) for point in points)
+            if abs(one - other) > _SAME * len(a) * max(scale, 1.0) ** power:
+                return True
+    return False
+
+
+def _top(root: dict[str, str], name: str) -> str:
+    while root[name] != name:
+        root[name] = root[root[name]]
+        name = root[name]
+    return name
+
+
+def _form(text: str) -> Form:
+    return _remembered(text) if len(text) <= _REMEMBERED else read(text)
+
+
+_remembered = lru_cache(maxsize=10_000)(read)
+
+
+def _bounded(name: str) -> str:
+    if len(name) <= _MAX_KEY_LENGTH:
+        return name
     # Lone surrogates can come out of a byte-level tokenizer; they are kept apart, not refused.
-    return f"{kind}sha256:{hashlib.sha256(body.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    return f"{name[:2]}sha256:{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()}"

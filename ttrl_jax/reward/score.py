@@ -22,6 +22,21 @@ def score(ballots: Sequence[Ballot], labels: Sequence[int | None]) -> np.ndarray
     return np.array(rewards, dtype=np.float32)
 
 
+def vote_share(ballots: Sequence[Ballot]) -> np.ndarray:
+    """Return rewards, float32 [P, V]: the share of all V votes that are in a vote's class; 0 without an answer.
+
+    The reward of EMPO (arXiv 2504.05812): the empirical probability of an answer's meaning. There is no
+    label in it. All ballots have the same V.
+    """
+    shares = [[0.0 if c is None else b.counts[c] / len(b.classes) for c in b.classes] for b in ballots]
+    return np.array(shares, dtype=np.float32)
+
+
+def with_format(rewards: np.ndarray, formed: np.ndarray, *, weight: float) -> np.ndarray:
+    """Return rewards + weight * formed, float32 [P, V]; formed bool [P, V]: which responses are in the format."""
+    return rewards + np.float32(weight) * formed.astype(np.float32)
+
+
 def select(rewards: np.ndarray, *, samples: int) -> np.ndarray:
     """Return the indices of the samples to train on, int32 [P, G]: the first G of the V, by sample index.
 

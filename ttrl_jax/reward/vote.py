@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttrl_jax.reward.equivalence import classes, key
+from ttrl_jax.reward.equivalence import cluster, key
 from ttrl_jax.reward.extract import Answer
 
 
@@ -19,29 +19,36 @@ class Ballot:
     answers: tuple[Answer, ...]  # per class, the answer that was seen first
     label: int | None  # the most common class; None if nobody answered
     tied: bool  # another class has as many votes as the label
+    undecided: int  # pairs of answers that may be the same, which could not be decided; they count as different
 
 
-def vote(group: Sequence[Answer | None]) -> Ballot:
-    """Count the V answers to one question; the most common one is the label.
+def vote(group: Sequence[Answer | None], *, draw: tuple[int, int, int] | None = None) -> Ballot:
+    """Count the V answers to one question; the most common one is the label. None never votes.
 
     A tie goes to the answer seen first, as in the reference (`Counter.most_common` over the rollouts,
-    `verl/verl/trainer/ppo/ttrl_utils.py`). None never votes. Raises ValueError for an empty group.
+    `verl/verl/trainer/ppo/ttrl_utils.py`). With `draw`, which is (seed, step, problem index), it is drawn among the
+    most common ones, as a function of these three alone. Raises ValueError for an empty group.
     """
     if not group:
         raise ValueError("vote() needs at least one vote, got an empty group")
-    ids = classes(group)
+    clusters = cluster(group)
     first: dict[int, Answer] = {}
     counts: list[int] = []
-    for answer, i in zip(group, ids, strict=True):
+    for answer, i in zip(group, clusters.ids, strict=True):
         if answer is None or i is None:
             continue
         if i not in first:
             first[i] = answer
             counts.append(0)
         counts[i] += 1
-    label = counts.index(max(counts)) if counts else None
-    tied = label is not None and counts.count(counts[label]) > 1
-    return Ballot(tuple(ids), tuple(counts), tuple(first.values()), label, tied)
+    most = [i for i, count in enumerate(counts) if count == max(counts)]
+    label = most[0] if most else None
+    if draw is not None and len(most) > 1:
+        seed, step, index = draw
+        # The last number keeps this draw apart from that of `score.random_classes`.
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step, index, 1)))
+        label = most[int(rng.integers(len(most)))]
+    return Ballot(clusters.ids, tuple(counts), tuple(first.values()), label, len(most) > 1, clusters.undecided)
 
 
 def label_keys(ballots: Sequence[Ballot]) -> list[str | None]:
@@ -74,6 +81,7 @@ def vote_metrics(
       tie_rate, unanimous     share of questions with a tie for the label; where all V votes agree
       distinct_answers        number of classes
       vote_entropy            nats, over the classes (votes without an answer are left out); 0 without any
+      undecided               pairs of answers that may be the same, but could not be decided in time
       zero_advantage_groups   share of questions whose chosen rewards are all equal
       flip_rate               share of the questions seen before whose label changed; absent if there are none
     """
@@ -95,6 +103,7 @@ def vote_metrics(
         "unanimous": np.mean(top == votes),
         "distinct_answers": np.mean([len(b.counts) for b in ballots]),
         "vote_entropy": np.mean([_entropy(b.counts) for b in ballots]),
+        "undecided": np.mean([b.undecided for b in ballots]),
         "zero_advantage_groups": np.mean(np.all(trained == trained[:, :1], axis=1)),
     }
     now = zip(ids, label_keys(ballots), strict=True)

@@ -1,0 +1,130 @@
+"""Decide whether two formulas are equal, with sympy. It runs in the processes of `_worker`, which hold the limits."""
+
+import functools
+import re
+
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, _Latex2Sympy, normalize_latex
+from latex2sympy2_extended.sets import FiniteSet
+from math_verify import verify
+from sympy import (
+    Basic,
+    Eq,
+    Expr,
+    I,
+    Interval,
+    MatrixBase,
+    MatrixExpr,
+    Number,
+    Rational,
+    Set,
+    Symbol,
+    Tuple,
+    UnevaluatedExpr,
+)
+
+_PARSED = 1_000  # formulas that are kept parsed
+_DIGITS = 20  # of the values that show two formulas to be different
+_FAR = Rational(1, 10**12)  # two such values differ if they do so by more than this, or this share of them
+_POINTS = (Rational(37, 100), Rational(-143, 100), Rational(713, 100))  # where formulas with variables are evaluated
+
+# Units are not taken off: `2m` would become 2.
+_NORMAL = NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
+)
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
+_KINDS = {"set": FiniteSet, "pair": (Interval, Tuple), "region": Set, "matrix": MatrixBase, "value": Expr}
+
+
+class _Reader(_Latex2Sympy):
+    """The parser, with exact numbers: 0.333 is not 1/3. Its own way would also hand their text to `eval`."""
+
+    def parse_number(self, text: str) -> Number:
+        return Rational(text.replace(",", ""))
+
+
+@functools.lru_cache(maxsize=_PARSED)
+def parse(text: str) -> Basic | MatrixBase:
+    """Read a formula. Variables are real, `i` is the imaginary unit, a per cent is a hundredth."""
+    reader = _Reader(
+        is_real=True,
+        convert_degrees=_TRIGONOMETRY.search(text) is not None,  # 90^\circ alone is 90
+        config=ConversionConfig(lowercase_symbols=False),  # R^2 - r^2 is not 0
+    )
+    found = reader.parse(normalize_latex(text, _NORMAL))
+    hundredths = {part: part.args[0] for part in found.atoms(UnevaluatedExpr)}
+    found = found.xreplace({Symbol("i", real=True): I, **hundredths})
+    return found.as_explicit() if isinstance(found, MatrixExpr) else found  # a sum or product of matrices
+
+
+def compare(first: str, second: str) -> bool | None:
+    """Whether two formulas are equal, None if that cannot be decided. Raises MemoryError.
+
+    `verify` takes a truth and an answer and treats them differently, so equal means: either way round.
+    """
+    try:
+        a, b = _bare(parse(first)), _bare(parse(second))
+        if not _comparable(a, b) or _differ(a, b):
+            return False
+        if _verified(a, b) and _verified(b, a):
+            return True
+        # The values agree, as far as there are any, but `verify` found no proof.
+        return a.equals(b) if isinstance(a, Expr) and isinstance(b, Expr) else False
+    except MemoryError:
+        raise
+    except Exception:
+        # The parser and sympy raise whatever they like at what they do not know: not decided.
+        return None
+
+
+def _verified(a: Basic | MatrixBase, b: Basic | MatrixBase) -> bool:
+    return verify(a, b, numeric_precision=30, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
+
+
+def _bare(value: Basic | MatrixBase) -> Basic | MatrixBase:
+    """Take off what only wraps: `x \\in S` is S, and a set of one element the element."""
+    if isinstance(value, Eq) and isinstance(value.rhs, Set):
+        value = value.rhs
+    return value.args[0] if isinstance(value, FiniteSet) and len(value.args) == 1 else value
+
+
+def _comparable(a: Basic | MatrixBase, b: Basic | MatrixBase) -> bool:
+    """Whether two formulas are of kinds that can be equal: a value is no matrix. Relations are left to `verify`.
+
+    An open interval may be meant as a pair, as both are written `(1, 2)`. A set has no order, so it is no pair:
+    `verify` would take both `(1, 2)` and `(2, 1)` for `\\{1, 2\\}`.
+    """
+    kinds = {_kind(a), _kind(b)}
+    return len(kinds) == 1 or "relation" in kinds or kinds == {"pair", "region"}
+
+
+def _kind(value: Basic | MatrixBase) -> str:
+    for kind, types in _KINDS.items():
+        if isinstance(value, types):
+            return kind
+    return "relation"
+
+
+def _differ(a: Basic | MatrixBase, b: Basic | MatrixBase) -> bool:
+    """Whether two values of a kind are certainly different; much faster than showing that they are not."""
+    if isinstance(a, Expr) and isinstance(b, Expr):
+        return any(_far_apart(a, b, point) for point in _POINTS[: 3 if a.free_symbols | b.free_symbols else 1])
+    if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
+        return a.shape != b.shape or any(map(_differ, a.flat(), b.flat()))
+    if isinstance(a, FiniteSet) and isinstance(b, FiniteSet):
+        return len(a.args) != len(b.args)
+    if isinstance(a, Interval) and isinstance(b, Interval):
+        return any(map(_differ, a.args[:2], b.args[:2]))
+    if isinstance(a, Tuple) and isinstance(b, Tuple):
+        return len(a) != len(b) or any(map(_differ, a, b))
+    return False
+
+
+def _far_apart(a: Expr, b: Expr, point: Rational) -> bool:
+    symbols = sorted(a.free_symbols | b.free_symbols, key=str)
+    values = {symbol: point + Rational(i, 7) for i, symbol in enumerate(symbols)}
+    x, y = a.evalf(_DIGITS, subs=values), b.evalf(_DIGITS, subs=values)
+    if not (x.is_number and y.is_number and x.is_finite and y.is_finite):
+        return False
+    # 1: a value that should be 0 comes out as anything small, so it is not taken for different from 0.
+    return bool(sympy.Abs(x - y) > _FAR * (1 + sympy.Abs(x) + sympy.Abs(y)))
