@@ -19,7 +19,7 @@ import sympy.physics.matrices  # noqa: F401
 import sympy.physics.units  # noqa: F401
 import sympy.sets.setexpr  # noqa: F401
 
-from ttrl_jax.reward._algebra import compare
+from ttrl_jax.reward._compare import compare
 
 FORBIDDEN, OUT_OF_MEMORY = 70, 71  # exit statuses
 MAX_LINE = 8_192  # bytes of a request
