@@ -114,6 +114,7 @@ def test_what_cannot_be_used_is_named(rope, message):
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
 def test_frequencies_are_those_of_transformers(kind):
+    pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     rng = np.random.default_rng(0)
     for case in range(40):
