@@ -34,11 +34,6 @@ _WARM_UP = ((r"\frac{x}{2} + \sqrt{3}", r"\sqrt{3} + 0.5x"), ("x^2 - 1", "(x - 1
 _MONOMIAL = re.compile(
     rb"def monomial_[a-z]+\((?:A, B|A, k|A, B, k)\):\n(?:return|if|else|None|[ABkabr][0-9]*|[0-9]+|[ \n,()=:+*<>-])+"
 )
-_HARMLESS = frozenset(
-    {"array.__new__", "builtins.id", "marshal.loads", "object.__getattr__", "os.listdir", "sys._getframe"}
-)
-# Build the tables of the parser and make sympy import what it imports late, before the limits hold.
-_WARM_UP = ((r"\frac{x}{2} + \sqrt{3}", r"\sqrt{3} + 0.5x"), ("x^2 - 1", "(x - 1)(x + 1)"), ("(1,2)", "1<x<2"))
 
 
 def _forbid(event: str, arguments: tuple) -> None:
