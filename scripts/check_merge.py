@@ -4,8 +4,9 @@
 
 Needs the command of a mergekit installed in an environment of its own (`pip install mergekit`; 0.1.5 is the release
 this was last run with). Makes two random models of the quickstart's shape, but of 6 layers, in a temporary folder,
-merges them by each recipe in each type, and prints the largest difference of a weight. Takes two minutes. Exit code 1
-if a difference is above 1e-5 in float32, or above one rounding in bfloat16.
+merges them by each recipe in each type, and compares the weights. Takes two minutes. Exit code 1 if a weight differs by
+more than 1e-5 in float32, or if more than one in a thousand differ in bfloat16, where sums in another order round some
+the other way.
 """
 
 import argparse
@@ -37,7 +38,7 @@ RECIPES = {
     "one list": ([0.2, 0.9], [[0, 6]]),
     "three slices, one of a single layer": (BY_FILTER, [[0, 2], [2, 5], [5, 6]]),
 }
-MOST = {"float32": 1e-5, "bfloat16": 2**-7}  # absolute; relative to the weight
+LARGEST, SHARE = 1e-5, 1e-3
 
 
 def main() -> int:
@@ -49,14 +50,14 @@ def main() -> int:
         where = Path(scratch)
         names = [str(make_model(where / name, seed=seed)) for seed, name in enumerate(["base", "other"])]
         for title, (t, slices) in RECIPES.items():
-            for dtype, most in MOST.items():
+            for dtype in ("float32", "bfloat16"):
                 path = where / "merge.yml"
                 path.write_text(yaml.safe_dump(recipe(names, t=t, slices=slices, dtype=dtype)))
                 ours = merged([sys.executable, "-m", "ttrl_jax.merge", str(path), "--out"], where / "ours")
                 theirs = merged([str(mergekit), str(path)], where / "theirs")
-                difference = largest(ours, theirs, relative=dtype != "float32")
-                failed |= difference > most
-                print(f"{title}, {dtype}: largest difference {difference:.2e}, allowed {most:.2e}", flush=True)
+                largest, share = differences(ours, theirs)
+                failed |= largest > LARGEST if dtype == "float32" else share > SHARE
+                print(f"{title}, {dtype}: largest difference {largest:.2e}, in {share:.1e} of the weights", flush=True)
     return int(failed)
 
 
@@ -92,13 +93,12 @@ def merged(command: list[str], out: Path) -> dict[str, np.ndarray]:
     return {name: np.float32(x) for file in files for name, x in load_file(file).items()}
 
 
-def largest(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], *, relative: bool) -> float:
+def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> tuple[float, float]:
+    """(the largest, the share of the weights that differ at all)."""
     if ours.keys() != theirs.keys():
         raise SystemExit(f"not the same tensors: {sorted(ours.keys() ^ theirs.keys())}")
-    return max(
-        float((np.abs(x - theirs[name]) / (np.maximum(np.abs(x), 1e-30) if relative else 1)).max())
-        for name, x in ours.items()
-    )
+    apart = np.concatenate([np.abs(x - theirs[name]).ravel() for name, x in ours.items()])
+    return float(apart.max()), float((apart > 0).mean())
 
 
 if __name__ == "__main__":
