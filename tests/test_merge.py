@@ -98,6 +98,9 @@ def test_slerp_of_two_numbers_by_hand():
     np.testing.assert_allclose(merge.slerp(0.5, np.float32([1, 0]), z), [1.5 / 3**0.5, 0.5], rtol=1e-6)
     # A matrix is one vector.
     np.testing.assert_allclose(merge.slerp(0.5, x.reshape(2, 1), y.reshape(2, 1)), [[2**0.5], [8**0.5]], rtol=1e-6)
+    # Both ends keep the sign of a zero, which a sum would lose.
+    w = np.float32([-0.0, 1])
+    assert merge.slerp(0, w, x).tobytes() == w.tobytes() == merge.slerp(1, x, w).tobytes()
     # No direction, no norm to divide by: at a right angle to everything.
     np.testing.assert_allclose(merge.slerp(1 / 3, np.float32([0, 0]), y), [0, 2], rtol=1e-6)
 
@@ -297,6 +300,16 @@ def test_what_cannot_be_merged(pair, call, tmp_path):
     assert_refused(call(recipe(pair), "--out="), "--out is missing", tmp_path)
     assert_refused(call(recipe(pair), "again"), "unexpected argument 'again'", tmp_path)
     assert (full / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("value, dtype", [(np.nan, "float32"), (70_000.0, "float16")])
+def test_what_is_not_finite_is_named_and_nothing_is_written(pair, call, tmp_path, value, dtype):
+    broken = shutil.copytree(pair[1], tmp_path / "broken")
+    tensors = read(broken)
+    tensors["model.norm.weight"][3] = value
+    save_file(tensors, broken / "model.safetensors")
+    message = f"model.norm.weight of {broken} has numbers that are not finite in {dtype}"
+    assert_refused(call(recipe((pair[0], broken), dtype=dtype)), message, tmp_path)
 
 
 @pytest.mark.parity

@@ -70,7 +70,7 @@ def merge(recipe: Recipe, out: Path) -> None:
     """Write the merged model to the Hugging Face folder `out`, which appears under its name only when it is complete.
 
     Raises InputError, with nothing written, if a model cannot be read, the two are not of one shape, the recipe's
-    layers are not theirs, a tensor has no t, or there is no room.
+    layers are not theirs, a tensor has no t or is not finite, or there is no room.
     """
     sources = [model_source(path, key="model") for path in (recipe.base, recipe.other)]
     model, other = [read_config(source) for source in sources]
@@ -83,8 +83,15 @@ def merge(recipe: Recipe, out: Path) -> None:
     def merged() -> Iterator[tuple[str, np.ndarray]]:
         for name, t in ts.items():
             # Rounded before and after: the recipe's dtype is that of the models as they are merged.
-            base, other = [np.asarray(opened[name][:]).astype(dtype).astype(np.float32) for opened in tensors]
-            yield name, slerp(t, base, other)
+            with np.errstate(over="ignore"):  # an infinity is told below, by name
+                parents = [np.asarray(opened[name][:]).astype(dtype).astype(np.float32) for opened in tensors]
+            for path, values in zip((recipe.base, recipe.other), parents, strict=True):
+                if not np.isfinite(values).all():
+                    raise InputError(
+                        f"{name} of {path} has numbers that are not finite in {recipe.dtype}; use a wider dtype or "
+                        "another model"
+                    )
+            yield name, slerp(t, *parents)
 
     huggingface.write(
         out,
