@@ -36,6 +36,7 @@ INSTALL = [
     "antlr4-python3-runtime>=4.13.2,<4.14",  # the grammar's runtime; latex2sympy2_extended has a parser for this series
     "sympy>=1.14,<1.15",  # algebra for both; what a worker lets it compile is checked against this series
     "mpmath>=1.3,<1.4",  # below: as tested; above: as sympy has it
+    "PyYAML>=6.0.3,<7",  # recipes of merges; a major release may read scalars otherwise
     "rich>=15,<16",  # the progress bar; its renderables may move with a major release
 ]
 

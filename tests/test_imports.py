@@ -13,9 +13,9 @@ LEVELS = [
     {"card", "errors", "records"},
     {"model", "data", "reward", "run"},
     {"rollout", "learn", "tasks", "source", "check"},
-    {"resolve", "cli"},
+    {"resolve", "cli", "huggingface"},
     {"build"},
-    {"measure", "export"},
+    {"measure", "export", "merge"},
     {"train", "evaluate"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

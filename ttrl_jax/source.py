@@ -29,20 +29,16 @@ _HUB_FILES = [
 ]
 
 
-def model_source(path: str) -> Path:
+def model_source(path: str, *, key: str = "model.path") -> Path:
     """A local Hugging Face folder or GGUF file: `path` itself, or the hub's files of that name, downloaded (with
-    progress) or cached. Raises InputError if there is none."""
+    progress) or cached. Raises InputError if there is none, which calls what to change `key`."""
     local = Path(path).expanduser()
     if local.is_dir() or (local.is_file() and local.suffix == ".gguf"):
         return local
     if local.is_file():
-        raise InputError(
-            f"model.path is the file {local.absolute()}; expected a model folder, a .gguf file or a hub name"
-        )
+        raise InputError(f"{key} is the file {local.absolute()}; expected a model folder, a .gguf file or a hub name")
     if path.startswith((".", "/", "~")) or path.count("/") != 1 or local.suffix == ".gguf":
-        raise InputError(
-            f"There is no model {local.absolute()}; set model.path to a folder, a .gguf file or a hub name"
-        )
+        raise InputError(f"There is no model {local.absolute()}; set {key} to a folder, a .gguf file or a hub name")
     print(f"taking {path} from the hub, or from its copy here{_size(path)} ...", file=sys.stderr, flush=True)
     try:
         return Path(huggingface_hub.snapshot_download(path, allow_patterns=_HUB_FILES))
@@ -50,7 +46,7 @@ def model_source(path: str) -> Path:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{path} is no model folder here and could not be fetched from the hub ({reason}); check the name and the "
-            "network, or set model.path to a folder or a .gguf file"
+            f"network, or set {key} to a folder or a .gguf file"
         ) from error
 
 

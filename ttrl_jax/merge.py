@@ -1,0 +1,266 @@
+"""Merge two models of one shape by spherical interpolation (SLERP), into a Hugging Face folder.
+
+    python -m ttrl_jax.merge RECIPE.yml --out DIR
+
+RECIPE.yml is a recipe as mergekit has it, of its method slerp: slices, merge_method, base_model, parameters.t, dtype.
+DIR is a new or empty folder. Config and tokenizer are those of base_model, which t=0 gives; t=1 gives the other model.
+"""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from absl import flags
+
+from ttrl_jax import cli, huggingface
+from ttrl_jax.errors import InputError
+from ttrl_jax.model import weights
+from ttrl_jax.model.config import ModelConfig, read_config
+from ttrl_jax.source import model_source, parameter_count
+
+cli.define_out_flag()
+
+_COLINEAR = 0.9995  # |cosine| above which an arc is too short, or too near a half circle, to divide by its sine
+_NO_DIRECTION = 1e-8  # norm up to which a tensor is not normalised
+_SAME = ("family", "vocab", "width", "ffn", "layers", "heads", "kv_heads", "head_dim", "tied")
+
+_CARD = """---
+library_name: transformers
+tags: [merge, slerp]
+---
+
+# {base} and {other}, merged
+
+Each tensor of this model lies between that of {base} (t = 0) and that of {other} (t = 1) on the arc that joins them
+(SLERP), as this recipe says. Config and tokenizer are those of {base}. Measure before you rely on the model.
+
+```yaml
+{recipe}```
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a recipe file asks for."""
+
+    base: str  # folder, GGUF file or hub name
+    other: str
+    slices: tuple[tuple[int, int], ...]  # first layer and the one after the last, each beginning where the last ends
+    t: tuple[tuple[str, tuple[float, ...]], ...]  # part of a tensor's name -> anchors over its slice; the first counts
+    dtype: str
+
+
+def main(recipe: str) -> int:
+    if not flags.FLAGS.out:
+        raise InputError("--out is missing; give a new folder for the model")
+    out = Path(flags.FLAGS.out)
+    huggingface.check_out(out)
+    wanted = read_recipe(Path(recipe))
+    merge(wanted, out)
+    print(f"{wanted.base} and {wanted.other} are merged in {out}, as {wanted.dtype}")
+    return 0
+
+
+def merge(recipe: Recipe, out: Path) -> None:
+    """Write the merged model to the Hugging Face folder `out`, which appears under its name only when it is complete.
+
+    Raises InputError, with nothing written, if a model cannot be read, the two are not of one shape, the recipe's
+    layers are not theirs, a tensor has no t or is not finite, or there is no room.
+    """
+    sources = [model_source(path, key="model") for path in (recipe.base, recipe.other)]
+    model, other = [read_config(source) for source in sources]
+    _check_pair(recipe, model, other)
+    tensors = [weights.check(source, model) for source in sources]
+    ts = {name: t_of(recipe, name) for name in weights.names(model)}
+    dtype = huggingface.DTYPES[recipe.dtype]
+    huggingface.check_room(out, dtype.itemsize * parameter_count(model))
+
+    def merged() -> Iterator[tuple[str, np.ndarray]]:
+        for name, t in ts.items():
+            # Rounded before and after: the recipe's dtype is that of the models as they are merged.
+            with np.errstate(over="ignore"):  # an infinity is told below, by name
+                parents = [np.asarray(opened[name][:]).astype(dtype).astype(np.float32) for opened in tensors]
+            for path, values in zip((recipe.base, recipe.other), parents, strict=True):
+                if not np.isfinite(values).all():
+                    raise InputError(
+                        f"{name} of {path} has numbers that are not finite in {recipe.dtype}; use a wider dtype or "
+                        "another model"
+                    )
+            yield name, slerp(t, *parents)
+
+    huggingface.write(
+        out,
+        merged(),
+        source=sources[0],
+        model=model,
+        dtype=recipe.dtype,
+        card=_card(recipe),
+        shard_bytes=huggingface.SHARD_BYTES,
+    )
+
+
+def slerp(t: float, base: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The point at `t` of the arc from `base` to `other`, seen as vectors: float32 of one shape each, all float32.
+
+    With the angle a between them it is (sin((1 - t) a) base + sin(t a) other) / sin(a); on the line between them if
+    they are colinear. t=0 is `base` and t=1 `other`, bit by bit. Shoemake, Animating rotation with quaternion curves,
+    1985; the two thresholds are mergekit's.
+    """
+    if t in (0, 1):
+        return other if t else base
+    cosine = np.sum(_direction(base) * _direction(other))
+    if abs(cosine) > _COLINEAR:
+        return (1 - t) * base + t * other
+    angle = np.arccos(cosine)
+    part = angle * t
+    return np.sin(angle - part) / np.sin(angle) * base + np.sin(part) / np.sin(angle) * other
+
+
+def _direction(tensor: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(tensor)
+    return tensor / norm if norm > _NO_DIRECTION else tensor
+
+
+def t_of(recipe: Recipe, name: str) -> float:
+    """t of a Hugging Face tensor: of the first entry whose filter is part of its name.
+
+    Several values are anchors at equal distances from the first to the last layer of the tensor's slice, with straight
+    lines between them. A slice of one layer has the last, and a tensor of no layer (embedding, last norm, head) the
+    first. Raises InputError if no entry is for the tensor.
+    """
+    for part, anchors in recipe.t:
+        if part in name:
+            return float(np.interp(_place(recipe, name) * (len(anchors) - 1), range(len(anchors)), anchors))
+    raise InputError(f"parameters.t has no value for {name}; add an entry without a filter at its end")
+
+
+def _place(recipe: Recipe, name: str) -> float:
+    """Where in its slice a tensor's layer is, from 0 to 1."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if layer is None:
+        return 0.0
+    begin, end = next((a, b) for a, b in recipe.slices if a <= int(layer[1]) < b)
+    return (int(layer[1]) - begin) / (end - begin - 1) if end - begin > 1 else 1.0
+
+
+def _check_pair(recipe: Recipe, base: ModelConfig, other: ModelConfig) -> None:
+    pair = dataclasses.asdict(base), dataclasses.asdict(other)
+    differ = {name: tuple(fields[name] for fields in pair) for name in pair[0] if pair[0][name] != pair[1][name]}
+    wrong = [f"{name} {differ[name][0]} and {differ[name][1]}" for name in _SAME if name in differ]
+    if wrong:
+        raise InputError(f"{recipe.base} and {recipe.other} are not of one shape, they have " + ", ".join(wrong))
+    if recipe.slices[-1][1] != base.layers:
+        raise InputError(
+            f"the slices end with layer_range {list(recipe.slices[-1])} and the models have {base.layers} layers; "
+            f"end with {base.layers}, as no layer is left out"
+        )
+    if differ:
+        print(f"{recipe.other} has another {', '.join(differ)}; that of {recipe.base} is kept", file=sys.stderr)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file. Raises InputError naming what is missing, wrong, or asks for what is not computed here."""
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a recipe ({error})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    top = _fields(given, ("slices", "merge_method", "base_model", "parameters", "dtype"), str(path))
+    if top["merge_method"] != "slerp":
+        raise InputError(f"{path}: merge_method is {top['merge_method']!r}, only slerp is computed")
+    if top["dtype"] not in list(huggingface.DTYPES):
+        raise InputError(f"{path}: dtype is {top['dtype']!r}, expected one of {', '.join(huggingface.DTYPES)}")
+    t = _fields(top["parameters"], ("t",), f"{path}: parameters")["t"]
+    other, slices = _slices(top["slices"], top["base_model"], f"{path}: slices")
+    return Recipe(top["base_model"], other, slices, _settings(t, f"{path}: parameters.t"), top["dtype"])
+
+
+def _fields(given: Any, required: tuple[str, ...], where: str, *, optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A mapping with these keys and no others."""
+    if not isinstance(given, dict):
+        raise InputError(f"{where} should be a mapping with {', '.join(required)}, got {given!r}")
+    for name in given:
+        if name not in required + optional:
+            raise InputError(f"{where}: {name} is not computed; only {', '.join(required + optional)} are, remove it")
+    for name in required:
+        if name not in given:
+            raise InputError(f"{where}: {name} is missing, add it")
+    return given
+
+
+def _slices(given: Any, base: Any, where: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """(the model that is not `base`, the slices' ranges of layers)."""
+    if not isinstance(given, list) or not given:
+        raise InputError(f"{where} should be a list of slices, got {given!r}")
+    others, ranges = set(), []
+    for i, each in enumerate(given):
+        here = f"{where}[{i}]"
+        sources = _fields(each, ("sources",), here)["sources"]
+        if not isinstance(sources, list) or len(sources) != 2:
+            raise InputError(f"{here}.sources should be a list of two models, got {sources!r}")
+        sources = [
+            _fields(source, ("model", "layer_range"), f"{here}.sources[{j}]") for j, source in enumerate(sources)
+        ]
+        names = [source["model"] for source in sources]
+        if not all(isinstance(name, str) for name in names) or base not in names or names[0] == names[1]:
+            raise InputError(f"{here} should have base_model, {base!r}, and one other model, got {names}")
+        others |= set(names) - {base}
+        first, second = [_range(source["layer_range"], f"{here}.sources[{j}]") for j, source in enumerate(sources)]
+        if first != second:
+            raise InputError(f"{here} has layer_range {list(first)} and {list(second)}; only equal ones are computed")
+        if first[0] != (ranges[-1][1] if ranges else 0):
+            raise InputError(
+                f"{here}: layer_range {list(first)} should begin with {ranges[-1][1] if ranges else 0}; layers are not "
+                "left out, repeated or moved"
+            )
+        ranges.append(first)
+    if len(others) > 1:
+        raise InputError(f"{where} has {len(others)} models besides base_model, {sorted(others)}; only one is computed")
+    return others.pop(), tuple(ranges)
+
+
+def _range(given: Any, where: str) -> tuple[int, int]:
+    if not isinstance(given, list) or [type(x) for x in given] != [int, int] or not 0 <= given[0] < given[1]:
+        raise InputError(f"{where}: layer_range should be [first layer, last layer + 1], got {given!r}")
+    return given[0], given[1]
+
+
+def _settings(given: Any, where: str) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """A number, a list of anchors, or a list of these by filter, as the last."""
+    by_filter = isinstance(given, list) and any(isinstance(each, dict) for each in given)
+    settings = []
+    for each in given if by_filter else [{"value": given}]:
+        each = {"filter": None} | _fields(each, ("value",), where, optional=("filter",))
+        if not isinstance(each["filter"], str | None):
+            raise InputError(f"{where}: filter should be part of a tensor's name, got {each['filter']!r}")
+        anchors = each["value"] if isinstance(each["value"], list) else [each["value"]]
+        if not anchors or not all(type(x) in (int, float) and 0 <= x <= 1 for x in anchors):
+            raise InputError(f"{where}: value should be a number from 0 to 1, or a list of such, got {each['value']!r}")
+        settings.append(("" if each["filter"] in (None, "*") else each["filter"], tuple(anchors)))
+    return tuple(settings)
+
+
+def _card(recipe: Recipe) -> str:
+    """The model card. Of a local path only the name: where files lay on this machine says nothing elsewhere."""
+    base, other = [Path(x).name if Path(x).expanduser().exists() else x for x in (recipe.base, recipe.other)]
+    shown = {
+        "slices": [
+            {"sources": [{"model": name, "layer_range": list(layers)} for name in (base, other)]}
+            for layers in recipe.slices
+        ],
+        "merge_method": "slerp",
+        "base_model": base,
+        "parameters": {"t": [{"filter": part or "*", "value": list(anchors)} for part, anchors in recipe.t]},
+        "dtype": recipe.dtype,
+    }
+    return _CARD.format(base=base, other=other, recipe=yaml.safe_dump(shown, sort_keys=False))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, doc=__doc__, takes="RECIPE.yml"))
