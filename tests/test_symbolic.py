@@ -292,8 +292,9 @@ def gone(pid: int) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_workers_leave_quietly_with_their_parent(number: int):
     code = """
-import time
+import signal, time
 from ttrl_jax.reward import symbolic
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
 symbolic.equal([("x+1", "1+x")])
 try:
     print(*symbolic._COMPARER.processes(), flush=True)
