@@ -15,7 +15,7 @@ LEVELS = [
     {"rollout", "learn", "tasks", "source", "check"},
     {"resolve", "cli"},
     {"build"},
-    {"measure", "export"},
+    {"measure", "export", "report"},
     {"train", "evaluate"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
