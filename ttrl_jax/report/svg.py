@@ -33,7 +33,7 @@ def lines(title: str, drawn: Sequence[Line], *, most: int) -> str:
     marks = ticks([y for line in drawn for _, y in line.points])
     low, high = marks[0], marks[-1]
     parts = [_grid(marks)]
-    for step in (0, x1 / 2, x1):
+    for step in (0, x1 // 2, x1):
         anchor = "start" if step == 0 else "end" if step == x1 else "middle"
         parts.append(_text(_x(step, x1), HEIGHT - 8, f"{step:g}", anchor))
     for line in drawn:
@@ -77,13 +77,13 @@ def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[floa
 
 
 def ticks(values: Sequence[float]) -> list[float]:
-    """Three to seven round numbers at equal distances, that enclose the values."""
+    """Three to eight round numbers at equal distances, that enclose the values."""
     low, high = min(values), max(values)
     if high - low < 1e-9 * max(1.0, abs(low)):
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-    rough = (high - low) / 4
+    rough = (high - low) / 5
     unit = 10.0 ** math.floor(math.log10(rough))
-    step = unit * next(x for x in (1, 2, 5, 10) if x * unit >= rough * 0.999)
+    step = unit * next(x for x in (1, 2, 2.5, 5, 10) if x * unit >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]
 
