@@ -61,6 +61,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ttrl_jax", "ttrl_jax.*"]),
+    package_data={"ttrl_jax.report": ["page.css", "page.js"]},
     install_requires=INSTALL,
     extras_require=EXTRAS,
 )

@@ -15,7 +15,7 @@ LEVELS = [
     {"rollout", "learn", "tasks", "source", "check"},
     {"resolve", "cli", "huggingface"},
     {"build"},
-    {"measure", "export", "merge"},
+    {"measure", "export", "merge", "report"},
     {"train", "evaluate"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -31,15 +31,16 @@ def define_config_flag() -> None:
 
 
 def define_out_flag() -> None:
-    """Define --out, the folder that a command writes. Each that has it calls this on import."""
+    """Define --out, what a command writes. Each that has it calls this on import."""
     if "out" not in flags.FLAGS:
-        flags.DEFINE_string("out", "", "Folder to write.")
+        flags.DEFINE_string("out", "", "Folder to write; of a report, the file.")
 
 
-def run(main: Callable[..., int], *, doc: str, takes: str | None = None) -> int:
+def run(main: Callable[..., int], *, doc: str, takes: str | None = None, several: bool = False) -> int:
     """Parse the flags of sys.argv, call `main`, and return the exit code.
 
     takes: what the one argument is called that is no flag, if the command takes one; `main` is called with it.
+    several: there may be more than one of it; `main` is called with all.
 
     That is main's own; 2, with one line on stderr, for an InputError, a flag error or a full disk; 1 for numbers that
     are no longer finite; 130 for Ctrl-C where main does not see to it. `--help` prints `doc` and the
@@ -49,7 +50,7 @@ def run(main: Callable[..., int], *, doc: str, takes: str | None = None) -> int:
         if {"--help", "-h"} & set(sys.argv):
             print(f"{doc.strip()}\n\n{_flag_help()}")
             return 0
-        return main(*_parse(sys.argv, takes))
+        return main(*_parse(sys.argv, takes, several))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -93,8 +94,8 @@ def config_name() -> str:
     return Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]).stem
 
 
-def _parse(argv: list[str], takes: str | None) -> list[str]:
-    """Parse the flags; what is no flag comes back, in a list: one argument if the command takes one, else none."""
+def _parse(argv: list[str], takes: str | None, several: bool) -> list[str]:
+    """Parse the flags; what is no flag comes back: nothing, or what `takes` names, once or `several` times."""
     if str(_CHECKOUT) not in sys.path:
         sys.path.append(str(_CHECKOUT))
     named = _config_argument(argv)
@@ -119,7 +120,7 @@ def _parse(argv: list[str], takes: str | None) -> list[str]:
     except TypeError as error:
         raise InputError(f"the config cannot be made: {error}") from error
     expected = 1 if takes is None else 2
-    if len(rest) > expected:
+    if len(rest) > expected and not several:
         raise InputError(f"unexpected argument {rest[expected]!r}; options begin with --, such as --config FILE.py")
     if len(rest) < expected:
         raise InputError(f"{takes} is missing; give it after the command")

@@ -49,7 +49,8 @@ def measure(
         rollouts = sample(params, prompts, key, progress=progress)
         texts = parts.texts(rollouts)
         answers = [[task.extract(text) for text in group] for group in texts]
-        rows = generations(task.items, texts, answers, [vote(group) for group in answers], rollouts, None)
+        ballots = [vote(group) for group in answers]
+        rows = generations(task.items, texts, answers, ballots, rollouts, None, truths(task.items))
         sets.append((rollouts, answers, rows, in_format(texts, task.in_format)))
     rollouts, answers, rows, formed = sets[0]
     greedy_answers = None
@@ -139,9 +140,14 @@ def generations(
     ballots: Sequence[Ballot],
     rollouts: Rollouts,
     rewards: np.ndarray | None,
+    truths: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
-    """One JSON-ready row for each problem: its question, label and every response with answer, class and reward."""
+    """One JSON-ready row for each problem: its question, label and every response with answer, class and reward.
+
+    With `truths`, also the truth and `right`, the class that it is in (None: nobody gave it).
+    """
     rows, scores = [], mean_logps(rollouts)
+    right = None if truths is None else truth_classes(ballots, truths)
     for p, (problem, ballot) in enumerate(zip(problems, ballots, strict=True)):
         samples = [
             {
@@ -164,6 +170,7 @@ def generations(
                 "counts": list(ballot.counts),
                 "samples": samples,
             }
+            | ({} if truths is None else {"truth": truths[p], "right": right[p]})
         )
     return rows
 

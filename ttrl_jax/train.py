@@ -173,7 +173,7 @@ def main() -> int:
                 audited = audit(ballots, labels, rewards, chosen, truths(batch)) if truths(batch) else {}
                 history.labels |= dict(zip(ids, label_keys(ballots), strict=True))
                 if config.log.generations_every and step % config.log.generations_every == 0:
-                    rows = generations(batch, texts, answers, ballots, rollouts, rewards)
+                    rows = generations(batch, texts, answers, ballots, rollouts, rewards, truths(batch))
                     write_jsonl(workdir / "rollouts" / f"train_{step:06}.jsonl", rows)
                 metrics = (
                     measured

@@ -1,0 +1,48 @@
+"""Write a report on one or more runs: one HTML file that needs nothing else, neither a network nor this program.
+
+    python -m ttrl_jax.report RUN [RUN ...] --out report.html
+
+RUN is a run folder, of a run that is finished or not. The report has the results before and after, the curves side by
+side, the checkpoints that one could choose, and the questions with their labels and generations.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from ttrl_jax import cli
+from ttrl_jax.errors import InputError
+from ttrl_jax.report.data import read_runs
+from ttrl_jax.report.page import page
+from ttrl_jax.report.rollouts import read_questions
+
+cli.define_out_flag()
+
+
+def main(*paths: str) -> int:
+    out = Path(flags.FLAGS.out)
+    if out.suffix != ".html":
+        raise InputError(f"--out must be a file that ends in .html, got {flags.FLAGS.out!r}")
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder; give the name of a file in it")
+    runs = read_runs(paths)
+    questions = [question for run in runs for question in read_questions(run)]
+    text = page(runs, questions).encode("utf-8", errors="backslashreplace")  # a lone surrogate has no UTF-8
+    unfinished = out.with_name(out.name + ".tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(text)
+        os.replace(unfinished, out)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"--out {out} cannot be written ({error}); choose another") from error
+    for run in runs:
+        for note in run.notes:
+            print(f"{run.name}: {note}", file=sys.stderr)
+    print(f"wrote {out}, {len(text) / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, doc=__doc__, takes="RUN", several=True))

@@ -1,0 +1,160 @@
+"""What a run folder says of its run, as far as it can be read: a run may be unfinished, or its files damaged."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ttrl_jax.errors import InputError
+from ttrl_jax.run import folder
+from ttrl_jax.tasks import OWN
+
+
+@dataclass
+class Run:
+    """One run, read from its folder."""
+
+    name: str
+    path: Path
+    settings: dict[str, Any] = field(default_factory=dict)  # "section.key" -> value
+    finished: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl, by step
+    evaluations: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)  # step -> task -> name -> value
+    notes: list[str] = field(default_factory=list)  # what could not be read
+
+    @property
+    def oracle(self) -> bool:
+        """Whether true labels made the rewards: not the method, but what it could reach."""
+        return self.settings.get("reward.label") == "truth"
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the sets of questions that were evaluated, the run's own first."""
+        found = dict.fromkeys(task for numbers in self.evaluations.values() for task in numbers)
+        return sorted(found, key=lambda task: task != OWN)
+
+
+def read_runs(paths: Sequence[str]) -> list[Run]:
+    """Read the runs in these folders, named by folder, or by path where that is not enough.
+
+    Raises InputError if one is no run folder, or is given twice.
+    """
+    resolved = [Path(path).resolve() for path in paths]
+    for i, path in enumerate(resolved):
+        if path in resolved[:i]:
+            raise InputError(f"{paths[i]} is given twice; give each run once")
+    names = [path.name for path in resolved]
+    return [
+        read_run(Path(path), name if names.count(name) == 1 else path) for path, name in zip(paths, names, strict=True)
+    ]
+
+
+def read_run(path: Path, name: str) -> Run:
+    """Read what there is of the run in `path`. Raises InputError if that is no run folder."""
+    if not (path / folder.CONFIG).is_file():
+        raise InputError(f"{path} is not a run folder (no {folder.CONFIG}); give the --workdir of a training run")
+    run = Run(name, path)
+    try:
+        run.settings = flat(folder.made_with(path, flag="RUN")[0])
+    except InputError:
+        run.notes.append(f"{folder.CONFIG} is damaged: the settings are unknown")
+    rows, unreadable = read_lines(path / "metrics.jsonl")
+    by_step = {row["step"]: finite(row) for row in rows if isinstance(row.get("step"), int)}
+    run.rows = [by_step[step] for step in sorted(by_step)]
+    if unreadable:
+        run.notes.append(f"{unreadable} of the lines of metrics.jsonl cannot be read and are left out")
+    run.evaluations = {row["step"]: found for row in run.rows if (found := evaluation_of(row))}
+    try:
+        summary = folder.read_summary(path)
+        run.finished = summary is not None
+        add_summary(run.evaluations, summary or {})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        run.notes.append(f"{folder.SUMMARY} is damaged and left out")
+    if not run.rows:
+        run.notes.append("metrics.jsonl has no row that can be read: there are no curves")
+    if not run.finished:
+        steps = run.rows[-1]["step"] if run.rows else 0
+        run.notes.append(f"the run is not finished: this is what there was after step {steps}")
+    return run
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects of a JSON Lines file, none if it is missing, and how many of its lines are none."""
+    if not path.is_file():
+        return [], 0
+    rows, unreadable = [], 0
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line, parse_constant=lambda _: None)  # NaN is no JSON
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            unreadable += 1
+    return rows, unreadable
+
+
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are finite numbers; a number that was not finite has been written as null."""
+    return {name: x for name, x in row.items() if type(x) in (int, float) and math.isfinite(x)}
+
+
+def evaluation_of(row: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Of a row of metrics the numbers eval/<task>/<name>, by task."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in row.items():
+        if name.startswith("eval/") and name.count("/") == 2:
+            _, task, what = name.split("/")
+            found.setdefault(task, {})[what] = value
+    return found
+
+
+def add_summary(evaluations: dict[int, dict[str, dict[str, float]]], summary: Mapping[str, Any]) -> None:
+    """Add the first and the last evaluation of a summary, where metrics.jsonl did not have them."""
+    for name, numbers in summary.items():
+        for end in ("before", "after"):
+            if name == end or name.endswith(f"_{end}"):
+                step = 0 if end == "before" else summary["steps"]
+                task = name.removesuffix(end).removesuffix("_") or OWN
+                evaluations.setdefault(step, {}).setdefault(task, finite(numbers))
+
+
+def metric_at(numbers: Mapping[str, float], kind: str) -> str | None:
+    """The name kind@k with the greatest k, such as avg@16; None if there is none."""
+    counts = [int(name.split("@")[1]) for name in numbers if re.fullmatch(rf"{kind}@\d+", name)]
+    return f"{kind}@{max(counts)}" if counts else None
+
+
+def ends(run: Run, task: str) -> tuple[int, int] | None:
+    """The steps of the first and the last evaluation of a task; None without any."""
+    steps = sorted(step for step, found in run.evaluations.items() if task in found)
+    return (steps[0], steps[-1]) if steps else None
+
+
+def choices(run: Run) -> dict[str, int]:
+    """The evaluations to look at apart -> their step: first, last, chosen without labels, and best.
+
+    chosen: the highest majority ratio of the run's own questions, which needs no truth; of equal ones the earliest.
+    best: the highest avg@k of these, which needs the truths, so that nobody without them could have picked it.
+    """
+    own = {step: found[OWN] for step, found in sorted(run.evaluations.items()) if OWN in found}
+    if not own:
+        return {}
+    found = {"start": min(own), "last": max(own)}
+    for title, kind in (("chosen", "majority_ratio"), ("best", metric_at(own[min(own)], "avg"))):
+        rated = {step: numbers[kind] for step, numbers in own.items() if kind in numbers}
+        if rated:
+            found[title] = max(rated, key=lambda step: rated[step])
+    return found
+
+
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as "section.key" -> value."""
+    found = {}
+    for name, value in section.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
