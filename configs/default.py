@@ -11,7 +11,7 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # fixes the order of questions and every sampled token
-    c.episodes = 80  # passes over the questions
+    c.episodes = 80  # passes over the questions; 0: no training, the model as it is and its vote
     c.algorithm = "grpo"  # grpo
 
     c.model = ConfigDict()
@@ -57,7 +57,8 @@ def get_config() -> ConfigDict:
     c.reward.locale = "en"  # en | tr | de: how responses write numbers, 1,234.5 or 1.234,5; truths are always as in en
     c.reward.kind = "agreement"  # agreement: 1 with the label, else 0 | vote_share: share of the votes with that answer
     c.reward.format_weight = 0.0  # added to the reward of a response that is in reward.format
-    c.reward.label = "majority"  # majority | truth (the oracle) | random (control)
+    # majority | offline (of the start model's votes, never renewed) | truth (the oracle) | random (control)
+    c.reward.label = "majority"
     c.reward.ties = "first"  # first: the answer seen first is the label | random: drawn by (seed, step, question)
 
     c.train = ConfigDict()

@@ -1,6 +1,7 @@
 """What every test runs under: 8 CPU devices."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def fresh_flags() -> Iterator[Callable[[], None]]:
         flags.FLAGS.unparse_flags()
         flags.FLAGS["config"].value = None
         flags.FLAGS["config"].present = 0
+        sys.modules.pop("config_config", None)  # the last --config file, over which the next one would be loaded
         for name in {"workdir", "checkpoint", "out"} & set(flags.FLAGS):
             flags.FLAGS[name].value = ""
 

@@ -60,8 +60,8 @@ def _reward_rules(config: ConfigDict) -> list[tuple[bool, str]]:
     reward = config.reward
     return [
         (
-            reward.label in ("majority", "truth", "random"),
-            f"reward.label must be majority, truth or random, got {reward.label!r}",
+            reward.label in ("majority", "offline", "truth", "random"),
+            f"reward.label must be majority, offline, truth or random, got {reward.label!r}",
         ),
         (reward.ties in ("first", "random"), f"reward.ties must be first or random, got {reward.ties!r}"),
         (
@@ -89,7 +89,6 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
     """What must be at least 1, or at least 0."""
     rollout, train = config.rollout, config.train
     at_least_one = {
-        "episodes": config.episodes,
         "prompt.max_tokens": config.prompt.max_tokens,
         "rollout.prompts": rollout.prompts,
         "rollout.votes": rollout.votes,
@@ -104,6 +103,7 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
     if rollout.max_tokens is not None:
         at_least_one["rollout.max_tokens"] = rollout.max_tokens
     not_negative = {
+        "episodes": config.episodes,
         "data.limit": config.data.limit,
         "data.level": config.data.level,
         "train.learning_rate": train.learning_rate,

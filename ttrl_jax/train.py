@@ -8,10 +8,11 @@ table.
 """
 
 import dataclasses
+import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from ttrl_jax.measure import introduce as introduce_inputs
 from ttrl_jax.model.weights import sha256
 from ttrl_jax.records import Prompts, Rollouts
 from ttrl_jax.reward.audit import audit, truth_classes
+from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.score import random_classes, score, select, vote_share, with_format
-from ttrl_jax.reward.vote import label_keys, vote, vote_metrics
+from ttrl_jax.reward.vote import Ballot, classes_of, label_keys, vote, vote_metrics
 from ttrl_jax.run import folder
 from ttrl_jax.run.checkpoint import Checkpoints, Interrupt, check_disk
 from ttrl_jax.run.metrics import MetricsLog, write_json, write_jsonl
@@ -99,14 +101,14 @@ def main() -> int:
 
         # --------------------------------------------------------- model, optimizer, random keys
         parts = builder.build(config, inputs, progress.line)
+        train_key = jax.random.fold_in(jax.random.key(config.seed), 0)
+        eval_keys = task_keys(config.seed, len(inputs.tasks))
+        introduce(config, inputs, workdir, start, progress.line)
         state, history = parts.state, History()
         if start:
             state = checkpoints.restore(start, parts.state_layout)
             history = restore_history(checkpoints.meta(start))
         earlier_seconds = history.seconds
-        train_key = jax.random.fold_in(jax.random.key(config.seed), 0)
-        eval_keys = task_keys(config.seed, len(inputs.tasks))
-        introduce(config, inputs, workdir, start, progress.line)
 
         def evaluate(step: int) -> dict[str, float]:
             """Measure the model after `step` steps on every task; the generations of the first and last are kept."""
@@ -133,6 +135,10 @@ def main() -> int:
         # --------------------------------------------------------- the loop
         step, clock = start, Clock()
         try:
+            offline = {}
+            if config.reward.label == "offline":
+                key = jax.random.fold_in(train_key, total)  # no step has this one
+                offline = offline_labels(config, inputs, parts, workdir, key, watch("voting on all questions"))
             for step in range(start, total):
                 clock.laps.clear()
                 due = step == 0 or config.eval.every and step % config.eval.every == 0
@@ -148,9 +154,10 @@ def main() -> int:
                 texts = parts.texts(rollouts)
                 answers = [[parts.extract(text) for text in group] for group in texts]
                 ids = [problem.index for problem in batch]
-                draws = [(config.seed, step, i) if config.reward.ties == "random" else None for i in ids]
-                ballots = [vote(group, draw=draw) for group, draw in zip(answers, draws, strict=True)]
+                ballots = cast_votes(answers, config, step=step, ids=ids)
                 labels = [ballot.label for ballot in ballots]
+                if config.reward.label == "offline":  # the baseline: what the start model's votes give
+                    labels = classes_of(ballots, [offline[i] for i in ids])
                 if config.reward.label == "truth":  # the oracle: what true labels would have given
                     labels = truth_classes(ballots, truths(batch))
                 if config.reward.label == "random":  # the control: what rewards without information give
@@ -208,6 +215,42 @@ def main() -> int:
     print(report(summary, config))
     print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}")
     return 0
+
+
+# ---------------------------------------------------------------------- what main asks once
+
+
+def offline_labels(
+    config: Any,
+    inputs: builder.Inputs,
+    parts: builder.Parts,
+    workdir: Path,
+    key: jax.Array,
+    progress: Callable[[int], None],
+) -> dict[int, Answer | None]:
+    """The label of each question, by its index, that the votes of the start model give, and keep giving.
+
+    They are sampled once, as a training step samples, and kept in labels.jsonl with the generations.
+    """
+    path, items = workdir / "labels.jsonl", inputs.problems.items
+    if not path.is_file():
+        rollouts = parts.sample(parts.state.params, parts.encode(items), key, progress=progress)
+        texts = parts.texts(rollouts)
+        answers = [[parts.extract(text) for text in group] for group in texts]
+        ids = [problem.index for problem in items]
+        ballots = cast_votes(answers, config, step=inputs.total_steps, ids=ids)
+        write_jsonl(path, generations(items, texts, answers, ballots, rollouts, None, truths(items)))
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    labels = [None if row["label"] is None else Answer(row["label"]) for row in rows]
+    return {problem.index: label for problem, label in zip(items, labels, strict=True)}
+
+
+def cast_votes(
+    answers: Sequence[Sequence[Answer | None]], config: Any, *, step: int, ids: Sequence[int]
+) -> list[Ballot]:
+    """The ballots on the questions `ids`, with ties as the config has them."""
+    draws = [(config.seed, step, i) if config.reward.ties == "random" else None for i in ids]
+    return [vote(group, draw=draw) for group, draw in zip(answers, draws, strict=True)]
 
 
 # ---------------------------------------------------------------------- what main says

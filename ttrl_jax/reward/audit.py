@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ttrl_jax.reward.equivalence import find
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.score import score
-from ttrl_jax.reward.vote import Ballot
+from ttrl_jax.reward.vote import Ballot, classes_of
 
 
 def truth_classes(ballots: Sequence[Ballot], truths: Sequence[str]) -> list[int | None]:
@@ -15,7 +14,7 @@ def truth_classes(ballots: Sequence[Ballot], truths: Sequence[str]) -> list[int 
 
     A truth is already an answer, so it does not go through the extractor.
     """
-    return [find(Answer(truth), ballot.answers) for ballot, truth in zip(ballots, truths, strict=True)]
+    return classes_of(ballots, [Answer(truth) for truth in truths])
 
 
 def audit(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttrl_jax.reward.equivalence import cluster, key
+from ttrl_jax.reward.equivalence import cluster, find, key
 from ttrl_jax.reward.extract import Answer
 
 
@@ -54,6 +54,12 @@ def vote(group: Sequence[Answer | None], *, draw: tuple[int, int, int] | None = 
 def label_keys(ballots: Sequence[Ballot]) -> list[str | None]:
     """Return the key of each ballot's label (None: no label), to keep for the question's next visit."""
     return [None if b.label is None else key(b.answers[b.label]) for b in ballots]
+
+
+def classes_of(ballots: Sequence[Ballot], answers: Sequence[Answer | None]) -> list[int | None]:
+    """Return the class of each answer [P] in its question's ballot, None if nobody gave it or there is no answer."""
+    pairs = zip(ballots, answers, strict=True)
+    return [None if answer is None else find(answer, ballot.answers) for ballot, answer in pairs]
 
 
 def vote_metrics(
