@@ -120,10 +120,11 @@ def test_generations_say_what_became_of_each_response():
     problem = Problem(0, "q1", "How many?", None)
     texts = [["a \\boxed{5}", "b \\boxed{5}", "c \\boxed{7}", "d"]]
     rewards = np.array([[1, 1, 0, 0]], np.float32)
-    [row] = generations([problem], texts, GROUPS[:1], [vote(GROUPS[0])], rollouts, rewards, ["7.0"])
+    [row] = generations([problem], ["Q: 3 + 4"], texts, GROUPS[:1], [vote(GROUPS[0])], rollouts, rewards, ["7.0"])
     assert (row["id"], row["question"], row["label"], row["counts"]) == ("q1", "How many?", "5", [2, 1])
+    assert row["prompt"] == "Q: 3 + 4"
     assert (row["truth"], row["right"]) == ("7.0", 1)  # the class of the 7
-    blind = generations([problem], texts, GROUPS[:1], [vote(GROUPS[0])], rollouts, rewards, None)
+    blind = generations([problem], ["Q: 3 + 4"], texts, GROUPS[:1], [vote(GROUPS[0])], rollouts, rewards, None)
     assert blind == [{name: x for name, x in row.items() if name not in ("truth", "right")}]
     assert row["samples"][2] == {
         "response": "c \\boxed{7}", "answer": "7", "class": 1, "tokens": 3, "truncated": False, "mean_logp": -1.0,

@@ -61,10 +61,11 @@ def numbers(avg: float, majority: float) -> dict[str, float]:
     return {"avg@4": avg, "maj@2": avg, "maj@4": avg + 0.1, "pass@4": avg + 0.2, "majority_ratio": majority}
 
 
-def made_run(where: Path, evaluations: dict[int, dict[str, float]], label: str = "majority") -> Path:
+def made_run(where: Path, evaluations: dict[int, dict[str, float]], label: str = "majority", seed: int = 0) -> Path:
     """A run folder with these evaluations, of its own questions, and three steps between."""
     config = quickstart.get_config().to_dict()
     config["reward"]["label"] = label
+    config["seed"] = seed
     write_json(where / "config.json", {"config": config, "model": {}})
     rows = [
         {"step": step, "vote/majority_ratio": step / 10}
@@ -106,6 +107,7 @@ def test_a_real_run_is_all_there(trained, call):
     ]
     [shown] = [question for question in found if question["set"] == "training" and question["id"] == "2"]
     assert shown["question"] == written["question"] and shown["truth"] == written["truth"]
+    assert shown["question"] in shown["prompt"] != shown["question"]  # the model's own template is around it
     visit, sample = shown["visits"][1], written["samples"][3]
     assert visit["label"] == written["label"] and visit["share"] == max(written["counts"]) / 8
     assert visit["samples"][3][:4] == [sample[name] for name in ("response", "answer", "class", "reward")]
@@ -130,14 +132,37 @@ def test_several_runs_share_the_charts_and_bounds_are_drawn(tmp_path, call):
         ("k0", "method: avg@4"),
         ("k0 dashed", "method: maj@4"),
         ("k0 bound", "maj@4 of the start model (method)"),  # once: it is the same for both
-        ("k1", "oracle (oracle: true labels): avg@4"),
-        ("k1 dashed", "oracle (oracle: true labels): maj@4"),
-        ("k1 bound", "oracle, avg@4 at the end (oracle)"),
+        ("k1", "oracle: avg@4"),
+        ("k1 dashed", "oracle: maj@4"),
+        ("k1 bound", "avg@4 at the end of oracle (oracle: true labels)"),
     ]
     heights = {name: [pair.split(",")[1] for pair in points.split()] for _, name, points in names}
     assert heights["maj@4 of the start model (method)"] == [heights["method: maj@4"][0]] * 2
-    assert heights["oracle, avg@4 at the end (oracle)"] == [heights["oracle (oracle: true labels): avg@4"][-1]] * 2
+    assert heights["avg@4 at the end of oracle (oracle: true labels)"] == [heights["oracle: avg@4"][-1]] * 2
     assert "<td>reward.label</td><td>majority</td><td>truth</td>" in text
+
+
+def test_seeds_of_one_config_are_put_together(tmp_path, call):
+    ends = [(0.2, 0.6), (0.3, 0.8), (0.1, 0.7)]
+    seeds = [
+        made_run(tmp_path / f"run-seed{i}", {0: numbers(first, 0.3), 4: numbers(last, 0.8)}, seed=i)
+        for i, (first, last) in enumerate(ends)
+    ]
+    other = made_run(tmp_path / "random", {0: numbers(0.2, 0.3), 4: numbers(0.1, 0.3)}, label="random")
+    _, text, _ = call(*seeds, other)
+    assert "<th>run-seed* (3 seeds): before</th>" in text and "<th>random (control: random labels): before</th>" in text
+    row = "<td>avg@4</td><td>0.200 (0.100 to 0.300)</td><td>0.700 (0.600 to 0.800)</td><td>+0.500</td>"
+    assert row + "<td>0.200</td><td>0.100</td><td>-0.100</td>" in text
+    chart = next(figure for figure in text.split("<figure>") if "Majority ratio" in figure)
+    assert re.findall(r'class="(k\d)" data-name="([^"]*)"', chart) == [
+        ("k0", "run-seed0"), ("k0", "run-seed1"), ("k0", "run-seed2"), ("k1", "random"),
+    ]  # fmt: skip
+    legend = re.findall(r'<span class="key"><i class="(k\d) "></i>([^<]*)</span>', chart)
+    assert legend == [("k0", "run-seed* (3 seeds)"), ("k1", "random (control: random labels)")]
+    bars = next(figure for figure in text.split("<figure>") if "pass@k, trained on, run-seed*" in figure)
+    assert "before, pass@4: 0.400</title>" in bars and "after, pass@4: 0.900</title>" in bars
+    accuracy = next(figure for figure in text.split("<figure>") if "Accuracy, trained on" in figure)
+    assert accuracy.count("maj@4 of the start model (run-seed* (3 seeds))") == 2  # the line and its key
 
 
 def test_last_chosen_and_best_are_apart(tmp_path, call):

@@ -132,6 +132,7 @@ class EvalParts:
 
     params_layout: decoder.Params  # ShapeDtypeStructs with shardings, for restoring
     encode: Callable[[Sequence[Problem]], Prompts]
+    render: Callable[[Sequence[Problem]], list[str]]  # the prompts as text
     draw: Callable[..., Rollouts]  # (params, prompts, key, *, votes, sampling, progress)
     sample_for_eval: Callable[..., Rollouts]  # (params, prompts, key, *, progress)
     sample_greedy: Callable[..., Rollouts]  # likewise, one response to each prompt
@@ -192,6 +193,7 @@ def _eval_parts(config: ConfigDict, inputs: EvalInputs, sampler: Sampler) -> Eva
     return EvalParts(
         params_layout=params_layout(inputs.model, inputs.mesh),
         encode=functools.partial(_encode, inputs.encoder),
+        render=lambda batch: [inputs.encoder.render(problem.question) for problem in batch],
         draw=draw,
         sample_for_eval=functools.partial(draw, votes=config.eval.samples, sampling=_sampling(config.eval)),
         sample_greedy=functools.partial(draw, votes=1, sampling=Sampling(temperature=0.0)),

@@ -50,7 +50,8 @@ def measure(
         texts = parts.texts(rollouts)
         answers = [[task.extract(text) for text in group] for group in texts]
         ballots = [vote(group) for group in answers]
-        rows = generations(task.items, texts, answers, ballots, rollouts, None, truths(task.items))
+        rendered = parts.render(task.items)
+        rows = generations(task.items, rendered, texts, answers, ballots, rollouts, None, truths(task.items))
         sets.append((rollouts, answers, rows, in_format(texts, task.in_format)))
     rollouts, answers, rows, formed = sets[0]
     greedy_answers = None
@@ -135,6 +136,7 @@ def mean_logps(rollouts: Rollouts) -> np.ndarray:
 
 def generations(
     problems: Sequence[Problem],
+    prompts: Sequence[str],
     texts: Sequence[Sequence[str]],
     answers: Sequence[Sequence[Answer | None]],
     ballots: Sequence[Ballot],
@@ -142,7 +144,8 @@ def generations(
     rewards: np.ndarray | None,
     truths: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
-    """One JSON-ready row for each problem: its question, label and every response with answer, class and reward.
+    """One JSON-ready row for each problem: question, prompt as the model sees it, label and every response with answer,
+    class and reward.
 
     With `truths`, also the truth and `right`, the class that it is in (None: nobody gave it).
     """
@@ -166,6 +169,7 @@ def generations(
             {
                 "id": problem.id,
                 "question": problem.question,
+                "prompt": prompts[p],
                 "label": label,
                 "counts": list(ballot.counts),
                 "samples": samples,

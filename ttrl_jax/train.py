@@ -180,7 +180,8 @@ def main() -> int:
                 audited = audit(ballots, labels, rewards, chosen, truths(batch)) if truths(batch) else {}
                 history.labels |= dict(zip(ids, label_keys(ballots), strict=True))
                 if config.log.generations_every and step % config.log.generations_every == 0:
-                    rows = generations(batch, texts, answers, ballots, rollouts, rewards, truths(batch))
+                    rendered = parts.render(batch)
+                    rows = generations(batch, rendered, texts, answers, ballots, rollouts, rewards, truths(batch))
                     write_jsonl(workdir / "rollouts" / f"train_{step:06}.jsonl", rows)
                 metrics = (
                     measured
@@ -239,7 +240,8 @@ def offline_labels(
         answers = [[parts.extract(text) for text in group] for group in texts]
         ids = [problem.index for problem in items]
         ballots = cast_votes(answers, config, step=inputs.total_steps, ids=ids)
-        write_jsonl(path, generations(items, texts, answers, ballots, rollouts, None, truths(items)))
+        rows = generations(items, parts.render(items), texts, answers, ballots, rollouts, None, truths(items))
+        write_jsonl(path, rows)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     labels = [None if row["label"] is None else Answer(row["label"]) for row in rows]
     return {problem.index: label for problem, label in zip(items, labels, strict=True)}

@@ -6,7 +6,6 @@ RUN is a run folder, of a run that is finished or not. The report has the result
 side, the checkpoints that one could choose, and the questions with their labels and generations.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.report.data import read_runs
 from ttrl_jax.report.page import page
 from ttrl_jax.report.rollouts import read_questions
+from ttrl_jax.run.metrics import write_text
 
 cli.define_out_flag()
 
@@ -29,18 +29,14 @@ def main(*paths: str) -> int:
         raise InputError(f"--out {out} is a folder; give the name of a file in it")
     runs = read_runs(paths)
     questions = [question for run in runs for question in read_questions(run)]
-    text = page(runs, questions).encode("utf-8", errors="backslashreplace")  # a lone surrogate has no UTF-8
-    unfinished = out.with_name(out.name + ".tmp")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(text)
-        os.replace(unfinished, out)
+        write_text(out, page(runs, questions))
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise InputError(f"--out {out} cannot be written ({error}); choose another") from error
     for run in runs:
         for note in run.notes:
             print(f"{run.name}: {note}", file=sys.stderr)
-    print(f"wrote {out}, {len(text) / 1e6:.1f} MB")
+    print(f"wrote {out}, {out.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

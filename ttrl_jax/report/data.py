@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,52 @@ class Run:
         """Names of the sets of questions that were evaluated, the run's own first."""
         found = dict.fromkeys(task for numbers in self.evaluations.values() for task in numbers)
         return sorted(found, key=lambda task: task != OWN)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone; most often one run."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def title(self) -> str:
+        """The run's name, or what the names have in common, with the role where it is not the method."""
+        names = [run.name for run in self.runs]
+        name = names[0] if len(names) == 1 else f"{os.path.commonprefix(names)}* ({len(names)} seeds)"
+        return name + _ROLES.get(self.runs[0].settings.get("reward.label", "majority"), "")
+
+    @property
+    def tasks(self) -> list[str]:
+        """As of a run, those that some of the runs evaluated."""
+        return list(dict.fromkeys(task for run in self.runs for task in run.tasks))
+
+    def ends(self, task: str) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+        """The numbers of a task's first and last evaluation: name -> one value of each run that has it."""
+        first: dict[str, list[float]] = {}
+        last: dict[str, list[float]] = {}
+        for run in self.runs:
+            for found, step in zip((first, last), ends(run, task) or (), strict=False):
+                for name, value in run.evaluations[step][task].items():
+                    found.setdefault(name, []).append(value)
+        return first, last
+
+
+_ROLES = {
+    "truth": " (oracle: true labels)",
+    "offline": " (baseline: labels of the start model)",
+    "random": " (control: random labels)",
+}
+
+
+def by_seed(runs: Sequence[Run]) -> list[Group]:
+    """Put runs together that differ in their seed alone, in the order given."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = {name: value for name, value in run.settings.items() if name != "seed"}
+        # A run whose settings are unknown stays alone.
+        found.setdefault(json.dumps(settings, sort_keys=True) if settings else f"{run.path}", []).append(run)
+    return [Group(tuple(each)) for each in found.values()]
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:

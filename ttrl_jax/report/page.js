@@ -84,7 +84,9 @@ function questionView(question) {
   box.append(head);
   box.addEventListener("toggle", () => {
     if (!box.open || box.childElementCount > 1) return;
-    box.append(make("pre", question.question, "question"));
+    const asked = question.prompt === null ? question.question : question.prompt;
+    box.append(make("div", question.prompt === null ? "question" : "prompt as the model sees it", "about"));
+    box.append(make("pre", asked, "question"));
     if (question.judged) box.append(make("div", `truth ${question.truth}`, "about"));
     box.append(...question.visits.map(visitView));
   });

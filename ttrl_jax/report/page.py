@@ -7,12 +7,13 @@ Texts of models and data sets stand in the page only as JSON, which its script s
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
+from statistics import fmean
 from typing import Any
 
 from ttrl_jax.report import rollouts, svg
-from ttrl_jax.report.data import Run, choices, ends, metric_at
+from ttrl_jax.report.data import Group, Run, by_seed, choices, ends, metric_at
 from ttrl_jax.report.svg import Line
 from ttrl_jax.tasks import OWN
 
@@ -56,18 +57,19 @@ def page(runs: Sequence[Run], questions: Sequence[rollouts.Question]) -> str:
 
 
 def _sections(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
-    most = max(50, min(500, _POINTS // len(runs)))
+    most, groups = max(50, min(500, _POINTS // len(runs))), by_seed(runs)
     return [
         (
             "Before and after",
-            "The first and the last evaluation of each run, never the best. Truths are used to measure, nothing else.",
-            results_table(runs),
+            "The first and the last evaluation of each run, never the best. Truths are used to measure, nothing else. "
+            "Runs that differ in their seed alone are put together: their mean, with the lowest and the highest.",
+            results_table(groups),
         ),
         (
             "Evaluations",
             "avg@k: share of right samples; maj@k: chance that their vote is right. The bounds: the vote of the start "
             "model, which a model that learns from its votes may pass, and where the run with true labels ended.",
-            grid(evaluation_charts(runs, most)),
+            grid(evaluation_charts(groups, most)),
         ),
         (
             "Checkpoints",
@@ -76,8 +78,8 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
             "true answers to know.",
             choices_table(runs),
         ),
-        ("Training", "Every step, of its own questions.", grid(training_charts(runs, most))),
-        ("Votes and samples", "Before and after, by the number of samples.", grid(bar_charts(runs))),
+        ("Training", "Every step, of its own questions.", grid(training_charts(groups, most))),
+        ("Votes and samples", "Before and after, by the number of samples.", grid(bar_charts(groups))),
     ]
 
 
@@ -105,14 +107,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[b
     return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def title_of(run: Run) -> str:
-    """The run's name, with its role where it is not the method."""
-    label = run.settings.get("reward.label", "majority")
-    return run.name + {"truth": " (oracle: true labels)", "random": " (control: random labels)"}.get(label, "")
-
-
-def _tasks(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(task for run in runs for task in run.tasks))
+def _tasks(groups: Sequence[Group]) -> list[str]:
+    return list(dict.fromkeys(task for group in groups for task in group.tasks))
 
 
 def _name(task: str) -> str:
@@ -123,32 +119,37 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def results_table(runs: Sequence[Run]) -> str:
-    """First and last evaluation of every task, and their difference."""
+def spread(values: Sequence[float]) -> str:
+    """One value, or the mean of several with the lowest and the highest; "-" without any."""
+    if len(values) < 2:
+        return _shown(values[0] if values else None)
+    return f"{fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def results_table(groups: Sequence[Group]) -> str:
+    """First and last evaluation of every task, and the difference of their means."""
     head, rows = ["questions", "metric"], []
-    for run in runs:
-        head += [f"{title_of(run)}: before", "after", "change"]
-    for task in _tasks(runs):
-        pairs: list[tuple[Mapping[str, float], Mapping[str, float]]] = []
-        for run in runs:
-            steps = ends(run, task)
-            pairs.append(({}, {}) if steps is None else tuple(run.evaluations[step][task] for step in steps))
+    for group in groups:
+        head += [f"{group.title}: before", "after", "change"]
+    for task in _tasks(groups):
+        pairs = [group.ends(task) for group in groups]
         for name in dict.fromkeys(name for pair in pairs for numbers in pair for name in numbers):
             row = [_name(task), name]
-            for before, after in pairs:
-                a, b = before.get(name), after.get(name)
-                row += [_shown(a), _shown(b), "-" if a is None or b is None else f"{b - a:+.3f}"]
+            for first, last in pairs:
+                before, after = first.get(name, []), last.get(name, [])
+                row += [spread(before), spread(after)]
+                row.append(f"{fmean(after) - fmean(before):+.3f}" if before and after else "-")
             rows.append(row)
     return table(head, rows)
 
 
 def choices_table(runs: Sequence[Run]) -> str:
     """The evaluations that `choices` picks, with the main numbers of every task."""
-    tasks, rows = _tasks(runs), []
+    tasks, rows = list(dict.fromkeys(task for run in runs for task in run.tasks)), []
     kinds = ("avg", "maj", "majority_ratio")
     for run in runs:
         for title, step in choices(run).items():
-            row = [title_of(run), title, str(step)]
+            row = [run.name, title, str(step)]
             for task in tasks:
                 numbers = run.evaluations[step].get(task, {})
                 row += [_shown(numbers.get(metric_at(numbers, kind) or kind)) for kind in kinds]
@@ -158,14 +159,15 @@ def choices_table(runs: Sequence[Run]) -> str:
     return table(head, rows)
 
 
-def training_charts(runs: Sequence[Run], most: int) -> list[str]:
-    """One chart for each of CURVES that some run has."""
+def training_charts(groups: Sequence[Group], most: int) -> list[str]:
+    """One chart for each of CURVES that some run has: a line for each run, in the colour of its group."""
     return [
         svg.lines(
             title,
             [
-                Line(title_of(run), i, [(row["step"], row[name]) for row in run.rows if name in row])
-                for i, run in enumerate(runs)
+                Line(run.name, i, [(row["step"], row[name]) for row in run.rows if name in row], key=group.title)
+                for i, group in enumerate(groups)
+                for run in group.runs
             ],
             most=most,
         )
@@ -173,50 +175,53 @@ def training_charts(runs: Sequence[Run], most: int) -> list[str]:
     ]
 
 
-def evaluation_charts(runs: Sequence[Run], most: int) -> list[str]:
+def evaluation_charts(groups: Sequence[Group], most: int) -> list[str]:
     """For each task avg@k and maj@k of every run, with the bounds."""
     charts = []
-    for task in _tasks(runs):
+    for task in _tasks(groups):
         drawn, bounds = [], set()
-        for i, run in enumerate(runs):
-            steps = ends(run, task)
-            if steps is None:
-                continue
-            first, last = (run.evaluations[step][task] for step in steps)
-            for kind, style in (("avg", ""), ("maj", "dashed")):
-                if name := metric_at(first, kind):
-                    points = [
-                        (step, found[task][name])
-                        for step, found in sorted(run.evaluations.items())
-                        if task in found and name in found[task]
-                    ]
-                    drawn.append(Line(f"{title_of(run)}: {name}", i, points, style))
+        for i, group in enumerate(groups):
+            drawn += [line for run in group.runs for line in _accuracy(run, i, group.title, task)]
+            first, last = group.ends(task)
             vote, reached = metric_at(first, "maj"), metric_at(last, "avg")
-            if steps[0] == 0 and vote and (vote, first[vote]) not in bounds:
-                bounds.add((vote, first[vote]))
-                drawn.append(Line(f"{vote} of the start model ({run.name})", i, [(0, first[vote])], "bound"))
-            if run.oracle and reached:
-                drawn.append(Line(f"oracle, {reached} at the end ({run.name})", i, [(0, last[reached])], "bound"))
+            begins = all(0 in run.evaluations for run in group.runs)
+            if begins and vote and (vote, height := fmean(first[vote])) not in bounds:
+                bounds.add((vote, height))
+                drawn.append(Line(f"{vote} of the start model ({group.title})", i, [(0, height)], "bound"))
+            if reached and any(run.oracle for run in group.runs):
+                bound = (0, fmean(last[reached]))
+                drawn.append(Line(f"{reached} at the end of {group.title}", i, [bound], "bound"))
         charts.append(svg.lines(f"Accuracy, {_name(task)}", drawn, most=most))
     return charts
 
 
-def bar_charts(runs: Sequence[Run]) -> list[str]:
-    """pass@k and maj@k over k, before and after, of each run and task."""
+def _accuracy(run: Run, color: int, title: str, task: str) -> list[Line]:
+    """avg@k and maj@k of one run over its evaluations of a task."""
+    steps, found = ends(run, task), []
+    for kind, style in (("avg", ""), ("maj", "dashed")):
+        name = metric_at(run.evaluations[steps[0]][task], kind) if steps else None
+        if name is not None:
+            evaluated = ((step, each.get(task, {})) for step, each in sorted(run.evaluations.items()))
+            points = [(step, numbers[name]) for step, numbers in evaluated if name in numbers]
+            found.append(Line(f"{run.name}: {name}", color, points, style, key=f"{title}: {name}"))
+    return found
+
+
+def bar_charts(groups: Sequence[Group]) -> list[str]:
+    """pass@k and maj@k over k, before and after, of each group and task; the mean of several seeds."""
     charts = []
-    for run in runs:
-        for task in run.tasks:
-            steps = ends(run, task)
-            sets = [run.evaluations[step][task] for step in steps or ()]
+    for group in groups:
+        for task in group.tasks:
+            sets = group.ends(task)
             for kind in ("pass", "maj"):
                 names = [name for name in dict.fromkeys(name for each in sets for name in each) if _is(name, kind)]
                 names.sort(key=lambda name: int(name.split("@")[1]))
                 series = [
-                    (title, [numbers.get(name) for name in names])
+                    (title, [fmean(numbers[name]) if name in numbers else None for name in names])
                     for title, numbers in zip(("before", "after"), sets, strict=True)
                 ]
                 if names:
-                    charts.append(svg.bars(f"{kind}@k, {_name(task)}, {title_of(run)}", names, series))
+                    charts.append(svg.bars(f"{kind}@k, {_name(task)}, {group.title}", names, series))
     return charts
 
 
@@ -229,7 +234,7 @@ def settings_table(runs: Sequence[Run]) -> str:
     names = sorted(dict.fromkeys(name for run in runs for name in run.settings))
     values: list[list[Any]] = [[str(run.settings.get(name, "-")) for run in runs] for name in names]
     rows = [[name, *row] for name, row in zip(names, values, strict=True)]
-    inner = table(["setting", *(title_of(run) for run in runs)], rows, [len(set(row)) > 1 for row in values])
+    inner = table(["setting", *(run.name for run in runs)], rows, [len(set(row)) > 1 for row in values])
     return f"<details><summary>{len(rows)} settings</summary>{inner}</details>" if rows else ""
 
 

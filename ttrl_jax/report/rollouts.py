@@ -19,7 +19,8 @@ Question = dict[str, Any]
 def read_questions(run: Run) -> list[Question]:
     """The questions that the files in rollouts/ hold, in their order. Adds to `run.notes` what cannot be read.
 
-    Each: run, set ("training" or the name of a task), id, question, truth (text, None where it is not known), judged
+    Each: run, set ("training" or the name of a task), id, question, prompt (as the
+    model sees it; None where that was not written down), truth (text, None where it is not known), judged
     (whether the truth is known), wrong (its last label is not the truth), flipped (its label changed between two
     visits that were written down) and visits. A visit: step, label, share (of the votes, for the label), votes, right
     (whether the label is the truth; None where that is not known), and samples, each [response, answer, class, reward,
@@ -40,6 +41,8 @@ def read_questions(run: Run) -> list[Question]:
                 continue
             known = questions.setdefault(place, _question(run.name, *place))
             known["visits"].append(made)
+            if "prompt" in row:
+                known["prompt"] = short(str(row["prompt"]))
             if "truth" in row:
                 known["truth"], known["judged"] = row["truth"], True
         if damaged:
@@ -53,7 +56,8 @@ def read_questions(run: Run) -> list[Question]:
 
 
 def _question(run: str, which: str, name: str, text: str) -> Question:
-    return {"run": run, "set": which, "id": name, "question": short(text), "truth": None, "judged": False, "visits": []}
+    known = {"run": run, "set": which, "id": name, "question": short(text)}
+    return known | {"prompt": None, "truth": None, "judged": False, "visits": []}
 
 
 def visit(row: dict[str, Any], step: int) -> dict[str, Any]:

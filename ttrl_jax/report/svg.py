@@ -18,6 +18,7 @@ class Line:
     color: int
     points: Sequence[tuple[float, float]]
     style: str = ""  # "", "dashed" or "bound"
+    key: str = ""  # in the legend, once for all lines that share it with colour and style; empty: the name
 
 
 def lines(title: str, drawn: Sequence[Line], *, most: int) -> str:
@@ -29,6 +30,41 @@ def lines(title: str, drawn: Sequence[Line], *, most: int) -> str:
     drawn = [line for line in drawn if line.points]
     if not drawn:
         return ""
+    parts, axes = _plot(drawn, most)
+    return _figure(title, parts, _legend(drawn), axes)
+
+
+def picture(charts: Sequence[tuple[str, Sequence[Line]]], style: str, *, most: int) -> str:
+    """Charts of lines (title, lines) side by side as an SVG file of its own, in the colours of the style sheet `style`.
+
+    Each has its title above and its legend below. Every chart must have something to draw.
+    """
+    top, row = 22, 16  # heights of a title and of a line of the legend
+    height = top + HEIGHT + row * max(len(_legend(drawn)) for _, drawn in charts) + 6
+    width = WIDTH * len(charts)
+    body = f'<rect width="{width}" height="{height}" style="fill: var(--back)"/>'
+    for i, (title, drawn) in enumerate(charts):
+        parts, _ = _plot(drawn, most)
+        keys = ""
+        for j, (name, color, kind) in enumerate(_legend(drawn)):
+            y = top + HEIGHT + row * j + 8
+            keys += f'<polyline class="k{color % COLORS} {kind}" points="{LEFT},{y} {LEFT + 22},{y}"/>'
+            keys += _text(LEFT + 28, y + 4, name, "start")
+        caption = f'<text class="title" x="{LEFT}" y="15">{html.escape(title)}</text>'
+        plot = f'<g transform="translate(0 {top})">{"".join(parts)}</g>'
+        body += f'<g transform="translate({i * WIDTH} 0)">{caption}{plot}{keys}</g>'
+    sheet = style + "svg text.title { font: 600 13px system-ui, sans-serif; fill: var(--front); }\n"
+    sheet += "svg text { font-family: system-ui, sans-serif; }\n"
+    size = f'viewBox="0 0 {width} {height}" style="width: {width}px; height: {height}px"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>\n{sheet}</style>\n{body}</svg>\n'
+
+
+def _legend(drawn: Sequence[Line]) -> list[tuple[str, int, str]]:
+    return list(dict.fromkeys((line.key or line.name, line.color, line.style) for line in drawn))
+
+
+def _plot(drawn: Sequence[Line], most: int) -> tuple[list[str], str]:
+    """The elements of a chart of lines, and its axes for `_figure`."""
     x1 = max(1, *(x for line in drawn for x, _ in line.points))
     marks = ticks([y for line in drawn for _, y in line.points])
     low, high = marks[0], marks[-1]
@@ -45,7 +81,7 @@ def lines(title: str, drawn: Sequence[Line], *, most: int) -> str:
         if len(places) < 12 and line.style != "bound":
             parts += [f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.2f}" r="2.5"/>' for x, y in places]
     axes = f"0 {x1:g} {low!r} {high!r}"
-    return _figure(title, parts, [(line.name, line.color, line.style) for line in drawn], axes)
+    return parts, axes
 
 
 def bars(title: str, groups: Sequence[str], series: Sequence[tuple[str, Sequence[float | None]]]) -> str:

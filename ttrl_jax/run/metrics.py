@@ -86,7 +86,7 @@ def _open_wandb(folder: Path, project: str) -> Any:
     # there with a warning; they are the same numbers.
     id_file = folder / "wandb_id"
     if not id_file.exists():
-        _replace(id_file, uuid.uuid4().hex)
+        write_text(id_file, uuid.uuid4().hex)
     run_id = id_file.read_text(encoding="utf-8")
     return wandb.init(project=project, name=folder.name, id=run_id, resume="allow", dir=str(folder))
 
@@ -108,17 +108,33 @@ def _drop_from(path: Path, start_step: int) -> None:
         if step < start_step:
             kept.append(line)
     if unfinished or len(kept) < len(complete):
-        _replace(path, b"".join(line + b"\n" for line in kept).decode())
+        write_text(path, b"".join(line + b"\n" for line in kept).decode())
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Put `text` into `path` by renaming a finished file over it: at any moment it is the old or the new.
+
+    Folders on the way are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".tmp")
+    # A lone surrogate in a response has no UTF-8; backslashreplace makes it an escape, as is JSON's way to spell it.
+    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as an indented JSON file, whole or not at all. Folders on the way are made."""
-    _replace(Path(path), _to_json(value, indent=2) + "\n")
+    write_text(path, _to_json(value, indent=2) + "\n")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
     """Write one JSON line per row, whole or not at all. Folders on the way are made."""
-    _replace(Path(path), "".join(_to_json(row) + "\n" for row in rows))
+    write_text(path, "".join(_to_json(row) + "\n" for row in rows))
 
 
 def _to_json(value: Any, *, indent: int | None = None) -> str:
@@ -134,15 +150,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return value
-
-
-def _replace(path: Path, text: str) -> None:
-    """Put `text` into `path` by renaming a finished file over it: at any moment it is the old or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    # A lone surrogate in a response has no UTF-8; backslashreplace makes it an escape, as is JSON's way to spell it.
-    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)

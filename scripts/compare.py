@@ -1,0 +1,151 @@
+"""Train one config with labels of several kinds and several seeds; make the table, the pictures and the report.
+
+    python scripts/compare.py --config configs/quickstart.py --out runs/compare [--config.a.b=value ...]
+
+Labels: majority (the method), offline (voted once by the start model), random (the control) and truth (the oracle). The
+model as it is, and its vote without any training (self-consistency), are the start of each run. The runs, one after the
+other, are OUT/<label>-seed<n>; the same command again goes on where it stopped, and with more labels or seeds adds
+theirs. OUT gets table.md, curves.svg and report.html. The quickstart takes four minutes a run on 2 cores.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from statistics import fmean
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the package of this checkout
+
+from ttrl_jax.errors import InputError  # noqa: E402
+from ttrl_jax.report import svg  # noqa: E402
+from ttrl_jax.report.data import Group, by_seed, metric_at, read_runs  # noqa: E402
+from ttrl_jax.report.page import spread  # noqa: E402
+from ttrl_jax.report.svg import Line  # noqa: E402
+from ttrl_jax.run.metrics import write_text  # noqa: E402
+from ttrl_jax.tasks import OWN  # noqa: E402
+
+LABELS = {
+    "majority": "the vote (TTRL)",
+    "offline": "the start model's vote, never renewed",
+    "random": "random answers (control)",
+    "truth": "true answers (oracle)",
+}
+POINTS = 36  # of a line in the pictures; the steps between are averaged
+
+
+def main() -> int:
+    options, changes = parse(sys.argv[1:])
+    folders = [(label, seed, options.out / f"{label}-seed{seed}") for seed in options.seeds for label in options.labels]
+    for i, (label, seed, folder) in enumerate(folders):
+        print(f"== run {i + 1} of {len(folders)}: {folder}", flush=True)
+        keys = [f"--config.reward.label={label}", f"--config.seed={seed}"]
+        train = ["ttrl_jax.train", "--config", options.config, *changes, *keys, "--workdir", str(folder)]
+        code = subprocess.run([sys.executable, "-m", *train]).returncode
+        if code:
+            return code
+    chosen = [str(folder) for label in options.labels for each, _, folder in folders if each == label]
+    groups = dict(zip(options.labels, by_seed(read_runs(chosen)), strict=True))
+    table = markdown(groups)
+    write_text(options.out / "table.md", table)
+    write_text(options.out / "curves.svg", picture(groups))
+    print(table + "".join(f"{line}\n" for line in findings(groups)), flush=True)
+    report = ["ttrl_jax.report", *chosen, "--out", str(options.out / "report.html")]
+    return subprocess.run([sys.executable, "-m", *report]).returncode
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the --config.a.b=value arguments, which every run gets."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="as of ttrl_jax.train: FILE.py or FILE.py:MODEL")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the runs and what is made of them")
+    parser.add_argument("--labels", default=",".join(LABELS), help="which, with commas between (%(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", help="whole numbers with commas between (%(default)s)")
+    options, changes = parser.parse_known_args(arguments)
+    for change in changes:
+        if not change.startswith("--config.") or "=" not in change:
+            parser.error(f"unexpected argument {change!r}; a setting is changed by --config.a.b=value")
+        if change.startswith(("--config.seed=", "--config.reward.label=")):
+            parser.error(f"{change!r} is what the runs differ in; give --seeds or --labels")
+    options.labels, options.seeds = options.labels.split(","), options.seeds.split(",")
+    unknown = [label for label in options.labels if label not in LABELS]
+    if unknown:
+        parser.error(f"--labels knows {', '.join(LABELS)}, got {unknown[0]!r}")
+    wrong = [seed for seed in options.seeds if not seed.isdecimal()]
+    if wrong:
+        parser.error(f"--seeds must be whole numbers such as 0,1,2, got {wrong[0]!r}")
+    for given in (options.labels, options.seeds):
+        if len(set(given)) < len(given):
+            parser.error(f"each may be given once, got {','.join(given)}")
+    return options, changes
+
+
+def markdown(groups: dict[str, Group]) -> str:
+    """avg@k and maj@k of the first and the last evaluation: the mean of the seeds, the lowest and the highest."""
+    rows, names = [], ("", "")
+    for label, group in groups.items():
+        for task in group.tasks:
+            first, last = group.ends(task)
+            names = metric_at(first, "avg"), metric_at(first, "maj")
+            cells = [spread(numbers.get(name or "", [])) for numbers in (first, last) for name in names]
+            rows.append([LABELS[label], "trained on" if task == OWN else task, *cells])
+    head = ["labels", "questions", *(f"{name} {when}" for when in ("before", "after") for name in names)]
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def findings(groups: dict[str, Group]) -> list[str]:
+    """What the comparison is made for, in sentences: on the questions trained on, by the means of the seeds."""
+    ends = {label: group.ends(OWN) for label, group in groups.items()}
+    avg = {label: metric_at(last, "avg") for label, (_, last) in ends.items()}
+    if not all(avg.values()):
+        return ["Without true answers nothing can be compared."]
+    reached = {label: fmean(last[avg[label]]) for label, (_, last) in ends.items()}
+    first, last = next(iter(ends.values()))
+    vote = metric_at(first, "maj")
+    name, start, before = next(iter(avg.values())), fmean(first[next(iter(avg.values()))]), fmean(first[vote])
+    said = [f"The start model: {name} {start:.3f}; its vote, {vote} {before:.3f}."]
+    for label, value in reached.items():
+        than_start = "above" if value > start else "not above"
+        than_vote = "above" if value > before else "not above"
+        said.append(f"Labels by {LABELS[label]}: {name} {value:.3f}, {than_start} the start, {than_vote} its vote.")
+    return said
+
+
+def picture(groups: dict[str, Group]) -> str:
+    """Two charts: correct samples in training by kind of label; how right the first kind's labels and rewards are."""
+    correct = [
+        Line(LABELS[label], i, mean_curve(group, "audit/ground_truth_reward"))
+        for i, (label, group) in enumerate(groups.items())
+    ]
+    label, group = next(iter(groups.items()))
+    curves = {
+        "labels that are the truth": "audit/label_accuracy",
+        "rewards as the truth would give": "audit/reward_accuracy",
+        "votes for the label": "vote/majority_ratio",
+    }
+    told = [Line(text, i, mean_curve(group, name)) for i, (text, name) in enumerate(curves.items())]
+    charts = [("Correct samples in training", correct), (f"Labels by {LABELS[label]}", told)]
+    charts = [(title, [line for line in drawn if line.points]) for title, drawn in charts]
+    style = resources.files("ttrl_jax.report").joinpath("page.css").read_text(encoding="utf-8")
+    return svg.picture([chart for chart in charts if chart[1]], style, most=POINTS)
+
+
+def mean_curve(group: Group, name: str) -> list[tuple[float, float]]:
+    """A metric over the steps that all seeds have: (step, mean)."""
+    by_step: dict[int, list[float]] = {}
+    for run in group.runs:
+        for row in run.rows:
+            if name in row:
+                by_step.setdefault(row["step"], []).append(row[name])
+    return [(step, fmean(values)) for step, values in sorted(by_step.items()) if len(values) == len(group.runs)]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
