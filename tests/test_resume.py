@@ -138,3 +138,37 @@ def test_questions_without_truths(tmp_path: Path):
     assert not [name for name in first | last if name.startswith("audit/") or "@" in name]
     summary = json.loads((workdir / "summary.json").read_text())
     assert set(summary["after"]) == {"majority_ratio", "truncation_rate", "no_answer_rate", "response_length"}
+
+
+def test_offline_labels_are_voted_once_and_kept(tmp_path: Path):
+    """Semantics of reward.label="offline": the start model's labels make the rewards, also after a resume."""
+    changes = ["--config.reward.label=offline", "--config.episodes=6", "--config.rollout.prompts=2"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finish(whole, *changes)
+    labels = {row["id"]: row["label"] for row in map(json.loads, (whole / "labels.jsonl").read_text().splitlines())}
+    assert len(labels) == 4
+    votes = 0
+    for path in sorted((whole / "rollouts").glob("train_*.jsonl")):
+        for row in map(json.loads, path.read_text().splitlines()):
+            votes += row["label"] == labels[row["id"]]
+            for sample in row["samples"]:
+                assert sample["reward"] == (sample["answer"] is not None and sample["answer"] == labels[row["id"]])
+    assert votes < 24, "the votes never disagreed with the labels: rewards of either would be the same"
+    process = start(stopped, *changes)
+    wait_for(lambda: "4" in saved(stopped), process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "resumed after step" in finish(stopped, *changes)
+    assert results(stopped) == results(whole)
+    assert (stopped / "labels.jsonl").read_text() == (whole / "labels.jsonl").read_text()
+
+
+def test_no_episodes_measure_the_model_as_it_is(tmp_path: Path):
+    workdir = tmp_path / "run"
+    finish(workdir, "--config.episodes=0")
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["before"] == summary["after"] and summary["steps"] == 0
+    assert 0 < summary["before"]["avg@2"] < 1 and "maj@2" in summary["before"]
+    [row] = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    assert row["step"] == 0 and row["eval/data/avg@2"] == summary["before"]["avg@2"]

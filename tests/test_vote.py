@@ -8,7 +8,7 @@ import pytest
 
 from ttrl_jax.reward.extract import Answer, extract
 from ttrl_jax.reward.score import score, select
-from ttrl_jax.reward.vote import Ballot, label_keys, vote, vote_metrics
+from ttrl_jax.reward.vote import Ballot, classes_of, label_keys, vote, vote_metrics
 
 
 def ballot(*texts: str | None) -> Ballot:
@@ -121,3 +121,10 @@ def test_a_vote_without_answer_breaks_unanimity() -> None:
     metrics = vote_metrics(ballots, rewards, select(rewards, samples=3), {}, ids=[0])
     assert metrics["unanimous"] == 0.0 and metrics["majority_ratio"] == pytest.approx(2 / 3)
     assert metrics["runner_up_margin"] == pytest.approx(2 / 3)
+
+
+def test_classes_of_answers_from_elsewhere():
+    """Hand-worked: a label from before is found by what it means, and is no class where nobody gives it now."""
+    ballots = [vote([Answer("7"), Answer("0.5"), None]), vote([Answer("3")]), vote([None])]
+    assert classes_of(ballots, [Answer("1/2"), Answer("4"), Answer("3")]) == [1, None, None]
+    assert classes_of(ballots, [None, Answer("3.0"), None]) == [None, 0, None]
