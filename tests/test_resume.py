@@ -162,6 +162,11 @@ def test_offline_labels_are_voted_once_and_kept(tmp_path: Path):
     assert "resumed after step" in finish(stopped, *changes)
     assert results(stopped) == results(whole)
     assert (stopped / "labels.jsonl").read_text() == (whole / "labels.jsonl").read_text()
+    (stopped / "summary.json").unlink()
+    (stopped / "labels.jsonl").unlink()
+    process = start(stopped, *changes)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2 and "labels.jsonl is missing" in output
 
 
 def test_no_episodes_measure_the_model_as_it_is(tmp_path: Path):

@@ -23,6 +23,7 @@ from absl import flags
 from ttrl_jax import build as builder
 from ttrl_jax import cli
 from ttrl_jax.data.problems import truths
+from ttrl_jax.errors import InputError
 from ttrl_jax.learn.advantage import group_normalised
 from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.measure import generations, headline, in_format, measure, table, task_keys
@@ -106,6 +107,7 @@ def main() -> int:
         introduce(config, inputs, workdir, start, progress.line)
         state, history = parts.state, History()
         if start:
+            jax.tree.map(lambda leaf: leaf.delete(), state)  # two states at once may be more than fits
             state = checkpoints.restore(start, parts.state_layout)
             history = restore_history(checkpoints.meta(start))
         earlier_seconds = history.seconds
@@ -138,7 +140,8 @@ def main() -> int:
             offline = {}
             if config.reward.label == "offline":
                 key = jax.random.fold_in(train_key, total)  # no step has this one
-                offline = offline_labels(config, inputs, parts, workdir, key, watch("voting on all questions"))
+                show = watch("voting on all questions")
+                offline = offline_labels(config, inputs, parts, workdir, key, show, resumed=start > 0)
             for step in range(start, total):
                 clock.laps.clear()
                 due = step == 0 or config.eval.every and step % config.eval.every == 0
@@ -228,13 +231,18 @@ def offline_labels(
     workdir: Path,
     key: jax.Array,
     progress: Callable[[int], None],
+    *,
+    resumed: bool,
 ) -> dict[int, Answer | None]:
     """The label of each question, by its index, that the votes of the start model give, and keep giving.
 
-    They are sampled once, as a training step samples, and kept in labels.jsonl with the generations.
+    They are sampled once, as a training step samples, and kept in labels.jsonl with the generations. Raises InputError
+    if a run that goes on has lost them: the start model is gone by then.
     """
     path, items = workdir / "labels.jsonl", inputs.problems.items
     if not path.is_file():
+        if resumed:
+            raise InputError(f"{path} is missing, without which the run cannot go on; put it back or begin a new run")
         rollouts = parts.sample(parts.state.params, parts.encode(items), key, progress=progress)
         texts = parts.texts(rollouts)
         answers = [[parts.extract(text) for text in group] for group in texts]
