@@ -3,7 +3,7 @@
 Sixteen kinds of question: sums, differences, products, divisions that come out, prices in lira, and some in two steps.
 Numbers are written as Turkish writes them (1.250 and 12,50), truths in English as all truths are; every answer is a
 whole number. The questions to train on (96) and the held-out ones (192) have each kind equally often, and no two
-questions of either have the same numbers.
+questions have the same numbers.
 """
 
 import functools
