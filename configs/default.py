@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     c.rollout.rows = 512  # responses decoded at once (memory; changes no sample)
 
     c.reward = ConfigDict()
-    # boxed | tag:NAME | tag_strict | answer_is | choice | last_number, tried in this order
+    # boxed | tag:NAME | number:NAME | tag_strict | answer_is | choice | last_number, tried in this order
     c.reward.extract = ("boxed",)
     # Names of tags, or none. ("think", "answer"): the whole response must be <think>...</think><answer>...</answer>.
     c.reward.format = ()

@@ -3,9 +3,11 @@
 import importlib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import pytest
@@ -18,8 +20,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from configs import default
-from ttrl_jax import build, cli, train
+from ttrl_jax import build, cli, evaluate, train
 from ttrl_jax.check import check
+from ttrl_jax.data import turkish
 from ttrl_jax.data.problems import truths
 from ttrl_jax.errors import InputError
 from ttrl_jax.model.config import parse_config
@@ -45,7 +48,6 @@ TAGGED += [f"{' ' * (n + 1)}<cevap>{answer}</cevap> !" for n in range(32) for an
 SPECIAL = ["<pad>", "<eos>", "<user>", "<assistant>"]
 FIELDS = {
     "model_type": "llama",
-    "vocab_size": len(SPECIAL) + 256 + len(ANSWERS) + len(TAGGED),
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_hidden_layers": 2,
@@ -85,19 +87,23 @@ def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder: random Llama weights, and a byte-level tokenizer with a chat template."""
-    folder = tmp_path_factory.mktemp("model")
+    return make_model(tmp_path_factory.mktemp("model"), ANSWERS + TAGGED)
+
+
+def make_model(folder: Path, answers: list[str]) -> Path:
+    """A Hugging Face folder: random Llama weights, and a byte-level tokenizer with a template and whole answers."""
     pieces = SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
-    backend.add_tokens([AddedToken(answer, special=False) for answer in ANSWERS + TAGGED])
+    backend.add_tokens([AddedToken(answer, special=False) for answer in answers])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
     tokenizer.chat_template = "{% for message in messages %}<user>{{ message.content }}{% endfor %}<assistant>"
     tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(FIELDS))
-    shape = parse_config(FIELDS)
+    fields = FIELDS | {"vocab_size": len(pieces) + len(answers)}
+    (folder / "config.json").write_text(json.dumps(fields))
+    shape = parse_config(fields)
     save_file(to_huggingface(random_params(shape), shape), folder / "model.safetensors")
     return folder
 
@@ -107,12 +113,12 @@ def call(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
     """Train the tiny model with a task's config and some arguments -> (exit code, what was printed)."""
     monkeypatch.chdir(tmp_path)
 
-    def run(name: str, *arguments: str) -> tuple[int, str]:
+    def run(name: str, *arguments: str, command: ModuleType = train) -> tuple[int, str]:
         config = f"--config={ROOT / 'configs' / name}.py:{model}"
-        monkeypatch.setattr(sys, "argv", ["train", config, *FEW, *arguments])
+        monkeypatch.setattr(sys, "argv", ["command", config, *FEW, *arguments])
         try:
             with on_mesh((1, 8, 1)):  # puts back, at its end, the mesh that was set before
-                code = cli.run(train.main, doc="")
+                code = cli.run(command.main, doc="")
         finally:  # flags are global: forget what was parsed
             for flag in [flag for flag in flags.FLAGS if flag.startswith("config.")]:
                 delattr(flags.FLAGS, flag)
@@ -243,6 +249,68 @@ def test_two_steps_with_a_format_in_turkish(kind: str, call, tmp_path: Path):
         assert steps[step]["eval/data/strict_avg@8"] == sum(f and r for f, r in zip(formed, right, strict=True)) / 32
     assert steps[0]["eval/data/strict_avg@8"] < steps[0]["eval/data/avg@8"]
     assert "format_rate" in printed and "strict_avg@8" in printed
+
+
+def turkish_model(folder: Path) -> Path:
+    """The tiny model, half of whose tokens give true answers: in the format, in the tag, outside, beside a word."""
+    truths = [f"{int(truth):,}".replace(",", ".") for _, truth in turkish.train()[:4] + turkish.held_out()[:4]]
+    ways = (
+        "<mantık>{}</mantık> <cevap>{}</cevap>",
+        "{}<cevap>{}</cevap> eder",
+        "{}sonuç {} eder",
+        "<mantık>{}{}</mantık> <cevap>çok</cevap>",
+    )
+    return make_model(folder, [way.format(" " * n, truth) for way in ways for truth in truths for n in range(1, 9)])
+
+
+def test_the_turkish_replication(call, tmp_path: Path):
+    """Built-in questions, by majority and by true labels in the same order; then the readings of the evaluation."""
+    shared = [
+        f"--config.model.path={turkish_model(tmp_path)}", "--config.data.limit=8", "--config.prompt.max_tokens=640",
+        "--config.rollout.max_tokens=1", "--config.rollout.temperature=4.0", "--config.eval.temperature=4.0",
+    ]  # fmt: skip
+    for label in ("majority", "truth"):
+        code, printed = call("turkish_math", *shared, f"--config.reward.label={label}", f"--workdir=runs/{label}")
+        assert code == 0, printed
+    truths = dict(turkish.train() + turkish.held_out())
+    asked = []
+    for label in ("majority", "truth"):
+        steps = [samples_of(label, f"train_{step:06}") for step in range(4)]
+        asked.append([[row["question"] for row, _ in found[::8]] for found in steps])
+        for row, sample in [pair for found in steps for pair in found]:
+            formed, answer = sample["response"].startswith("<mantık>"), sample["answer"]
+            assert (answer is not None) == bool(re.search("<cevap>[0-9.]+</cevap>", sample["response"]))
+            wanted = row["label"] if label == "majority" else truths[row["question"]]
+            assert sample["reward"] == pytest.approx((answer is not None and answer == wanted) + 0.1 * formed)
+    assert asked[0] == asked[1] and sorted(sum(asked[0], [])) == sorted(question for question, _ in turkish.train()[:8])
+    assert sum(asked[0], []) != [question for question, _ in turkish.train()[:8]]
+    first, control = (samples_of(label, "train_000000") for label in ("majority", "truth"))
+    assert [s["response"] for _, s in first] == [s["response"] for _, s in control]
+    assert [s["reward"] for _, s in first] != [s["reward"] for _, s in control]
+
+    code, printed = call("turkish_math", *shared, "--checkpoint=runs/majority", "--out=found", command=evaluate)
+    assert code == 0, printed
+    results = json.loads(Path("found/results.json").read_text())["results"]
+    summary = json.loads(Path("runs/majority/summary.json").read_text())
+    assert results == {"data": summary["after"], "held_out": summary["held_out_after"]}
+    rows = [json.loads(line) for line in Path("found/generations.jsonl").read_text().splitlines()]
+    patterns = {"strict_": r"<mantık>[^<]*</mantık> <cevap>([0-9.]+)</cevap>", "flexible_": r".*?([0-9.]+)[^0-9]*"}
+    for task, numbers in results.items():
+        samples = [(row, s["response"]) for row in rows if row["task"] == task for s in row["samples"]]
+        assert len(samples) == 64
+        for reading, pattern in patterns.items():
+            read = [(row, re.fullmatch(pattern, response)) for row, response in samples]
+            assert numbers[f"{reading}valid_rate"] == sum(match is not None for _, match in read) / 64
+            right = [match is not None and match[1].replace(".", "") == truths[row["question"]] for row, match in read]
+            assert numbers[f"{reading}avg@8"] == sum(right) / 64
+            assert numbers[f"{reading}pass@8"] == sum(any(right[i : i + 8]) for i in range(0, 64, 8)) / 8
+            for name in ("pass@1", "maj@1"):
+                assert numbers[f"{reading}{name}"] == pytest.approx(numbers[f"{reading}avg@8"])
+            assert {f"{reading}{name}@{j}" for name in ("pass", "maj") for j in (1, 2, 4, 8)} <= set(numbers)
+        assert 0 < numbers["strict_valid_rate"] < 1 - numbers["no_answer_rate"] < numbers["flexible_valid_rate"] < 1
+        assert numbers["strict_avg@8"] <= numbers["avg@8"] <= numbers["flexible_avg@8"]
+    assert sum(numbers["flexible_avg@8"] for numbers in results.values()) > 0
+    assert "strict_maj@4" in printed and "flexible_pass@8" in printed and "format_rate" in printed
 
 
 def test_ties_go_to_the_first_or_are_drawn(call, tmp_path: Path):

@@ -35,7 +35,7 @@ HOSTILE = {
     "said answers": "answer is 1. ",
     "decimal commas": "1,5 ",
 }
-STRATEGIES = ["boxed", "tag:answer", "tag_strict", "answer_is", "choice", "last_number"]
+STRATEGIES = ["boxed", "tag:answer", "number:answer", "tag_strict", "answer_is", "choice", "last_number"]
 
 
 def test_order_of_the_strategies_decides() -> None:
@@ -121,6 +121,14 @@ TAGS = [
     ("tag:mantık", "<mantık>3 + 4</mantık><cevap>7</cevap>", "3 + 4"),
     ("tag:réponse", "<réponse>7</réponse>", "7"),
     ("tag:a-1", "<a-1>7</a-1><a>8</a>", "7"),
+    ("number:answer", "so <answer> 1,250 </answer> it is", "1,250"),
+    ("number:answer", "<answer>1</answer> no, <answer>-2.5</answer>", "-2.5"),
+    ("number:answer", "<answer>1</answer> no, <answer>two</answer>", None),  # the last pair decides
+    ("number:answer", "<answer>42 pounds</answer>", None),
+    ("number:answer", "<answer>x = 42</answer>", None),
+    ("number:answer", "<answer></answer> 42", None),
+    ("number:answer", "<answer>42", None),
+    ("number:cevap", "<mantık>3 + 4</mantık><cevap>7</cevap>", "7"),
 ]
 
 
@@ -226,6 +234,9 @@ def test_locales() -> None:
     # The box decides: no other strategy is asked about a number that it refused.
     assert read(r"7, \boxed{1,234.5}", "boxed", "last_number") == [english, None, None]
     assert read("<cevap>%12,5</cevap>", "tag:cevap") == [Answer("%12,5"), Answer("%12.5"), Answer("%12.5")]
+    assert read("<cevap>1.234,5</cevap>", "number:cevap") == [None, local, local]
+    assert read("<cevap>1.234,5 TL</cevap>", "number:cevap", "last_number") == [Answer("5"), local, local]
+    assert read("<cevap>1,234.5</cevap> yani 7", "number:cevap", "last_number") == [english, None, None]
     assert read("Answer: 1.234,5 TL", "answer_is") == [Answer("1.234,5 TL")] + [Answer("1234.5 TL")] * 2
     assert read("1.234,5 eder", "last_number") == [Answer("5"), local, local]
     assert read("1,234.5 eder", "last_number") == [english, None, None]
@@ -252,7 +263,7 @@ def test_only_text_is_read(response: object) -> None:
 )
 def test_unknown_strategies_are_refused(strategies: tuple[str, ...], got: str) -> None:
     # The known strategy finds an answer: what matters is that the list is wrong, not that it was needed.
-    known = "boxed, tag:NAME, tag_strict, answer_is, choice, last_number"
+    known = "boxed, tag:NAME, number:NAME, tag_strict, answer_is, choice, last_number"
     with pytest.raises(InputError, match=rf"one or more of {known}, got {got}\.$"):
         extract(r"\boxed{42}", strategies=strategies, thinking=False)
 
@@ -264,6 +275,8 @@ def test_unknown_strategies_are_refused(strategies: tuple[str, ...], got: str) -
         (("tag:a b",), {}, "name of a tag.*got 'a b'"),
         (("tag:</a>",), {}, "name of a tag.*got '</a>'"),
         (("tag:1",), {}, "name of a tag.*got '1'"),
+        (("number:",), {}, "name of a tag.*got ''"),
+        (("number:a b",), {}, "name of a tag.*got 'a b'"),
         (("boxed",), {"tags": ("think", "")}, "name of a tag.*got ''"),
         (("boxed",), {"tags": (1,)}, "name of a tag.*got 1"),
         (("boxed",), {"tags": ("a", "b", "a")}, "each tag of a format once, got a, b, a"),

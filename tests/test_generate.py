@@ -56,7 +56,7 @@ def make_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def test_task_names() -> None:
-    assert set(generate.TASKS) == {*SIZES, "digits.train", "digits.held_out"}
+    assert set(generate.TASKS) == {*SIZES, "digits.train", "digits.held_out", "turkish.train", "turkish.held_out"}
 
 
 @pytest.mark.parametrize("name", SIZES)

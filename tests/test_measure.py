@@ -1,5 +1,8 @@
 """Hand-worked: what an evaluation says of a few samples."""
 
+import itertools
+from collections import Counter
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import pytest
 from ttrl_jax.data.problems import Problem
 from ttrl_jax.measure import evaluate, generations, mean_logps, table, task_keys
 from ttrl_jax.records import Rollouts
+from ttrl_jax.reward import numbers
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.vote import vote
 
@@ -38,7 +42,7 @@ ROLLOUTS = rollouts_of(LENGTHS, TRUNCATED, MEANS)
 
 
 def test_with_truths():
-    result = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None, formed=None)
+    result = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None, formed=None, readings={})
     assert result == pytest.approx(
         {
             "majority_ratio": (2 / 4 + 2 / 4 + 4 / 4) / 3,
@@ -63,21 +67,22 @@ def test_with_truths():
 
 
 def test_without_truths_only_what_needs_none():
-    result = evaluate(GROUPS, ROLLOUTS, None, extra_k=(3,), greedy=answers("5", "1", "9"), formed=None)
+    result = evaluate(GROUPS, ROLLOUTS, None, extra_k=(3,), greedy=answers("5", "1", "9"), formed=None, readings={})
     assert set(result) == {"majority_ratio", "truncation_rate", "no_answer_rate", "response_length"}
 
 
 def test_a_sample_count_that_is_no_power_of_two():
     rollouts = rollouts_of(np.ones((1, 3), np.int32), np.zeros((1, 3), bool), -np.ones((1, 3), np.float32))
-    result = evaluate([answers("1", "1", "2")], rollouts, ["1"], extra_k=(), greedy=None, formed=None)
+    result = evaluate([answers("1", "1", "2")], rollouts, ["1"], extra_k=(), greedy=None, formed=None, readings={})
     assert result["avg@3"] == pytest.approx(2 / 3)
     assert result["maj@3"] == result["pass@3"] == 1
     assert result["pass@2"] == 1 and "pass@4" not in result
 
 
 def test_extra_k_and_greedy_are_added():
-    plain = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None, formed=None)
-    more = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(3, 1, 4), greedy=answers("5.0", "2", None), formed=None)
+    plain = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None, formed=None, readings={})
+    greedy = answers("5.0", "2", None)
+    more = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(3, 1, 4), greedy=greedy, formed=None, readings={})
     assert {name: more[name] for name in plain} == plain
     added = {name: x for name, x in more.items() if name not in plain}
     assert added == pytest.approx(
@@ -93,22 +98,72 @@ def test_extra_k_and_greedy_are_added():
     )
 
 
-def test_a_format_adds_its_rate_and_what_is_right_in_it():
-    plain = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None, formed=None)
+STRICT = [answers("5", None, "7", None), answers(None, "2", "2", "3"), answers("9", "9.0", "09", None)]
+
+
+def test_a_format_and_a_reading_add_their_numbers_and_change_no_other():
+    plain = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None, formed=None, readings={})
     formed = np.array([[True, False, True, True], [False, True, True, True], [True, True, True, False]])
-    found = evaluate(GROUPS, ROLLOUTS, TRUTHS, extra_k=(), greedy=None, formed=formed)
+    more = {"extra_k": (1,), "greedy": None, "formed": formed, "readings": {"strict": STRICT}}
+    found = evaluate(GROUPS, ROLLOUTS, TRUTHS, **more)
     assert {name: found[name] for name in plain} == plain
-    added = {name: x for name, x in found.items() if name not in plain}
-    # right and in the format: the first 5; not the 1; three of the 9s
-    assert added == pytest.approx({"format_rate": 9 / 12, "strict_avg@4": (1 + 0 + 3) / 12})
-    blind = evaluate(GROUPS, ROLLOUTS, None, extra_k=(), greedy=None, formed=formed)
-    assert blind["format_rate"] == 9 / 12 and "strict_avg@4" not in blind
+    added = {name: x for name, x in found.items() if name not in plain and not name.endswith("@1")}
+    assert added == pytest.approx(
+        {
+            "format_rate": 9 / 12,
+            "strict_valid_rate": 8 / 12,
+            # one 5; no 1; three 9s
+            "strict_avg@4": (1 + 0 + 3) / 12,
+            # of the 6 pairs of 5, 7 and two without an answer 3 have the 5; all pairs have a 9
+            "strict_pass@2": (3 / 6 + 0 + 1) / 3,
+            "strict_pass@4": (1 + 0 + 1) / 3,
+            # 57: half, 5 with None twice: right, without the 5 never
+            "strict_maj@2": ((1 / 2 + 2) / 6 + 0 + 1) / 3,
+            "strict_maj@4": (1 / 2 + 0 + 1) / 3,
+        }
+    )
+    assert found["strict_maj@1"] == found["strict_pass@1"] == pytest.approx(found["strict_avg@4"])
+    blind = evaluate(GROUPS, ROLLOUTS, None, **more)
+    assert blind["format_rate"] == 9 / 12 and blind["strict_valid_rate"] == 8 / 12
+    assert not {name for name in blind if "@" in name}
+
+
+def test_the_numbers_of_a_reading_against_brute_force():
+    """Slow twin: every draw of j of the 8 samples, voting or with one right among them; ties split evenly."""
+    written = {
+        "12": ["12", "12", "7", None, "12,0", "7", None, "12"],
+        "1250": ["1.250", "1250", "1250,0", None, None, None, "1,25", "1,25"],
+        "3": [None] * 8,
+        "40": ["4", "4", "40", "40", "40,5", None, "4", "40"],
+    }
+    read = [
+        [None if text is None else Answer(numbers.plain(text, "tr")) for text in group] for group in written.values()
+    ]
+    rollouts = rollouts_of(np.ones((4, 8), np.int32), np.zeros((4, 8), bool), -np.ones((4, 8), np.float32))
+    other = [answers(*"12345678")] * 4
+    found = evaluate(
+        other, rollouts, list(written), extra_k=(1, 3), greedy=None, formed=None, readings={"flexible": read}
+    )
+    for j in (1, 2, 3, 4, 8):
+        passed, won = [], []
+        for truth, group in zip(written, read, strict=True):
+            values = [None if answer is None else float(answer.text) for answer in group]
+            for drawn in itertools.combinations(values, j):
+                counts = Counter(value for value in drawn if value is not None)
+                most = [value for value, count in counts.items() if count == max(counts.values())]
+                passed.append(float(truth) in drawn)
+                won.append((float(truth) in most) / max(1, len(most)))
+        assert found[f"flexible_pass@{j}"] == pytest.approx(np.mean(passed)), j
+        assert found[f"flexible_maj@{j}"] == pytest.approx(np.mean(won)), j
+    assert found["flexible_avg@8"] == pytest.approx((4 + 3 + 0 + 3) / 32)
+    assert found["flexible_valid_rate"] == (6 + 5 + 0 + 7) / 32 and "strict_valid_rate" not in found
+    assert 0 < found["flexible_maj@2"] < found["flexible_maj@8"] < found["flexible_pass@8"] < 1
 
 
 def test_log_probs_that_are_not_finite_end_the_evaluation():
     broken = rollouts_of(LENGTHS, TRUNCATED, np.where(MEANS == -4, np.nan, MEANS))
     with pytest.raises(FloatingPointError, match="not finite"):
-        evaluate(GROUPS, broken, TRUTHS, extra_k=(), greedy=None, formed=None)
+        evaluate(GROUPS, broken, TRUTHS, extra_k=(), greedy=None, formed=None, readings={})
 
 
 def test_mean_logps_leave_out_what_follows_the_end():
@@ -149,6 +204,23 @@ def test_table_has_a_column_for_each_result_and_a_dash_for_what_one_lacks():
         ["majority_ratio", "0.500", "0.750"],
     ]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_table_shows_the_readings_of_a_format_with_the_k_that_were_asked_for():
+    result = {"avg@8": 0.5, "strict_avg@8": 0.25, "flexible_avg@8": 0.75, "strict_valid_rate": 0.4}
+    result |= {f"{name}@{j}": j / 10 for j in (1, 2, 8) for name in ("maj", "strict_maj", "strict_pass")}
+    shown = [line.split() for line in table({"data": result}, samples=8, extra_k=(1,)).splitlines()[1:]]
+    strict = [["strict_maj@1", "0.100"], ["strict_pass@1", "0.100"], ["strict_maj@8", "0.800"]]
+    assert shown == [
+        ["avg@8", "0.500"],
+        ["maj@8", "0.800"],
+        ["maj@1", "0.100"],
+        ["strict_valid_rate", "0.400"],
+        ["strict_avg@8", "0.250"],
+        *strict,
+        ["strict_pass@8", "0.800"],
+        ["flexible_avg@8", "0.750"],
+    ]
 
 
 def test_the_keys_of_tasks_differ_and_stay_when_one_is_added():

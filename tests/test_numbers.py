@@ -2,7 +2,7 @@
 
 import pytest
 
-from ttrl_jax.reward.numbers import last_number, plain
+from ttrl_jax.reward.numbers import last_number, only_number, plain
 
 # Turkish and German write numbers alike. Text -> plain English; None: not written as they do.
 PLAIN = {
@@ -88,8 +88,36 @@ def test_last_number(text: str, english: str, local: str | None) -> None:
     assert [last_number(text, locale) for locale in ("tr", "de")] == [local] * 2
 
 
+ONLY = {  # text: in English, in Turkish and German; None: not written as they do
+    "42": ("42", "42"),
+    " 42\n": ("42", "42"),
+    "-7": ("-7", "-7"),
+    "12,5": ("", "12.5"),
+    "12.5": ("12.5", None),
+    "1.250": ("1.250", "1250"),
+    "1,250": ("1,250", "1.250"),
+    "1.250,75": ("", "1250.75"),
+    "1.25,5": ("", None),
+    "3/4": ("3/4", "3/4"),
+    "42 lira": ("", ""),
+    "%12,5": ("", ""),
+    "42.": ("", ""),
+    "3 + 4": ("", ""),
+    "3,4 ve 5": ("", ""),
+    "yedi": ("", ""),
+    "": ("", ""),
+}
+
+
+@pytest.mark.parametrize(("text", "english", "local"), [(t, *both) for t, both in ONLY.items()], ids=ONLY)
+def test_only_number(text: str, english: str, local: str | None) -> None:
+    assert only_number(text, "en") == english
+    assert [only_number(text, locale) for locale in ("tr", "de")] == [local] * 2
+
+
 def test_long_numbers_are_exact() -> None:
     groups = "1" + ".234" * 300
+    assert only_number(groups, "tr") == groups.replace(".", "")
     assert plain(groups + ",5", "tr") == last_number(groups + ",5", "de") == groups.replace(".", "") + ".5"
 
 

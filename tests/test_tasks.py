@@ -73,6 +73,42 @@ def test_the_format_and_the_locale_go_with_the_extraction(config: ConfigDict, tm
     assert aime.in_format is None
 
 
+READ = {  # response -> what the trained, the strict and the flexible reading find in it
+    "<mantık>3 * 4</mantık> <cevap>12</cevap>": ("12", "12", "12"),
+    "<mantık>10 + 2,5</mantık> <cevap>12,5</cevap>": ("12.5", "12.5", "12.5"),
+    "<mantık>iki buçuk ve on</mantık> <cevap>12.5</cevap>": (None, None, None),  # no Turkish number
+    "<mantık>5 * 250</mantık> <cevap>1.250</cevap>": ("1250", "1250", "1250"),
+    "<mantık>5 * 250</mantık> <cevap>1250</cevap>": ("1250", "1250", "1250"),
+    "Buldum: <cevap>12</cevap>": ("12", None, "12"),
+    "<mantık>3 * 4</mantık> <cevap>12</cevap> lira": ("12", None, "12"),
+    "<mantık>3 * 4</mantık> <cevap>12 TL</cevap>": (None, None, "12"),
+    "<mantık>3 * 4 = 12</mantık> <cevap>on iki</cevap>": (None, None, "12"),
+    "<mantık>3 * 4 = 12</mantık> <cevap></cevap>": (None, None, "12"),
+    "Sonuç 1.250 liradır.": (None, None, "1250"),
+    "Sonuç 12,5": (None, None, "12.5"),
+    "Sonuç 12.5": (None, None, None),
+    "<cevap>12.5</cevap>, yani 13": (None, None, None),  # the tag decides
+    "<cevap>7</cevap>, yani 8": ("7", None, "7"),
+    "Bilmiyorum.": (None, None, None),
+}
+
+
+@pytest.mark.parametrize(("response", "found"), READ.items(), ids=READ)
+def test_the_readings_of_a_format(config: ConfigDict, response: str, found: tuple[str | None, ...]):
+    """Hand-worked: what is trained on, and what is measured besides, in Turkish tags with Turkish numbers."""
+    config.reward.extract, config.reward.format = ("number:cevap",), ("mantık", "cevap")
+    config.reward.locale = "tr"
+    [task] = read_tasks(config)
+    assert list(task.readings) == ["strict", "flexible"]
+    read = [reader(response) for reader in (task.extract, *task.readings.values())]
+    assert tuple(answer and answer.text for answer in read) == found
+
+
+def test_without_a_format_there_is_one_reading(config: ConfigDict):
+    [task] = read_tasks(config)
+    assert task.readings == {} and task.in_format is None
+
+
 def test_the_thoughts_of_a_model_that_thinks_are_not_in_the_format(config: ConfigDict):
     config.prompt.thinking, config.reward.format = True, ("answer",)
     [task] = read_tasks(config)

@@ -1,6 +1,6 @@
 """Measure a model on questions with known answers: sample k responses to each and count. For train and evaluate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +52,21 @@ def measure(
         ballots = [vote(group) for group in answers]
         rendered = parts.render(task.items)
         rows = generations(task.items, rendered, texts, answers, ballots, rollouts, None, truths(task.items))
-        sets.append((rollouts, answers, rows, in_format(texts, task.in_format)))
-    rollouts, answers, rows, formed = sets[0]
+        sets.append((rollouts, texts, answers, rows))
+    rollouts, texts, answers, rows = sets[0]
     greedy_answers = None
     if greedy:
-        greedy_answers = [group[0] for group in sets[1][1]]
-        rows = [row | {"greedy": other["samples"][0]} for row, other in zip(rows, sets[1][2], strict=True)]
-    found = evaluate(answers, rollouts, truths(task.items), extra_k=extra_k, greedy=greedy_answers, formed=formed)
+        greedy_answers = [group[0] for group in sets[1][2]]
+        rows = [row | {"greedy": other["samples"][0]} for row, other in zip(rows, sets[1][3], strict=True)]
+    found = evaluate(
+        answers,
+        rollouts,
+        truths(task.items),
+        extra_k=extra_k,
+        greedy=greedy_answers,
+        formed=in_format(texts, task.in_format),
+        readings={name: [[read(text) for text in group] for group in texts] for name, read in task.readings.items()},
+    )
     return Measured(found, rows)
 
 
@@ -81,17 +89,20 @@ def evaluate(
     extra_k: Sequence[int],
     greedy: Sequence[Answer | None] | None,
     formed: np.ndarray | None,
+    readings: Mapping[str, Sequence[Sequence[Answer | None]]],
 ) -> dict[str, float]:
     """Summarise k samples of each problem.
 
     answers [P][k], of `rollouts`; truths [P], or None where there are none; greedy [P], the answers at temperature 0;
-    formed bool [P, k], the samples that are in the format, or None without one.
-    Always: majority_ratio, truncation_rate, no_answer_rate, response_length (tokens), and with a format format_rate
-    (share of samples in it). With truths, each a mean over problems: avg@k (share of correct samples, the paper's
-    pass@1), strict_avg@k (of samples both correct and in the format), std@k (spread of a problem's samples), worst@k
-    (all k correct), greedy (share of correct greedy answers), and for j = 2, 4, 8 ..., k and those of `extra_k`: pass@j
-    (unbiased, arXiv 2107.03374), maj@j (exact, ties split evenly) and best_of@j (exact: of j samples, the one with the
-    highest mean log-prob of its tokens is correct).
+    formed bool [P, k], the samples that are in the format, or None without one; readings: name -> answers [P][k], the
+    same samples read in another way.
+    Always: majority_ratio, truncation_rate, no_answer_rate, response_length (tokens), with a format format_rate (share
+    of samples in it), and of each reading NAME_valid_rate (share of samples in which it finds an answer). With truths,
+    each a mean over problems: avg@k (share of correct samples, the paper's pass@1), std@k (spread of a problem's
+    samples), worst@k (all k correct), greedy (share of correct greedy answers), and for j = 2, 4, 8 ..., k and those of
+    `extra_k`: pass@j (unbiased, arXiv 2107.03374), maj@j (exact, ties split evenly) and best_of@j (exact: of j samples,
+    the one with the highest mean log-prob of its tokens is correct); of each reading NAME_avg@k, NAME_pass@j and
+    NAME_maj@j likewise.
     Raises FloatingPointError if log-probs are not finite.
     """
     ballots = [vote(group) for group in answers]
@@ -104,27 +115,42 @@ def evaluate(
     }
     if formed is not None:
         result["format_rate"] = float(formed.mean())
+    for name, read in readings.items():
+        result[f"{name}_valid_rate"] = float(np.mean([answer is not None for group in read for answer in group]))
     if truths is None:
         return result
     scores = mean_logps(rollouts)
     if not np.isfinite(scores).all():
         raise FloatingPointError("the log-probs of sampled tokens are not finite")
+    sizes = sorted({*(2**i for i in range(1, k.bit_length())), k, *extra_k})
     right = truth_classes(ballots, truths)
-    correct = [[c is not None and i == c for i in b.classes] for b, c in zip(ballots, right, strict=True)]
-    judged = list(zip(ballots, right, correct, scores.tolist(), strict=True))
-    shares = np.array([sum(flags) / k for flags in correct])
-    result[f"avg@{k}"] = float(shares.mean())
+    result |= _accuracies(ballots, right, sizes)
+    correct = np.array([[c is not None and i == c for i in b.classes] for b, c in zip(ballots, right, strict=True)])
+    shares = correct.mean(1)
     result[f"std@{k}"] = float(np.sqrt(shares * (1 - shares)).mean())
     result[f"worst@{k}"] = float((shares == 1).mean())
-    if formed is not None:
-        result[f"strict_avg@{k}"] = float((np.array(correct) & formed).mean())
     if greedy is not None:
         found = truth_classes([vote([answer]) for answer in greedy], truths)
         result["greedy"] = float(np.mean([c is not None for c in found]))
-    for j in sorted({*(2**i for i in range(1, k.bit_length())), k, *extra_k}):
-        result[f"pass@{j}"] = float(np.mean([pass_at_k(k, sum(flags), j) for _, _, flags, _ in judged]))
-        result[f"maj@{j}"] = float(np.mean([maj_at_k(b.counts, c, b.classes.count(None), j) for b, c, _, _ in judged]))
-        result[f"best_of@{j}"] = float(np.mean([best_of_n(scored, flags, j) for _, _, flags, scored in judged]))
+    for j in sizes:
+        best = [best_of_n(*each, j) for each in zip(scores.tolist(), correct.tolist(), strict=True)]
+        result[f"best_of@{j}"] = float(np.mean(best))
+    for name, read in readings.items():
+        its = [vote(group) for group in read]
+        found = _accuracies(its, truth_classes(its, truths), sizes)
+        result |= {f"{name}_{metric}": value for metric, value in found.items()}
+    return result
+
+
+def _accuracies(ballots: Sequence[Ballot], right: Sequence[int | None], sizes: Sequence[int]) -> dict[str, float]:
+    """avg@k, and pass@j and maj@j for each j of `sizes`; right [P]: the class of each ballot that the truth is in."""
+    k = len(ballots[0].classes)
+    hits = [0 if c is None else ballot.counts[c] for ballot, c in zip(ballots, right, strict=True)]
+    result = {f"avg@{k}": float(np.mean(hits) / k)}
+    for j in sizes:
+        result[f"pass@{j}"] = float(np.mean([pass_at_k(k, n, j) for n in hits]))
+        won = [maj_at_k(b.counts, c, b.classes.count(None), j) for b, c in zip(ballots, right, strict=True)]
+        result[f"maj@{j}"] = float(np.mean(won))
     return result
 
 
@@ -181,8 +207,11 @@ def generations(
 
 def table(columns: dict[str, dict[str, float]], *, samples: int, extra_k: Sequence[int]) -> str:
     """The results side by side as plain text; columns: title -> what `evaluate` returned for `samples` of each."""
-    names = [f"{name}@{samples}" for name in ("avg", "strict_avg", "maj", "pass", "best_of")] + ["greedy"]
+    names = [f"{name}@{samples}" for name in ("avg", "maj", "pass", "best_of")] + ["greedy"]
     names += [f"{name}@{j}" for j in sorted({*extra_k} - {samples}) for name in ("maj", "pass", "best_of")]
+    for reading in ("strict", "flexible"):
+        names += [f"{reading}_{name}" for name in ("valid_rate", f"avg@{samples}")]
+        names += [f"{reading}_{name}@{j}" for j in sorted({*extra_k, samples}) for name in ("maj", "pass")]
     names += ["majority_ratio", "format_rate", "no_answer_rate", "truncation_rate", "response_length"]
     names = [name for name in names if any(name in result for result in columns.values())]
     width, widths = max(len(name) for name in names), [max(15, len(title)) for title in columns]

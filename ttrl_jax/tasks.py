@@ -28,6 +28,7 @@ class Task:
     items: list[Problem]
     extract: Callable[[str], Answer | None]
     in_format: Callable[[str], bool] | None  # whether a response is in reward.format; None without a format
+    readings: dict[str, Callable[[str], Answer | None]]  # by name, those of `_readings`; none without a format
 
 
 def read_tasks(config: ConfigDict) -> tuple[Task, ...]:
@@ -70,12 +71,25 @@ def _task(name: str, path: str, settings: ConfigDict, *, level: int, thinking: b
             f"reward.format={tags} cannot hold where the model thinks before it answers, as its thoughts, <think> and "
             "all, are taken off first; leave 'think' out of reward.format"
         )
-    reader = functools.partial(
-        extract, strategies=tuple(reward.extract), thinking=thinking, locale=reward.locale, tags=tags
-    )
+    read = functools.partial(extract, thinking=thinking, locale=reward.locale, tags=tags)
+    reader = functools.partial(read, strategies=tuple(reward.extract))
     reader("")  # raises if it cannot read
-    formed = functools.partial(in_format, tags=tags, thinking=thinking) if tags else None
-    return Task(name, path, data.truth_column, items, reader, formed)
+    if not tags:
+        return Task(name, path, data.truth_column, items, reader, None, {})
+    formed = functools.partial(in_format, tags=tags, thinking=thinking)
+    flexible = functools.partial(read, strategies=(*reward.extract, "last_number"))
+    return Task(name, path, data.truth_column, items, reader, formed, _readings(reader, formed, flexible))
+
+
+def _readings(
+    reader: Callable[[str], Answer | None], formed: Callable[[str], bool], flexible: Callable[[str], Answer | None]
+) -> dict[str, Callable[[str], Answer | None]]:
+    """Two more ways to read what was sampled with a format, for measuring alone.
+
+    strict: what `reader` finds in responses that are in the format; others have no answer.
+    flexible: what `reader` finds or else the last number, wherever it stands.
+    """
+    return {"strict": lambda response: reader(response) if formed(response) else None, "flexible": flexible}
 
 
 def _check_names(entries: Sequence[str]) -> None:

@@ -7,6 +7,8 @@ part is a question of another with its two numbers swapped.
 
 `digits` asks bare sums and products of one-digit numbers, "7 * 8", which small pretrained models half know. The split
 in questions to train on (96) and held-out ones (49) is of facts: 7 * 8 and 8 * 7 are in one part.
+
+`turkish`, word problems in Turkish, is in turkish.py.
 """
 
 import functools
@@ -15,6 +17,8 @@ import re
 from collections.abc import Callable
 
 import numpy as np
+
+from ttrl_jax.data import turkish
 
 # The texts of `sums`: all that a question or a worked answer can say is here.
 NAMES = ("Tom", "Anna", "Ben", "Mia", "Leo", "Sara", "Ali", "Eva")
@@ -86,6 +90,8 @@ TASKS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "sums.held_out": _sums_held_out,
     "digits.train": _digits_train,
     "digits.held_out": _digits_held_out,
+    "turkish.train": turkish.train,
+    "turkish.held_out": turkish.held_out,
 }
 
 

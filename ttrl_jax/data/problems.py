@@ -81,7 +81,14 @@ class Problems:
 
 
 def load(
-    path: str, *, split: str, question_column: str, truth_column: str, level: int | None, limit: int | None
+    path: str,
+    *,
+    split: str,
+    question_column: str,
+    truth_column: str,
+    level: int | None,
+    limit: int | None,
+    subset: str | None = None,
 ) -> list[Problem]:
     """Read the problems of a data set.
 
@@ -92,6 +99,7 @@ def load(
         that name, or the name is empty) every truth is None.
     level: keep the rows whose column `level` is this: a number, or text such as "Level 3"; None keeps all.
     limit: keep the first so many of these; None keeps all.
+    subset: of a hub data set that has several.
 
     Raises InputError for anything that cannot be read as asked.
     """
@@ -102,7 +110,7 @@ def load(
             raise InputError(f"{path} has no levels: leave data.level at 0.")
         return _builtin(path, with_truth=truth_column != "")[:limit]
     wanted = {question_column, truth_column, "id"} | (set() if level is None else {"level"})
-    columns, rows = _read(path, split, wanted=wanted)
+    columns, rows = _read(path, split, subset, wanted=wanted)
     if not rows:
         raise InputError(f"{path} holds no questions.")
     if question_column not in columns:
@@ -224,7 +232,7 @@ class _Number(str):
     """A number of a JSON file, as it is written there."""
 
 
-def _read(path: str, split: str, *, wanted: set[str]) -> Table:
+def _read(path: str, split: str, subset: str | None, *, wanted: set[str]) -> Table:
     file = Path(path).expanduser()
     suffix = file.suffix.lower()
     if file.is_file():
@@ -236,11 +244,11 @@ def _read(path: str, split: str, *, wanted: set[str]) -> Table:
     if file.is_dir():
         # A cache of its own, thrown away: no stale rows after a file changes, nothing left in the home.
         with tempfile.TemporaryDirectory() as cache:
-            return _table(_dataset(str(file), split, cache_dir=cache), wanted)
+            return _table(_dataset(str(file), split, subset, cache_dir=cache), wanted)
     # A hub name is NAME or OWNER/NAME; everything else can only have been meant as a file.
     if suffix in (".parquet", *_TEXT_FORMATS) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
         raise InputError(f"There is no data file {file.absolute()}.")
-    return _table(_dataset(path, split, cache_dir=None), wanted)
+    return _table(_dataset(path, split, subset, cache_dir=None), wanted)
 
 
 def _text(file: Path) -> str:
@@ -312,9 +320,9 @@ def _parquet(file: Path) -> datasets.Dataset:
         raise InputError(f"{file} cannot be read as Parquet: {_cause(error)}") from error
 
 
-def _dataset(name: str, split: str, *, cache_dir: str | None) -> datasets.Dataset:
+def _dataset(name: str, split: str, subset: str | None, *, cache_dir: str | None) -> datasets.Dataset:
     try:
-        return datasets.load_dataset(name, split=split, cache_dir=cache_dir)
+        return datasets.load_dataset(name, subset, split=split, cache_dir=cache_dir)
     except ConnectionError as error:
         raise InputError(
             f"There is no file {Path(name).absolute()}, and the hub could not be reached for a data set of "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ttrl_jax.errors import InputError
-from ttrl_jax.reward.numbers import LOCALES, last_number, plain
+from ttrl_jax.reward.numbers import LOCALES, last_number, only_number, plain
 from ttrl_jax.reward.tags import between, parse_format, require_names
 
 # \boxed or \fbox, not the start of a longer macro name, and the brace after it, possibly after spaces.
@@ -55,6 +55,7 @@ def extract(
                      has no brace or never closes (a truncated response), no earlier one is taken. The rule
                      of the reference, `verl/verl/utils/reward_score/ttrl_math/__init__.py`.
       `tag:NAME`     what the last pair of tags `<NAME>...</NAME>` holds, wherever it stands (`tags.between`).
+      `number:NAME`  the number that the last pair of tags holds, if it holds nothing else (`numbers.only_number`).
       `tag_strict`   what the last tag of the format holds, if the whole response is in it (`tags.parse_format`).
       `answer_is`    what follows the last "answer is" or "Answer:", up to the end of the sentence or line.
       `choice`       the letter, A to E, of a multiple-choice question: the last box as above if it holds one, in
@@ -135,17 +136,18 @@ def _after_thinking(response: str) -> str | None:
 
 
 _FINDERS = {"boxed": _last_box, "answer_is": _answer_is, "choice": _choice}
-_NAMES = ("boxed", "tag:NAME", "tag_strict", "answer_is", "choice", "last_number")
+_IN_TAGS = ("tag:", "number:")
+_NAMES = ("boxed", "tag:NAME", "number:NAME", "tag_strict", "answer_is", "choice", "last_number")
 
 
 def _require(strategies: Sequence[str], locale: str, tags: Sequence[str]) -> Sequence[str]:
     """The strategies, if all that is asked for can be done."""
-    unknown = [str(name) for name in strategies if name not in _NAMES and not str(name).startswith("tag:")]
+    unknown = [str(name) for name in strategies if name not in _NAMES and not str(name).startswith(_IN_TAGS)]
     if unknown or not strategies:
         raise InputError(
             f"Expected answer extraction by one or more of {', '.join(_NAMES)}, got {', '.join(unknown) or 'none'}."
         )
-    require_names([name.removeprefix("tag:") for name in strategies if name.startswith("tag:")])
+    require_names([name.partition(":")[2] for name in strategies if name.startswith(_IN_TAGS)])
     require_names(tags)
     if locale not in LOCALES:
         raise InputError(f"Expected numbers in one of the locales {', '.join(LOCALES)}, got {locale!r}.")
@@ -162,4 +164,6 @@ def _way(name: str, locale: str, tags: Sequence[str]) -> Callable[[str], str | N
         return lambda text: plain((parse_format(text, tags) or ("",))[-1], locale)
     if name.startswith("tag:"):
         return lambda text: plain(between(text, name.removeprefix("tag:")), locale)
+    if name.startswith("number:"):
+        return lambda text: only_number(between(text, name.removeprefix("number:")), locale)
     return lambda text: plain(_FINDERS[name](text), locale)

@@ -33,14 +33,15 @@ def last_number(text: str, locale: str) -> str | None:
     not written as this language does. Linear time.
     """
     last = None
-    for match in (_ENGLISH if locale == "en" else _SIGNED).finditer(text):
+    for match in _pattern(locale).finditer(text):
         last = match
-    if last is None:
-        return ""
-    if locale == "en":
-        return last[0]
-    read = [_read(part, locale) for part in last.groups()[1:] if part is not None]
-    return None if None in read else (last[1] or "") + "/".join(read)
+    return "" if last is None else _value(last, locale)
+
+
+def only_number(text: str, locale: str) -> str | None:
+    """Return the number that a text is, read as by `last_number`; empty if it is anything else. Linear time."""
+    match = _pattern(locale).fullmatch(text.strip())
+    return "" if match is None else _value(match, locale)
 
 
 def plain(text: str, locale: str) -> str | None:
@@ -69,6 +70,18 @@ def _is_list(match: re.Match[str]) -> bool:
         return False
     bracketed = text.endswith(("(", "[", "\\{"), 0, match.start()) or text.startswith((")", "]", "\\}"), match.end())
     return run.count(",") > 1 or bracketed and ";" not in text
+
+
+def _pattern(locale: str) -> re.Pattern[str]:
+    return _ENGLISH if locale == "en" else _SIGNED
+
+
+def _value(match: re.Match[str], locale: str) -> str | None:
+    """What a match of `_pattern` says, in plain English where it was another language; None if it is not written so."""
+    if locale == "en":
+        return match[0]
+    read = [_read(part, locale) for part in match.groups()[1:] if part is not None]
+    return None if None in read else (match[1] or "") + "/".join(read)
 
 
 def _read(run: str, locale: str) -> str | None:

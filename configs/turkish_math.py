@@ -1,0 +1,46 @@
+"""TTRL on Turkish word problems: the replication that sets the majority's labels against true ones, in tags.
+
+    python -m ttrl_jax.train --config configs/turkish_math.py:Qwen/Qwen2.5-1.5B-Instruct
+
+The part after the colon is the model: a folder or a hub name. Without more, the questions are the built-in ones, 96 to
+train on and 192 held out: 3 steps an episode, 30 in all, of 32 questions x 64 votes. The replication has 2,000
+translated questions to train on and 598 held out, such as scripts/prepare_word_problems.py makes; with these it is 62
+steps an episode, 620 in all:
+
+    --config.data.path=turkish/train.jsonl --config.eval.tasks="('held_out=turkish/test.jsonl',)"
+
+The control with true labels is --config.reward.label=truth --workdir=runs/turkish_math-truth. With the same seed it has
+the same questions in the same order, and samples the same responses as long as the weights are the same.
+
+A response is to be <mantık>...</mantık> <cevap>...</cevap>, with a number as Turkish writes it in the second tag.
+Rewarded is that number, wherever the tag stands, and with a tenth of that the format. Measured are besides a strict
+reading, the numbers of responses in the format alone, and a flexible one, the tag's number or else the last one
+(docs/metrics.md). What the replication does not ask for is set as in math500.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(model: str = "Qwen/Qwen2.5-1.5B-Instruct") -> ConfigDict:
+    c = default.get_config()
+    c.model.path = model
+    c.data.path = "builtin:turkish.train"
+    c.eval.tasks = ("held_out=builtin:turkish.held_out",)
+    c.episodes = 10
+    c.prompt.suffix = (
+        "\nÖnce <mantık> ve </mantık> etiketleri arasında adım adım düşün. Sonra yalnızca sonucu, 1.250 veya 12,5 gibi "
+        "bir sayı olarak, <cevap> ve </cevap> etiketleri arasına yaz. Bu etiketlerin dışına hiçbir şey yazma."
+    )
+    c.rollout.prompts = 32
+    c.rollout.max_tokens = 512
+    c.reward.extract = ("number:cevap",)
+    c.reward.format = ("mantık", "cevap")
+    c.reward.format_weight = 0.1
+    c.reward.locale = "tr"
+    c.reward.ties = "random"
+    c.eval.every = 62  # an episode of 2,000 questions
+    c.eval.samples = 8
+    c.eval.k = (1, 2, 4)
+    return c
