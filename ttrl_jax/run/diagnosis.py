@@ -12,7 +12,8 @@ import numpy as np
 
 from ttrl_jax.run.metrics import finite
 
-# Calibrated on runs of the quickstart (noise, a failing temperature, random labels, too fast a rate) and of SmolLM2.
+# Calibrated on runs of the quickstart (16 and 64 votes, temperature 1 to 2, random labels, faster rates) and of SmolLM2.
+# None of them collapsed: FALL and LOST keep clear of what those did that did not.
 FEWEST = 16  # training steps; with fewer there are no two ends of 4 steps to compare
 ENDS = 12  # the first and the last 1/12 of the steps are compared: a few episodes of those runs
 RISE = 0.05  # of the majority ratio; random labels moved it by 0.02, learning by 0.13 and more
