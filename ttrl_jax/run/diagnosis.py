@@ -12,8 +12,8 @@ import numpy as np
 
 from ttrl_jax.run.metrics import finite
 
-# Calibrated on runs of the quickstart (16 and 64 votes, temperature 1 to 2, random labels, faster rates) and of SmolLM2.
-# None of them collapsed: FALL and LOST keep clear of what those did that did not.
+# Calibrated on runs of the quickstart (16 and 64 votes, temperature 1 to 2, random labels, faster rates) and of
+# SmolLM2. None of them collapsed: FALL and LOST only keep clear of what they did.
 FEWEST = 16  # training steps; with fewer there are no two ends of 4 steps to compare
 ENDS = 12  # the first and the last 1/12 of the steps are compared: a few episodes of those runs
 RISE = 0.05  # of the majority ratio; random labels moved it by 0.02, learning by 0.13 and more
@@ -22,7 +22,7 @@ LOST = 0.1  # more responses without an answer than at first; runs that learned 
 STILL = 0.03  # as near to the last majority ratio as its means over 1/12 of the steps keep by chance
 AGREED = 0.9  # a majority ratio from which a run that does not rise had nothing left to learn
 MANY = 0.2  # of the votes or labels: enough to name as a reason
-CLEAR = 0.5  # winner minus runner-up, of all votes: no winner changes there by chance
+CLEAR = 0.5  # winner minus runner-up, mean of a step, of all votes: few winners change there by chance
 DRIFT = 0.01  # of the labels that were clear, changed; where wrong answers were taught it was 0.01 and 0.017, else less
 
 _NOT_TRUTH = (
