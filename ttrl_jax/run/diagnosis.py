@@ -72,8 +72,8 @@ def diagnose(rows: Sequence[Mapping[str, Any]]) -> Diagnosis:
 
     Returns the first of these verdicts that fits, m being the mean majority ratio of 1/12 of the steps, at least 4:
       too short   fewer than 16 steps
-      collapsing  at the end m has lost a fifth of its highest value and more than chance gives, or a tenth more of the
-                  responses have no answer than at the start
+      collapsing  at the end m has lost a fifth of its highest value, 0.05 and twice what chance gives, or a tenth more
+                  of the responses have no answer than at the start
       stuck       m has not risen by 0.05, or by no more than chance gives, and is below 0.9
       converged   m has been where it is at the end, but for chance, since half of the steps were done. The learning
                   rate was still half of its peak then, so that it was not the schedule that stopped it
@@ -122,7 +122,9 @@ def _collapse(steps: Sequence[Mapping[str, float]], ratio: _Signal) -> str | Non
     lost = []
     best = int(ratio.means.argmax())
     fallen = float(ratio.means[best]) - ratio.last
-    if fallen > max(FALL * ratio.means[best], ratio.chance):
+    if fallen > max(
+        FALL * ratio.means[best], RISE, 2 * ratio.chance
+    ):  # twice: the best of many means is high by chance too
         lost.append(
             f"The majority ratio fell to {ratio.last:.3f} from {ratio.means[best]:.3f} around step {ratio.steps[best]}."
         )
