@@ -93,6 +93,7 @@ def test_a_real_run_is_all_there(trained, call):
     summary = json.loads((trained / "summary.json").read_text())
     before, after = summary["before"]["avg@2"], summary["after"]["avg@2"]
     assert f"<td>avg@2</td><td>{before:.3f}</td><td>{after:.3f}</td><td>{after - before:+.3f}</td>" in text
+    assert summary["verdict"] == "too short" and f"too short.</strong> {summary['diagnosis']}</p>" in text
     for title in [name for name in page.CURVES if "KL" not in name]:
         assert f"<figcaption>{title}</figcaption>" in text
     found = questions_in(text)
@@ -114,6 +115,18 @@ def test_a_real_run_is_all_there(trained, call):
     accuracy = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     training = [question["visits"][1]["right"] for question in found if question["set"] == "training"]
     assert sum(training) / 4 == accuracy[1]["audit/label_accuracy"]
+
+
+def test_the_diagnosis_of_each_run_comes_before_its_results(tmp_path, call):
+    evil = made_run(tmp_path / "a<b>&", {0: numbers(0.2, 0.3), 3: numbers(0.2, 0.3)})
+    rising = made_run(tmp_path / "rising", {0: numbers(0.2, 0.3), 48: numbers(0.9, 0.3)}, label="random")
+    _, text, _ = call(evil, rising)
+    head = text[: text.index("<h2>Before and after</h2>")]
+    assert "<p><strong>a&lt;b&gt;&amp;: too short.</strong> Training steps so far: 4;" in head
+    assert (
+        "<p><strong>rising (control: random labels): learning.</strong> The majority ratio rose from 0.150 to 4.650"
+        in head
+    )
 
 
 def test_nothing_is_loaded(trained, call):

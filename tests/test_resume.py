@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ttrl_jax.run.diagnosis import diagnose
+
 ROOT = Path(__file__).parent.parent
 STEPS = 24  # far more than the kills below let pass, also on a fast machine
 ARGUMENTS = [
@@ -81,6 +83,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     found = results(workdir)
     assert [row["step"] for row in found["metrics"]] == list(range(STEPS + 1))
     assert len(found["generations"]) == STEPS + 2
+    assert found["summary"]["verdict"] == diagnose(found["metrics"]).verdict != "too short"
     return found
 
 
@@ -118,10 +121,11 @@ def test_a_signal_saves_and_leaves(undisturbed: dict[str, object], tmp_path: Pat
 
 def test_a_finished_run_prints_its_table_again(tmp_path: Path):
     workdir = tmp_path / "run"
-    finish(workdir)
+    first = finish(workdir)
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     output = finish(workdir)
     assert "is finished" in output and "avg@2" in output
+    assert "diagnosis: " in output and output[output.index("diagnosis: ") :].rstrip() in first
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
@@ -137,6 +141,7 @@ def test_questions_without_truths(tmp_path: Path):
     assert 0 < first["vote/majority_ratio"] <= 1 and first["update/grad_norm"] >= 0
     assert not [name for name in first | last if name.startswith("audit/") or "@" in name]
     summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["verdict"] == "too short" and "Training steps so far: 1;" in output
     assert set(summary["after"]) == {"majority_ratio", "truncation_rate", "no_answer_rate", "response_length"}
 
 

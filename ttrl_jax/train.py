@@ -11,6 +11,7 @@ import dataclasses
 import json
 import resource
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ from ttrl_jax.reward.score import random_classes, score, select, vote_share, wit
 from ttrl_jax.reward.vote import Ballot, classes_of, label_keys, vote, vote_metrics
 from ttrl_jax.run import folder
 from ttrl_jax.run.checkpoint import Checkpoints, Interrupt, check_disk
-from ttrl_jax.run.metrics import MetricsLog, write_json, write_jsonl
+from ttrl_jax.run.diagnosis import Diagnosis, diagnose
+from ttrl_jax.run.metrics import MetricsLog, read_lines, write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
 from ttrl_jax.tasks import OWN
 
@@ -214,7 +216,9 @@ def main() -> int:
             return 128 + interrupt.signum
 
     # ------------------------------------------------------------- results
-    summary = summarise(history, total, sha256(state.params), earlier_seconds + time.monotonic() - began)
+    diagnosis = diagnose(read_lines(workdir / "metrics.jsonl")[0])  # of all steps, those before a resume too
+    seconds = earlier_seconds + time.monotonic() - began
+    summary = summarise(history, total, sha256(state.params), seconds, diagnosis)
     write_json(workdir / folder.SUMMARY, summary)
     print(report(summary, config))
     print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}")
@@ -288,20 +292,25 @@ def line_of(episode: int, votes: dict[str, float], audited: dict[str, float], le
     return f"episode {episode + 1} | " + ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
 
-def summarise(history: History, steps: int, params_sha256: str, seconds: float) -> dict[str, Any]:
-    """The content of summary.json: the first and last evaluation, and what identifies the result."""
+def summarise(history: History, steps: int, params_sha256: str, seconds: float, diagnosis: Diagnosis) -> dict[str, Any]:
+    """The content of summary.json: the first and last evaluation, the diagnosis, and what identifies the result."""
     first, last = history.evaluations[0], history.evaluations[-1]
     summary = {}
     for task in [name for name in first if name != "step"]:
         prefix = "" if task == OWN else f"{task}_"
         summary |= {f"{prefix}before": first[task], f"{prefix}after": last[task]}
+    summary |= {"verdict": diagnosis.verdict, "diagnosis": diagnosis.text}
     return summary | {"seconds": round(seconds, 1), "steps": steps, "params_sha256": params_sha256}
 
 
 def report(summary: dict[str, Any], config: Any) -> str:
-    """The table that a run ends with: every evaluation in its summary."""
+    """What a run ends with: the table of every evaluation in its summary, and the diagnosis."""
     columns = {name.replace("_", " "): numbers for name, numbers in summary.items() if isinstance(numbers, dict)}
-    return table(columns, samples=config.eval.samples, extra_k=config.eval.k)
+    shown = table(columns, samples=config.eval.samples, extra_k=config.eval.k)
+    if "verdict" not in summary:  # of a run that was finished before there was a diagnosis
+        return shown
+    diagnosis = Diagnosis(summary["verdict"], summary["diagnosis"])
+    return f"{shown}\n{textwrap.fill(f'diagnosis: {diagnosis}', 120)}"
 
 
 # ---------------------------------------------------------------------- what main measures

@@ -1,7 +1,6 @@
 """What a run folder says of its run, as far as it can be read: a run may be unfinished, or its files damaged."""
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from ttrl_jax.errors import InputError
 from ttrl_jax.run import folder
+from ttrl_jax.run.metrics import finite, read_lines
 from ttrl_jax.tasks import OWN
 
 
@@ -126,28 +126,6 @@ def read_run(path: Path, name: str) -> Run:
         steps = run.rows[-1]["step"] if run.rows else 0
         run.notes.append(f"the run is not finished: this is what there was after step {steps}")
     return run
-
-
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects of a JSON Lines file, none if it is missing, and how many of its lines are none."""
-    if not path.is_file():
-        return [], 0
-    rows, unreadable = [], 0
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line, parse_constant=lambda _: None)  # NaN is no JSON
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            unreadable += 1
-    return rows, unreadable
-
-
-def finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that are finite numbers; a number that was not finite has been written as null."""
-    return {name: x for name, x in row.items() if type(x) in (int, float) and math.isfinite(x)}
 
 
 def evaluation_of(row: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -15,6 +15,7 @@ from typing import Any
 from ttrl_jax.report import rollouts, svg
 from ttrl_jax.report.data import Group, Run, by_seed, choices, ends, metric_at
 from ttrl_jax.report.svg import Line
+from ttrl_jax.run.diagnosis import diagnose
 from ttrl_jax.tasks import OWN
 
 CURVES = {
@@ -47,6 +48,11 @@ def page(runs: Sequence[Run], questions: Sequence[rollouts.Question]) -> str:
             f"<style>\n{assets.joinpath('page.css').read_text(encoding='utf-8')}</style>\n</head>\n<body>",
             f"<h1>{html.escape(title)}</h1>",
             *[f'<p class="note">{html.escape(f"{run.name}: {note}")}</p>' for run in runs for note in run.notes],
+            section(
+                "Diagnosis",
+                "What the metrics say that need no truth: votes, lengths and updates of the training steps so far.",
+                "".join(diagnosis(run) for run in runs),
+            ),
             *(section(*each) for each in _sections(runs)),
             _browser(shown, notes),
             section("Settings", "Those in which the runs differ are marked.", settings_table(runs)),
@@ -81,6 +87,13 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, str, str]]:
         ("Training", "Every step, of its own questions.", grid(training_charts(groups, most))),
         ("Votes and samples", "Before and after, by the number of samples.", grid(bar_charts(groups))),
     ]
+
+
+def diagnosis(run: Run) -> str:
+    """The verdict on a run and its reasons, as a paragraph."""
+    found = diagnose(run.rows)
+    said = f"{run.name}: {found.verdict}."
+    return f"<p><strong>{html.escape(said)}</strong> {html.escape(found.text)}</p>"
 
 
 def section(title: str, text: str, body: str) -> str:

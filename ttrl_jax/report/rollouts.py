@@ -5,9 +5,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ttrl_jax.report.data import Run, read_lines
+from ttrl_jax.report.data import Run
 from ttrl_jax.reward.equivalence import key
 from ttrl_jax.reward.extract import Answer
+from ttrl_jax.run.metrics import read_lines
 
 # The page stays under 8 MB: this much for questions and labels, and for generations.
 QUESTION_BYTES, RESPONSE_BYTES = 2_000_000, 4_000_000

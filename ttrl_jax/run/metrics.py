@@ -6,6 +6,7 @@ JSON is strict here: NaN and the infinities, which JSON does not have, become nu
 import json
 import math
 import os
+import sys
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -125,6 +126,28 @@ def write_text(path: str | Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects of a JSON Lines file, none if it is missing, and how many of its lines are none."""
+    if not path.is_file():
+        return [], 0
+    rows, unreadable = [], 0
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line, parse_constant=lambda _: None)  # NaN is no JSON
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            unreadable += 1
+    return rows, unreadable
+
+
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are finite numbers; a number that was not finite has been written as null."""
+    return {name: x for name, x in row.items() if type(x) in (int, float) and abs(x) <= sys.float_info.max}
 
 
 def write_json(path: str | Path, value: Any) -> None:
