@@ -21,10 +21,10 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.learn import optimizer as optim
 from ttrl_jax.learn.layout import params_layout, state_layout
 from ttrl_jax.learn.update import LossSettings, ScoreSettings, Update
-from ttrl_jax.model import decoder, weights
+from ttrl_jax.model import attention, decoder, weights
 from ttrl_jax.model.config import ModelConfig, read_config
 from ttrl_jax.model.sharding import make_mesh, replicated, shardings
-from ttrl_jax.records import Prompts, Rollouts, TrainState
+from ttrl_jax.records import Prompts, Rollouts, TrainState, padded_length
 from ttrl_jax.resolve import resolve
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.rollout.sampler import Sampler
@@ -46,6 +46,7 @@ class EvalInputs:
     encoder: text.PromptEncoder
     tasks: tuple[Task, ...]  # the first is the config's own data
     mesh: jax.sharding.Mesh
+    attention: str  # why whole rows are attended to as `model` says, in words
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,16 @@ def read_eval_inputs(config: FrozenConfigDict) -> EvalInputs:
         except InputError as error:
             raise InputError(f"{task.path}: {error}") from error
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    kernel, why = attention.choose(
+        config.model.attention,
+        device=mesh.devices.flat[0],
+        config=model,
+        dtype=jnp.dtype(config.model.dtype),
+        length=padded_length(longest),
+    )
+    model = dataclasses.replace(model, attention=kernel)
     weights.check(source, model)
-    return EvalInputs(config, sources, source, model, tokenizer, stop_ids, encoder, tasks, mesh)
+    return EvalInputs(config, sources, source, model, tokenizer, stop_ids, encoder, tasks, mesh, why)
 
 
 def read_inputs(config: FrozenConfigDict) -> Inputs:
@@ -111,7 +120,9 @@ def read_inputs(config: FrozenConfigDict) -> Inputs:
 
 def identity(inputs: EvalInputs) -> dict[str, Any]:
     """What tells this model from any other: its shape, and the fingerprint of its files."""
-    return {**dataclasses.asdict(inputs.model), "fingerprint": weights.fingerprint(inputs.source)}
+    shape = dataclasses.asdict(inputs.model)
+    del shape["attention"]  # a run may go on on other devices
+    return {**shape, "fingerprint": weights.fingerprint(inputs.source)}
 
 
 def _micro_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
