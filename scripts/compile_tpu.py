@@ -278,7 +278,6 @@ class Report:
         start = time.perf_counter()
         compiled = lowered.compile()
         row["compile_s"] = round(time.perf_counter() - start, 1)
-        print(f"compiled {name} in {row['compile_s']} s", flush=True)
         stats, hlo = compiled.memory_analysis(), compiled.as_text()
         sizes = {
             "arguments": stats.argument_size_in_bytes,
@@ -289,6 +288,12 @@ class Report:
         row |= sizes | {"together": sum(sizes.values()), "fits": sum(sizes.values()) <= self.chip.memory}
         row["splash_calls"] = len(re.findall(r"custom-call.*tpu_custom_call.*splash", hlo))
         row["loop_collectives"] = loop_collectives(hlo)
+        parts = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in sizes.items())
+        most = max((one["bytes"] for one in row["loop_collectives"]), default=0) / 1e6
+        print(
+            f"compiled {name} in {row['compile_s']} s: {parts} GB a chip, {row['splash_calls']} splash calls,", end=" "
+        )
+        print(f"collectives in its loops of {most:.3f} MB at most", flush=True)
         return outputs(lowered, compiled)
 
     def failed(self, reason: str) -> None:
