@@ -286,7 +286,7 @@ class Report:
             "held": held,
         }
         row |= sizes | {"together": sum(sizes.values()), "fits": sum(sizes.values()) <= self.chip.memory}
-        row["splash_calls"] = len(re.findall(r"custom-call.*tpu_custom_call.*splash", hlo))
+        row["splash_calls"] = hlo.count('custom_call_target="tpu_custom_call"')  # there is no other kernel
         row["loop_collectives"] = loop_collectives(hlo)
         parts = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in sizes.items())
         most = max((one["bytes"] for one in row["loop_collectives"]), default=0) / 1e6
@@ -321,12 +321,12 @@ class Report:
 def loop_collectives(hlo: str) -> list[dict[str, Any]]:
     """The collectives inside the program's loops, at any depth, largest first: kind, shape, bytes, how many."""
     bodies = {name: text for text in re.split(r"\n(?=\S)", hlo) for name in re.findall(r"^%?([\w.\-]+) \(", text)}
-    inside, todo = set(), re.findall(r"body=%?([\w.\-]+)", hlo)
+    inside, todo = set(), re.findall(r"(?:body|condition)=%?([\w.\-]+)", hlo)
     while todo:
         name = todo.pop()
         if name in bodies and name not in inside:
             inside.add(name)
-            todo += re.findall(r"(?:calls|to_apply|body)=%?([\w.\-]+)", bodies[name])
+            todo += re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", bodies[name])
     rows = []
     for (kind, shape), times in Counter((k, s) for name in inside for s, k in COLLECTIVE.findall(bodies[name])).items():
         sizes = [
