@@ -17,6 +17,8 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.path = ""  # Hugging Face folder (safetensors), .gguf file or hub name; required
     c.model.dtype = "bfloat16"  # bfloat16 | float32, of sampling, forward and backward; masters are float32
+    # Of whole rows, in training and prefill: xla | cudnn (NVIDIA) | splash (TPU) | auto: the best that runs there.
+    c.model.attention = "auto"
 
     c.mesh = ConfigDict()  # devices = data x fsdp x tensor; -1: what is left
     c.mesh.data = 1  # prompts are split over it

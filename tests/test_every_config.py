@@ -191,6 +191,7 @@ def test_two_steps_of_each_task(name: str, call, tmp_path: Path):
     assert found <= set("ABCD") if name == "gpqa" else found & set("1237")
 
     assert "data.json: 4 questions" in printed
+    assert "attention xla, by model.attention='auto', on cpu" in printed
     assert "setting   rollout.temperature=0.6, decided by the model (plain)" in printed
     assert "setting   rollout.max_tokens=8, set" in printed
     assert "setting   prompt.thinking=False, decided by the model (plain)" in printed

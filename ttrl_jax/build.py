@@ -21,10 +21,10 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.learn import optimizer as optim
 from ttrl_jax.learn.layout import params_layout, state_layout
 from ttrl_jax.learn.update import LossSettings, ScoreSettings, Update
-from ttrl_jax.model import decoder, weights
+from ttrl_jax.model import attention, decoder, weights
 from ttrl_jax.model.config import ModelConfig, read_config
 from ttrl_jax.model.sharding import make_mesh, replicated, shardings
-from ttrl_jax.records import Prompts, Rollouts, TrainState
+from ttrl_jax.records import Prompts, Rollouts, TrainState, padded_length
 from ttrl_jax.resolve import resolve
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.rollout.sampler import Sampler
@@ -46,6 +46,7 @@ class EvalInputs:
     encoder: text.PromptEncoder
     tasks: tuple[Task, ...]  # the first is the config's own data
     mesh: jax.sharding.Mesh
+    attention: str  # why whole rows are attended to as `model` says, in words
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,16 @@ def read_eval_inputs(config: FrozenConfigDict) -> EvalInputs:
         except InputError as error:
             raise InputError(f"{task.path}: {error}") from error
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    kernel, why = attention.choose(
+        config.model.attention,
+        device=mesh.devices.flat[0],
+        config=model,
+        dtype=jnp.dtype(config.model.dtype),
+        length=padded_length(longest),
+    )
+    model = dataclasses.replace(model, attention=kernel)
     weights.check(source, model)
-    return EvalInputs(config, sources, source, model, tokenizer, stop_ids, encoder, tasks, mesh)
+    return EvalInputs(config, sources, source, model, tokenizer, stop_ids, encoder, tasks, mesh, why)
 
 
 def read_inputs(config: FrozenConfigDict) -> Inputs:
@@ -105,16 +114,18 @@ def read_inputs(config: FrozenConfigDict) -> Inputs:
             f'reward.label="truth" needs a truth for each question; {config.data.path} has no column '
             f"{config.data.truth_column!r}"
         )
-    _micro_rows(config, shared.mesh)
+    micro_rows(config, shared.mesh)
     return Inputs(**vars(shared), problems=problems, total_steps=config.episodes * problems.steps_per_episode)
 
 
 def identity(inputs: EvalInputs) -> dict[str, Any]:
     """What tells this model from any other: its shape, and the fingerprint of its files."""
-    return {**dataclasses.asdict(inputs.model), "fingerprint": weights.fingerprint(inputs.source)}
+    shape = dataclasses.asdict(inputs.model)
+    del shape["attention"]  # a run may go on on other devices
+    return {**shape, "fingerprint": weights.fingerprint(inputs.source)}
 
 
-def _micro_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
+def micro_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
     """Rows of one micro-batch, over all devices. Raises InputError if a minibatch cannot be cut into such."""
     minibatch_rows = config.train.minibatch_prompts * config.train.samples
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -156,21 +167,26 @@ class Parts(EvalParts):
 def build_eval(config: ConfigDict, inputs: EvalInputs, announce: Callable[[str], None]) -> EvalParts:
     """Make the functions that an evaluation calls. Sets JAX's mesh for the process."""
     jax.set_mesh(inputs.mesh)
-    return _eval_parts(config, inputs, _sampler(config, inputs, announce))
+    sampler = make_sampler(config, inputs.model, inputs.mesh, stop_ids=inputs.stop_ids, announce=announce)
+    return _eval_parts(config, inputs, sampler)
 
 
 def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -> Parts:
     """Put the model on the mesh and make the functions that the loop calls. Sets JAX's mesh for the process."""
     model, mesh, train = inputs.model, inputs.mesh, config.train
     jax.set_mesh(mesh)
-    sampler = _sampler(config, inputs, announce)
+    sampler = make_sampler(config, model, mesh, stop_ids=inputs.stop_ids, announce=announce)
     shared = _eval_parts(config, inputs, sampler)
-    optimizer = optim.make_optimizer(
-        b1=train.b1, b2=train.b2, weight_decay=train.weight_decay, grad_clip=train.grad_clip
-    )
+    optimizer = make_optimizer(config)
     layout = state_layout(shared.params_layout, optimizer, mesh)
     params = weights.load(inputs.source, model, mesh)
-    update = _update(config, inputs, optimizer, params, layout, announce)
+    # A real copy, also where the type stays: the parameters' own buffers are given away to the first update.
+    freeze = jax.jit(
+        lambda params: jax.tree.map(lambda x: jnp.array(x, jnp.dtype(config.model.dtype), copy=True), params),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout.params),
+    )
+    reference = freeze(params) if train.kl_coef else None
+    update = make_update(config, model, mesh, optimizer, layout, reference=reference, announce=announce)
     start = jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout.optimizer))
     return Parts(
         **vars(shared),
@@ -188,7 +204,7 @@ def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -
 
 
 def _eval_parts(config: ConfigDict, inputs: EvalInputs, sampler: Sampler) -> EvalParts:
-    copy = _sampling_copy(inputs.model, jnp.dtype(config.model.dtype), inputs.mesh)
+    copy = sampling_copy(config, inputs.model, inputs.mesh)
     draw = functools.partial(_sample, sampler, copy)
     return EvalParts(
         params_layout=params_layout(inputs.model, inputs.mesh),
@@ -201,35 +217,46 @@ def _eval_parts(config: ConfigDict, inputs: EvalInputs, sampler: Sampler) -> Eva
     )
 
 
-def _sampler(config: ConfigDict, inputs: EvalInputs, announce: Callable[[str], None]) -> Sampler:
+def make_sampler(
+    config: ConfigDict,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    *,
+    stop_ids: tuple[int, ...],
+    announce: Callable[[str], None],
+) -> Sampler:
+    """The programs that sample, as a config in which every value is set has them."""
     return Sampler(
-        inputs.model,
+        model,
         dtype=jnp.dtype(config.model.dtype),
         rows=config.rollout.rows,
         max_tokens=config.rollout.max_tokens,
-        stop_ids=inputs.stop_ids,
-        prompt_multiple=inputs.mesh.shape["data"],
-        vote_multiple=inputs.mesh.shape["fsdp"],
+        stop_ids=stop_ids,
+        prompt_multiple=mesh.shape["data"],
+        vote_multiple=mesh.shape["fsdp"],
         announce=announce,
     )
 
 
-def _update(
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    train = config.train
+    return optim.make_optimizer(b1=train.b1, b2=train.b2, weight_decay=train.weight_decay, grad_clip=train.grad_clip)
+
+
+def make_update(
     config: ConfigDict,
-    inputs: Inputs,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
     optimizer: optax.GradientTransformation,
-    params: decoder.Params,
     layout: TrainState,
+    *,
+    reference: decoder.Params | None,
     announce: Callable[[str], None],
 ) -> Update:
-    train, dtype = config.train, jnp.dtype(config.model.dtype)
-    # A real copy, also where the type stays: the parameters' own buffers are given away to the first update.
-    freeze = jax.jit(
-        lambda params: jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), params),
-        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout.params),
-    )
+    """The programs that learn, likewise. layout: of the state; reference: as in Update."""
+    train = config.train
     return Update(
-        inputs.model,
+        model,
         optimizer,
         loss=LossSettings(
             clip_low=train.clip_low,
@@ -239,11 +266,14 @@ def _update(
             entropy_coef=train.entropy_coef,
         ),
         score=ScoreSettings(
-            temperature=config.rollout.temperature, dtype=dtype, remat=train.remat, chunk=train.chunk_tokens
+            temperature=config.rollout.temperature,
+            dtype=jnp.dtype(config.model.dtype),
+            remat=train.remat,
+            chunk=train.chunk_tokens,
         ),
         minibatch_rows=train.minibatch_prompts * train.samples,
-        micro_rows=_micro_rows(config, inputs.mesh),
-        reference=freeze(params) if train.kl_coef else None,
+        micro_rows=micro_rows(config, mesh),
+        reference=reference,
         state_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout),
         announce=announce,
     )
@@ -258,9 +288,10 @@ def _sampling(section: ConfigDict) -> Sampling:
     return Sampling(temperature=section.temperature, top_k=section.top_k, top_p=section.top_p)
 
 
-def _sampling_copy(model: ModelConfig, dtype: jnp.dtype, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
-    """One jitted program from the masters to the weights that sampling likes: in `dtype`, whole on each fsdp group."""
-    make = functools.partial(decoder.sampling_weights, config=model, dtype=dtype)
+def sampling_copy(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
+    """One jitted program from the masters to the weights that sampling likes: in the config's type, whole on each fsdp
+    group."""
+    make = functools.partial(decoder.sampling_weights, config=model, dtype=jnp.dtype(config.model.dtype))
     axes = decoder.sampling_axes(model)
     out = shardings(axes, jax.eval_shape(make, decoder.shapes(model)), mesh, without=("embed",))
     return jax.jit(make, out_shardings=out)

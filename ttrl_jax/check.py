@@ -20,6 +20,10 @@ def check(config: ConfigDict) -> None:
             f"model.dtype must be bfloat16 or float32, got {config.model.dtype!r}",
         ),
         (
+            config.model.attention in ("auto", "xla", "cudnn", "splash"),
+            f"model.attention must be auto, xla, cudnn or splash, got {config.model.attention!r}",
+        ),
+        (
             train.samples <= rollout.votes,
             f"train.samples={train.samples} is more than the rollout.votes={rollout.votes} that are sampled",
         ),

@@ -234,6 +234,7 @@ def introduce(inputs: builder.EvalInputs, say: Callable[[str], None]) -> None:
     count = parameter_count(inputs.model) / 1e6
     say(f"model     {config.model.path}: {count:.2f} M parameters, {config.model.dtype} compute")
     say(f"devices   {jax.device_count()} x {device.device_kind}, mesh {dict(inputs.mesh.shape)}")
+    say(f"attention {inputs.model.attention}, {inputs.attention}")
     for i, task in enumerate(inputs.tasks):
         blind = truths(task.items) is None
         say(

@@ -95,6 +95,8 @@ class ModelConfig:
     max_positions: int
     # For each of the L layers, how many tokens one sees, itself included; None: all of them. Just None: in all layers.
     windows: tuple[int | None, ...] | None = None
+    # How whole rows are attended to, which is no part of the shape: what attention.choose found for this run's devices.
+    attention: str = "xla"
 
     @property
     def qkv_bias(self) -> bool:

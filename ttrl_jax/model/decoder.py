@@ -75,12 +75,6 @@ def logits(weights: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array
     return jnp.einsum("...d,wd->...w", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def _windows(config: ModelConfig, length: int) -> tuple[int | None, ...]:
-    """The window of each layer; None where it is not shorter than a row of `length` tokens, so that it hides none."""
-    windows = config.windows or (None,) * config.layers
-    return tuple(None if window is None or window >= length else window for window in windows)
-
-
 def forward(params: Params, config: ModelConfig, ids: jax.Array, *, dtype: jnp.dtype, remat: bool) -> jax.Array:
     """Final hidden states of whole rows, after the last norm.
 
@@ -88,15 +82,17 @@ def forward(params: Params, config: ModelConfig, ids: jax.Array, *, dtype: jnp.d
     """
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     x = constrain(params["embed"].astype(dtype)[ids], "rows", None, None)
-    windows = _windows(config, ids.shape[1])
-    # One program serves all layers, so their windows are scanned like their weights. Without any there is no mask.
-    scanned = jnp.array([window or ids.shape[1] for window in windows], jnp.int32) if any(windows) else None
+    windows = attention.windows(config, ids.shape[1])
+    # One program serves all layers: a window that all have is part of it, others are scanned like the weights.
+    mixed = len(set(windows)) > 1
+    scanned = jnp.array([window or ids.shape[1] for window in windows], jnp.int32) if mixed else None
 
     def layer(x: jax.Array, one: tuple[Params, jax.Array | None]) -> tuple[jax.Array, None]:
-        weights, window = one
+        weights, own = one
+        window = own if mixed else windows[0]
 
         def attend(q, k, v):
-            return attention.causal(q, k, v, window), None
+            return attention.causal(q, k, v, window, kernel=config.attention, rows="rows"), None
 
         x, _ = _bind_block(config, weights)(x, positions, attend)
         return constrain(x, "rows", None, None), None
@@ -111,11 +107,12 @@ def prefill(weights: Params, config: ModelConfig, ids: jax.Array, lengths: jax.A
     x = constrain(weights["embed"][ids], "prompts", None, None)
 
     layers = []
-    for block, window in zip(weights["blocks"], _windows(config, ids.shape[1]), strict=True):
+    for block, window in zip(weights["blocks"], attention.windows(config, ids.shape[1]), strict=True):
 
         def attend(q, k, v, window=window):
             heads_first = (constrain(y.swapaxes(1, 2), "prompts", "kv_heads", None, None) for y in (k, v))
-            return attention.causal(q, k, v, window), LayerCache(*heads_first)
+            context = attention.causal(q, k, v, window, kernel=config.attention, rows="prompts")
+            return context, LayerCache(*heads_first)
 
         x, kept = _bind_block(config, block)(x, positions, attend)
         layers.append(kept)
@@ -134,7 +131,7 @@ def decode_step(
     """
     positions = jnp.broadcast_to((prefix.lengths + t)[:, None], tokens.shape)
     x = constrain(weights["embed"][tokens], "prompts", "votes", None)
-    windows = _windows(config, prefix.layers[0].k.shape[2] + suffix[0].k.shape[3])
+    windows = attention.windows(config, prefix.layers[0].k.shape[2] + suffix[0].k.shape[3])
     filled = []
     for block, shared, own, window in zip(weights["blocks"], prefix.layers, suffix, windows, strict=True):
 

@@ -1,5 +1,6 @@
 """The device mesh, and the one table from logical axes to mesh axes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,20 +26,20 @@ RULES: dict[str, str | tuple[str, ...]] = {
 Axes = tuple[str | None, ...]
 
 
-def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
-    """Build the `data, fsdp, tensor` mesh over all devices; one size may be -1: whatever is left.
+def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Build the `data, fsdp, tensor` mesh over `devices` (None: all there are); one size may be -1: whatever is left.
 
     Raises InputError when the sizes do not multiply to the number of devices.
     """
-    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    sizes, devices = [data, fsdp, tensor], jax.devices() if devices is None else list(devices)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise InputError(f"mesh sizes must be positive, at most one of them -1; got data, fsdp, tensor = {sizes}")
     if -1 in sizes:
         known = -(data * fsdp * tensor)
-        sizes[sizes.index(-1)] = devices // known
-    if sizes[0] * sizes[1] * sizes[2] != devices:
-        raise InputError(f"mesh data x fsdp x tensor = {data} x {fsdp} x {tensor} does not fit {devices} devices")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+        sizes[sizes.index(-1)] = len(devices) // known
+    if sizes[0] * sizes[1] * sizes[2] != len(devices):
+        raise InputError(f"mesh data x fsdp x tensor = {data} x {fsdp} x {tensor} does not fit {len(devices)} devices")
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
 
 
 def partition(axes: Axes, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:

@@ -63,6 +63,10 @@ class Compiled:
             program = self._programs[signature] = self._compile(args, kwargs)
         return program(*args, **dynamic)
 
+    def lower(self, *args: PyTree, **kwargs: PyTree) -> jax.stages.Lowered:
+        """What a call with these arguments would compile; jax.ShapeDtypeStructs may stand for arrays."""
+        return self._jit.lower(*args, **kwargs)
+
     def _compile(self, args: tuple[PyTree, ...], kwargs: dict[str, PyTree]) -> jax.stages.Compiled:
         arguments = self._parameters.bind(*args, **kwargs).arguments
         shapes = ", ".join(
@@ -71,7 +75,7 @@ class Compiled:
         )
         self._announce(f"compiling {self.name} ({shapes}) ...")
         start = time.perf_counter()
-        program = self._jit.lower(*args, **kwargs).compile()
+        program = self.lower(*args, **kwargs).compile()
         seconds = time.perf_counter() - start
         self.compile_seconds += seconds
         self._announce(f"compiled {self.name} in {seconds:.1f} s")
