@@ -52,6 +52,16 @@ def test_converged():
     assert verdict_of(flat(0.95)) == "converged"  # nothing was left to learn
 
 
+def test_agreement_on_one_answer_to_everything_is_a_collapse():
+    ratio = ramp(0.3, 1.0, end=20)
+    found = diagnose(run(vote_majority_ratio=ratio, vote_distinct_labels=ramp(1.0, 0.125, end=20)))
+    assert found.verdict == "collapsing"
+    assert "at first 93.4% of the labels of a step were different, now 12.5%" in found.text
+    assert "from 0.352 to 1.000" in found.text
+    few = ramp(0.5, 0.26, end=20)  # four letters to choose from: a step never had many labels
+    assert diagnose(run(vote_majority_ratio=ratio, vote_distinct_labels=few)).verdict == "converged"
+
+
 @pytest.mark.parametrize(
     ("signals", "words", "not_said"),
     [

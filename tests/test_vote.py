@@ -98,6 +98,7 @@ def test_metrics_by_hand() -> None:
             "distinct_answers": (1 + 2 + 2 + 0) / 4,
             "vote_entropy": (0 + two_to_one + math.log(2) + 0) / 4,
             "undecided": 0.0,
+            "distinct_labels": 3 / 3,  # 1, 3 and 4
             "zero_advantage_groups": 3 / 4,  # the first, the second (0, 0) and the last
         }
     )
@@ -113,6 +114,16 @@ def test_flip_rate_counts_only_questions_seen_before() -> None:
     assert vote_metrics(ballots, rewards, chosen, {12: None}, ids=[10, 11, 12, 13])["flip_rate"] == 0.0
     assert "flip_rate" not in vote_metrics(ballots, rewards, chosen, {99: "n:1"}, ids=[10, 11, 12, 13])
     assert label_keys(ballots) == ["n:12", "n:7", None, "e:1*x^1"]
+
+
+def test_labels_that_questions_share() -> None:
+    """Hand-worked: 12, 7, 12.0 are two labels of three questions; a question without a label does not count."""
+    ballots = [ballot("12"), ballot("7"), ballot("12.0"), ballot(None)]
+    rewards = score(ballots, [b.label for b in ballots])
+    chosen = select(rewards, samples=1)
+    assert vote_metrics(ballots, rewards, chosen, {}, ids=[0, 1, 2, 3])["distinct_labels"] == 2 / 3
+    nobody = vote_metrics([ballot(None)], np.zeros((1, 1)), np.zeros((1, 1), np.int32), {}, ids=[0])
+    assert "distinct_labels" not in nobody
 
 
 def test_a_vote_without_answer_breaks_unanimity() -> None:

@@ -88,6 +88,7 @@ def vote_metrics(
       distinct_answers        number of classes
       vote_entropy            nats, over the classes (votes without an answer are left out); 0 without any
       undecided               pairs of answers that may be the same, but could not be decided in time
+      distinct_labels         different labels among those of the questions / their number; absent without any label
       zero_advantage_groups   share of questions whose chosen rewards are all equal
       flip_rate               share of the questions seen before whose label changed; absent if there are none
     """
@@ -112,8 +113,11 @@ def vote_metrics(
         "undecided": np.mean([b.undecided for b in ballots]),
         "zero_advantage_groups": np.mean(np.all(trained == trained[:, :1], axis=1)),
     }
-    now = zip(ids, label_keys(ballots), strict=True)
-    flips = [previous_labels[i] != name for i, name in now if i in previous_labels]
+    names = label_keys(ballots)
+    labels = [name for name in names if name is not None]
+    if labels:
+        metrics["distinct_labels"] = len(set(labels)) / len(labels)
+    flips = [previous_labels[i] != name for i, name in zip(ids, names, strict=True) if i in previous_labels]
     if flips:
         metrics["flip_rate"] = np.mean(flips)
     return {name: float(value) for name, value in metrics.items()}

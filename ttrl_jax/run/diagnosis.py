@@ -13,12 +13,14 @@ import numpy as np
 from ttrl_jax.run.metrics import finite
 
 # Calibrated on runs of the quickstart (16 and 64 votes, temperature 1 to 2, random labels, faster rates) and of
-# SmolLM2. None of them collapsed: FALL and LOST only keep clear of what they did.
+# SmolLM2. One collapsed, at 30 times the quickstart's rate: it gave every question the same answer, in full agreement.
+# FALL and LOST only keep clear of what all runs did.
 FEWEST = 16  # training steps; with fewer there are no two ends of 4 steps to compare
 ENDS = 12  # the first and the last 1/12 of the steps are compared: a few episodes of those runs
 RISE = 0.05  # of the majority ratio; random labels moved it by 0.02, learning by 0.13 and more
 FALL = 0.2  # of the highest majority ratio, lost again; random labels lost 0.1 of it
 LOST = 0.1  # more responses without an answer than at first; runs that learned lost under 0.01
+SAME = 0.5  # of the different labels among a step's questions, lost; it was 0.85 where the model collapsed
 STILL = 0.03  # as near to the last majority ratio as its means over 1/12 of the steps keep by chance
 AGREED = 0.9  # a majority ratio from which a run that does not rise had nothing left to learn
 MANY = 0.2  # of the votes or labels: enough to name as a reason
@@ -73,7 +75,8 @@ def diagnose(rows: Sequence[Mapping[str, Any]]) -> Diagnosis:
     Returns the first of these verdicts that fits, m being the mean majority ratio of 1/12 of the steps, at least 4:
       too short   fewer than 16 steps
       collapsing  at the end m has lost a fifth of its highest value, 0.05 and twice what chance gives, or a tenth more
-                  of the responses have no answer than at the start
+                  of the responses have no answer than at the start, or the questions of a step have half as many
+                  different labels
       stuck       m has not risen by 0.05, or by no more than chance gives, and is below 0.9
       converged   m has been where it is at the end, but for chance, since half of the steps were done. The learning
                   rate was still half of its peak then, so that it was not the schedule that stopped it
@@ -131,6 +134,13 @@ def _collapse(steps: Sequence[Mapping[str, float]], ratio: _Signal) -> str | Non
     silent = _signal(steps, "vote/no_answer_rate")
     if silent and silent.last - silent.first > LOST:
         lost.append(f"Responses without an answer rose from {silent.first:.1%} to {silent.last:.1%}.")
+    labels = _signal(steps, "vote/distinct_labels")
+    if labels and labels.last < SAME * labels.first:
+        lost.append(
+            f"Different questions have come to share their labels: at first {labels.first:.1%} of the labels of a step "
+            f"were different, now {labels.last:.1%}, while the majority ratio went from {ratio.first:.3f} to "
+            f"{ratio.last:.3f}."
+        )
     if not lost:
         return None
     for name, what in (("length/truncation_rate", "Responses cut off"), ("update/kl", "The KL from the start")):
