@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -14,6 +15,13 @@ from absl import flags
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(autouse=True)
+def no_mesh_left() -> Iterator[None]:
+    """A command sets JAX's mesh for its whole process, which here is that of all tests."""
+    yield
+    jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
 
 
 @pytest.fixture

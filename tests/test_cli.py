@@ -155,7 +155,7 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("nonsense", ("nonsense",)),
         ("--config.algorithm=ppo", ("algorithm", "grpo", "ppo")),
         ("--config.train.samples=65", ("train.samples=65", "rollout.votes=64")),
-        ("--config.episodes=0", ("episodes", "0")),
+        ("--config.episodes=-1", ("episodes", "-1")),
         ("--config.rollout.prompts=72", ("64", "72")),
         ("--config.rollout.prompts=7", ("rollout.prompts=7", "train.minibatch_prompts=")),
         ("--config.rollout.temperature=0", ("rollout.temperature",)),

@@ -123,10 +123,7 @@ def test_the_diagnosis_of_each_run_comes_before_its_results(tmp_path, call):
     _, text, _ = call(evil, rising)
     head = text[: text.index("<h2>Before and after</h2>")]
     assert "<p><strong>a&lt;b&gt;&amp;: too short.</strong> Training steps so far: 4;" in head
-    assert (
-        "<p><strong>rising (control: random labels): learning.</strong> The majority ratio rose from 0.150 to 4.650"
-        in head
-    )
+    assert "<p><strong>rising: learning.</strong> The majority ratio rose from 0.150 to 4.650" in head
 
 
 def test_nothing_is_loaded(trained, call):

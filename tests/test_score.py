@@ -174,7 +174,7 @@ def test_random_classes_of_one_class_and_of_none() -> None:
 # Whatever a function on the way to a reward may be told. A truth under any name is not among them.
 PARAMETERS = {
     score_module: {"ballots", "labels", "rewards", "formed", "weight", "samples", "seed", "step", "ids"},
-    vote_module: {"group", "draw", "ballots", "rewards", "chosen", "previous_labels", "ids", "counts"},
+    vote_module: {"group", "draw", "ballots", "answers", "rewards", "chosen", "previous_labels", "ids", "counts"},
 }
 
 
