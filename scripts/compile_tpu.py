@@ -28,6 +28,7 @@ from typing import Any
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask for the TPU
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs on a TPU that two processes could quarrel about
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

@@ -44,6 +44,13 @@ def test_the_decode_loop_moves_no_weights_cache_or_logits_between_chips():
     assert found and {one["kind"] for one in found} == {"all-reduce"} and found[0]["bytes"] < 1000
 
 
+def test_a_vocabulary_split_over_chips_is_not_gathered_in_the_decode_loop():
+    """The logits of a chip's part go to where their votes are drawn; neither they nor the weights are gathered."""
+    found = programs(2)["decode"]["loop_collectives"]
+    assert any(one["kind"] == "all-to-all" for one in found)
+    assert not any(one["kind"] == "all-gather" and one["bytes"] > 1e5 for one in found)
+
+
 def test_a_step_of_training_gathers_weights():
     """Of what the loops move between chips, so that a program without any would not pass for one with little."""
     assert any(one["kind"] == "all-gather" and one["bytes"] > 1e6 for one in programs(1)["update"]["loop_collectives"])

@@ -147,4 +147,6 @@ def decode_step(
         x, kept = _bind_block(config, block)(x, positions, attend)
         filled.append(kept)
     x = rms_norm(x, weights["norm"], config.norm_eps)
-    return constrain(logits(weights, config, x), "prompts", "votes", None), tuple(filled)
+    # Each part of the vocabulary where its weights are; then whole rows, for which otherwise the weights would move.
+    split = constrain(logits(weights, config, x), "prompts", "votes", "vocab")
+    return constrain(split, "prompts", "draws", None), tuple(filled)

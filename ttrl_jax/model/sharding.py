@@ -1,5 +1,6 @@
 """The device mesh, and the one table from logical axes to mesh axes."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from ttrl_jax.errors import InputError
 MESH_AXES = ("data", "fsdp", "tensor")
 
 # Weights: the model dimension over fsdp, heads and ffn over tensor. Activations: rows of training over both batch
-# axes; in sampling prompts over data and their votes over fsdp, so that all votes of a prompt stay together.
+# axes; in sampling prompts over data and their votes over fsdp, so that all votes of a prompt stay together. A token is
+# drawn from whole logits: for that, the votes are split over tensor too, where parts of the vocabulary were.
 RULES: dict[str, str | tuple[str, ...]] = {
     "vocab": "tensor",
     "embed": "fsdp",
@@ -21,6 +23,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "rows": ("data", "fsdp"),
     "prompts": "data",
     "votes": "fsdp",
+    "draws": ("fsdp", "tensor"),
 }
 
 Axes = tuple[str | None, ...]
@@ -45,16 +48,17 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device
 def partition(axes: Axes, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
     """Mesh axes for an array whose dimensions have the logical names `axes` (None: not split).
 
-    A dimension that its mesh axes do not divide is replicated: kv heads fewer than the tensor size, an odd vocabulary.
+    A dimension that its mesh axes do not divide is split over the first of two alone, or replicated: kv heads fewer
+    than the tensor size, an odd vocabulary.
     """
     spec = []
     for name, size in zip(axes, shape, strict=True):
         target = RULES[name] if name in RULES else None
         names = (target,) if isinstance(target, str) else target or ()
-        parts = 1
-        for axis in names:
-            parts *= mesh.shape[axis]
-        spec.append(target if parts > 1 and size % parts == 0 else None)
+        while names and size % math.prod(mesh.shape[axis] for axis in names):
+            names = names[:-1]
+        parts = math.prod(mesh.shape[axis] for axis in names)
+        spec.append(None if parts == 1 else names[0] if len(names) == 1 else names)
     return PartitionSpec(*spec)
 
 
