@@ -37,7 +37,7 @@ _POINTS = 4_000  # of a chart's lines together
 def page(runs: Sequence[Run], questions: Sequence[rollouts.Question]) -> str:
     """The report as HTML. Questions as `read_questions` returns them; they are thinned out to fit 8 MB."""
     shown, notes = rollouts.fit(questions)
-    title = "TTRL: " + ", ".join(run.name for run in runs)
+    title = "TTRL: " + ", ".join(group.title for group in by_seed(runs))
     assets = resources.files("ttrl_jax.report")
     return "\n".join(
         [
@@ -146,7 +146,8 @@ def results_table(groups: Sequence[Group]) -> str:
         head += [f"{group.title}: before", "after", "change"]
     for task in _tasks(groups):
         pairs = [group.ends(task) for group in groups]
-        for name in dict.fromkeys(name for pair in pairs for numbers in pair for name in numbers):
+        names = dict.fromkeys(name for pair in pairs for numbers in pair for name in numbers)
+        for name in sorted(names, key=lambda name: not name.startswith("avg@")):
             row = [_name(task), name]
             for first, last in pairs:
                 before, after = first.get(name, []), last.get(name, [])
