@@ -33,6 +33,12 @@ LABELS = {
     "random": "random answers (control)",
     "truth": "true answers (oracle)",
 }
+CURVES = {
+    "labels that are the truth": "audit/label_accuracy",
+    "rewards as the truth would give": "audit/reward_accuracy",
+    "votes for the label": "vote/majority_ratio",
+}
+ENDS = 8  # steps at either end of a run, whose means are printed: an episode of the quickstart
 POINTS = 36  # of a line in the pictures; the steps between are averaged
 
 
@@ -51,7 +57,7 @@ def main() -> int:
     table = markdown(groups)
     write_text(options.out / "table.md", table)
     write_text(options.out / "curves.svg", picture(groups))
-    print(table + "".join(f"{line}\n" for line in findings(groups)), flush=True)
+    print(table + "".join(f"{line}\n" for line in findings(groups) + courses(groups)), flush=True)
     report = ["ttrl_jax.report", *chosen, "--out", str(options.out / "report.html")]
     return subprocess.run([sys.executable, "-m", *report]).returncode
 
@@ -114,6 +120,16 @@ def findings(groups: dict[str, Group]) -> list[str]:
     return said
 
 
+def courses(groups: dict[str, Group]) -> list[str]:
+    """How each kind of label went: means over the first and the last steps, and over the seeds."""
+    said = []
+    for label, group in groups.items():
+        curves = {text: [value for _, value in mean_curve(group, name)] for text, name in CURVES.items()}
+        ends = [f"{text} {fmean(y[:ENDS]):.3f} to {fmean(y[-ENDS:]):.3f}" for text, y in curves.items() if y]
+        said.append(f"Labels by {LABELS[label]}, first to last {ENDS} steps: {', '.join(ends)}.")
+    return said
+
+
 def picture(groups: dict[str, Group]) -> str:
     """Two charts: correct samples in training by kind of label; how right the first kind's labels and rewards are."""
     correct = [
@@ -121,12 +137,7 @@ def picture(groups: dict[str, Group]) -> str:
         for i, (label, group) in enumerate(groups.items())
     ]
     label, group = next(iter(groups.items()))
-    curves = {
-        "labels that are the truth": "audit/label_accuracy",
-        "rewards as the truth would give": "audit/reward_accuracy",
-        "votes for the label": "vote/majority_ratio",
-    }
-    told = [Line(text, i, mean_curve(group, name)) for i, (text, name) in enumerate(curves.items())]
+    told = [Line(text, i, mean_curve(group, name)) for i, (text, name) in enumerate(CURVES.items())]
     charts = [("Correct samples in training", correct), (f"Labels by {LABELS[label]}", told)]
     charts = [(title, [line for line in drawn if line.points]) for title, drawn in charts]
     style = resources.files("ttrl_jax.report").joinpath("page.css").read_text(encoding="utf-8")

@@ -85,6 +85,16 @@ def test_table_and_findings_by_hand(groups):
     ]
 
 
+def test_courses_by_hand(groups):
+    """Means over both ends and over the seeds: the first 8 of 12 steps have 0.25, half of the last 8 have 0.75."""
+    for run in groups["majority"].runs:
+        run.rows = [{"step": i, "audit/label_accuracy": 0.25 if i < 8 else 0.75} for i in range(12)]
+    assert compare.courses(groups) == [
+        "Labels by the vote (TTRL), first to last 8 steps: labels that are the truth 0.250 to 0.500.",
+        "Labels by random answers (control), first to last 8 steps: votes for the label 0.500 to 0.500.",
+    ]
+
+
 def test_picture_has_the_mean_of_the_seeds(groups):
     assert compare.mean_curve(groups["majority"], "audit/ground_truth_reward") == [(0, 0.125), (1, 0.375), (2, 0.625)]
     assert compare.mean_curve(groups["majority"], "audit/label_accuracy") == []

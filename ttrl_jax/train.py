@@ -307,8 +307,6 @@ def report(summary: dict[str, Any], config: Any) -> str:
     """What a run ends with: the table of every evaluation in its summary, and the diagnosis."""
     columns = {name.replace("_", " "): numbers for name, numbers in summary.items() if isinstance(numbers, dict)}
     shown = table(columns, samples=config.eval.samples, extra_k=config.eval.k)
-    if "verdict" not in summary:  # of a run that was finished before there was a diagnosis
-        return shown
     diagnosis = Diagnosis(summary["verdict"], summary["diagnosis"])
     return f"{shown}\n{textwrap.fill(f'diagnosis: {diagnosis}', 120)}"
 
