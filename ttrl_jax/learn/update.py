@@ -77,22 +77,21 @@ class Update:
     def __call__(self, state: TrainState, batch: TrainBatch, rate: float) -> tuple[TrainState, dict[str, float]]:
         """Train on P * G rows (host arrays) at learning rate `rate`; `state` is used up.
 
-        Old log-probs come from the training graph, before the first optimizer step. Returns the new state and the means
-        over the optimizer steps of what is worth logging. Raises FloatingPointError when no optimizer step had a finite
-        gradient; single ones without are skipped and counted, as in the reference.
+        Old log-probs come from the training graph, before the first optimizer step: those of a single minibatch are its
+        own. Returns the new state and the means over the optimizer steps of what is worth logging. Raises
+        FloatingPointError when no optimizer step had a finite gradient; single ones without are skipped and counted, as
+        in the reference.
         """
         shaped = jax.tree.map(lambda x: x.reshape(-1, self.micros, self.micro_rows, *x.shape[1:]), batch)
-        old = self._score(state.params, shaped)
+        old = self._score(state.params, shaped) if len(shaped.mask) > 1 else None
         reference = None if self.reference is None else self._score(self.reference, shaped)
         state, metrics = self._update(state, shaped, old, reference, np.float32(rate))
-        gap = np.abs(np.asarray(old) - shaped.sampler_logps) * shaped.mask
         host = {name: np.asarray(values) for name, values in jax.device_get(metrics).items()}
         if host["skipped"].all():
             raise FloatingPointError("update/grad_norm is not finite in any optimizer step of this training step")
         means = {name: float(values[host["skipped"] == 0].mean()) for name, values in host.items()}
         means["ratio_max"] = float(host["ratio_max"][host["skipped"] == 0].max())
         means["skipped"] = float(host["skipped"].sum())
-        means["logp_gap"] = float(gap.sum() / shaped.mask.sum())
         return state, means
 
     @property
@@ -142,7 +141,7 @@ def _score_rows(params: decoder.Params, batch: TrainBatch, *, logprobs: Callable
 def _update(
     state: TrainState,
     batch: TrainBatch,
-    old: jax.Array,
+    old: jax.Array | None,
     reference: jax.Array | None,
     rate: jax.Array,
     *,
@@ -154,7 +153,11 @@ def _update(
 
     def summed_loss(params, micro, old, reference):
         logps, entropies = logprobs(params, micro)
-        return token_sums(logps, entropies, old, reference, micro.advantages, micro.mask, **dataclasses.asdict(loss))
+        old = jax.lax.stop_gradient(logps) if old is None else old
+        total, sums = token_sums(
+            logps, entropies, old, reference, micro.advantages, micro.mask, **dataclasses.asdict(loss)
+        )
+        return total, sums | {"logp_gap": (jnp.abs(old - micro.sampler_logps) * micro.mask).sum()}
 
     def one_minibatch(carry, minibatch):
         params, opt_state = carry
