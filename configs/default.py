@@ -16,7 +16,9 @@ def get_config() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.path = ""  # Hugging Face folder (safetensors), .gguf file or hub name; required
-    c.model.dtype = "bfloat16"  # bfloat16 | float32, of sampling, forward and backward; masters are float32
+    # bfloat16 | float32, of sampling, forward and backward; masters are float32. What is computed in bfloat16 sees a
+    # master's change once that rounds to another value: from a bfloat16 checkpoint, a weight of 0.02 has to go 6e-5.
+    c.model.dtype = "bfloat16"
     # Of whole rows, in training and prefill: xla | cudnn (NVIDIA) | splash (TPU) | auto: the best that runs there.
     c.model.attention = "auto"
 
@@ -66,7 +68,9 @@ def get_config() -> ConfigDict:
     c.train = ConfigDict()
     c.train.samples = 32  # responses to each question that are trained on, the first of the votes
     c.train.minibatch_prompts = 1  # questions of one optimizer step
-    c.train.micro_rows = 2  # responses of each device in one forward and backward pass (memory; changes only rounding)
+    # Tokens of each device in one forward and backward pass, prompts and padding included (memory; changes only
+    # rounding). Responses of like length go together; one that is longer goes alone.
+    c.train.micro_tokens = 8192
     c.train.learning_rate = 5e-7  # peak
     c.train.warmup = 0.03  # share of the training steps; then cosine to 0
     c.train.b1 = 0.9
@@ -79,7 +83,7 @@ def get_config() -> ConfigDict:
     c.train.kl_coef = 0.001  # weight of KL(policy || start), k3; 0: off, and no copy of the start is kept
     c.train.entropy_coef = 0.0  # weight of the entropy bonus
     c.train.remat = True  # recompute layers in the backward pass (memory)
-    c.train.chunk_tokens = 1024  # tokens whose logits exist at once (memory)
+    c.train.chunk_tokens = 1024  # response tokens of each device whose logits exist at once (memory)
 
     c.eval = ConfigDict()
     c.eval.every = 2  # training steps between evaluations; 0: only before and after

@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     # step from all eight questions, gradients clipped near their usual norm, a KL term, and Adam's second moment over
     # 100 updates, not 1,000, of which there are only 288.
     c.train.minibatch_prompts = 8
-    c.train.micro_rows = 128
+    c.train.micro_tokens = 6144
     c.train.learning_rate = 3e-5
     c.train.kl_coef = 0.1
     c.train.grad_clip = 0.3

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     c.reward.extract = ("last_number",)
     c.train.samples = 16
     c.train.minibatch_prompts = 8
-    c.train.micro_rows = 32
+    c.train.micro_tokens = 768
     c.train.learning_rate = 5e-6
     c.train.kl_coef = 0.0
     c.train.remat = False

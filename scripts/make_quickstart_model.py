@@ -28,7 +28,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from ttrl_jax.data import generate
-from ttrl_jax.learn.logprobs import response_logprobs
 from ttrl_jax.model import decoder, weights
 from ttrl_jax.model.config import parse_config
 
@@ -127,14 +126,17 @@ def main() -> None:
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01))
     state = optimizer.init(params)
 
+    def logits_of(params, rows, prompt_lengths, answers):
+        hidden = decoder.forward(params, config, rows, dtype=jnp.float32, remat=False)
+        before = (prompt_lengths - 1)[:, None] + jnp.arange(answers.shape[1])
+        before = jnp.minimum(before, rows.shape[1] - 1)
+        return decoder.logits(params, config, jnp.take_along_axis(hidden, before[..., None], 1))
+
     @jax.jit
     def step(params, state, rows, prompt_lengths, answers, mask):
         def loss(params):
-            logps, _ = response_logprobs(
-                params, config, rows, prompt_lengths, answers,
-                temperature=1.0, dtype=jnp.float32, remat=False, chunk=BATCH * 14,
-            )  # fmt: skip
-            return -(logps * mask).sum() / mask.sum()
+            logits = logits_of(params, rows, prompt_lengths, answers)
+            return (optax.softmax_cross_entropy_with_integer_labels(logits, answers) * mask).sum() / mask.sum()
 
         value, grads = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(grads, state, params)
@@ -142,9 +144,7 @@ def main() -> None:
 
     @jax.jit
     def known(params, rows, prompt_lengths, answers, mask):
-        hidden = decoder.forward(params, config, rows, dtype=jnp.float32, remat=False)
-        before = (prompt_lengths - 1)[:, None] + jnp.arange(answers.shape[1])
-        likeliest = decoder.logits(params, config, jnp.take_along_axis(hidden, before[..., None], 1)).argmax(-1)
+        likeliest = logits_of(params, rows, prompt_lengths, answers).argmax(-1)
         return ((likeliest == answers) | (mask == 0)).all(1).mean()
 
     rng, began = np.random.default_rng(SEED), time.monotonic()

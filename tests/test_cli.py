@@ -17,8 +17,7 @@ from ttrl_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "configs" / "quickstart_model"
-# 8 test devices share each micro-batch.
-SMALL = ["--config.train.micro_rows=8", "--config.mesh.fsdp=8"]
+SMALL = ["--config.train.micro_tokens=384", "--config.mesh.fsdp=8"]
 
 
 pytestmark = pytest.mark.usefixtures("fresh_flags")
@@ -132,12 +131,14 @@ def test_a_whole_number_for_an_unset_float_on_the_command_line(call):
 
 def test_a_config_file_that_does_not_begin_with_the_defaults(call, tmp_path: Path):
     text = "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({{{}}})\n"
-    (tmp_path / "bare.py").write_text(text.format("'train': {'micro_rows': 1}, 'mesh': {'fsdp': 1}, 'sed': 1"))
+    (tmp_path / "bare.py").write_text(text.format("'train': {'micro_tokens': 1}, 'mesh': {'fsdp': 1}, 'sed': 1"))
     assert_refused(call(config="bare.py"), "unknown config key sed; did you mean seed?")
 
 
 def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
-    text = "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({'train': {'micro_rows': 1}, "
+    text = (
+        "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({'train': {'micro_tokens': 1}, "
+    )
     (tmp_path / "bare.py").write_text(text + "'mesh': {'fsdp': 1}})\n")
     assert_refused(call(config="bare.py"), "lacks the key")
 
@@ -190,7 +191,7 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--config.data.level=-1", ("data.level",)),
         ("--config.data.level=2", ("builtin:sums.train", "data.level")),
         ("--config.prompt.max_tokens=15", ("15", "id")),
-        ("--config.train.micro_rows=7", ("micro_rows=7",)),
+        ("--config.train.micro_tokens=0", ("train.micro_tokens", "at least 1")),
         ("--config.mesh.tensor=3", ("mesh",)),
         ("--config.data.path=/nowhere.json", ("/nowhere.json",)),
         ("--config.data.path=builtin:nothing", ("nothing", "sums.train")),
@@ -261,7 +262,7 @@ def test_weights_that_do_not_fit(call, model: Path):
 def test_a_run_folder_of_another_config(call, tmp_path: Path):
     (tmp_path / "run").mkdir()
     settings = quickstart.get_config().to_dict() | {"seed": 5}
-    settings["train"]["micro_rows"] = 8
+    settings["train"]["micro_tokens"] = 8
     (tmp_path / "run" / "config.json").write_text(json.dumps({"config": settings, "model": {}}))
     assert_refused(call("--workdir=run"), "another config", "seed (5 there, 0 now)")
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json"]

@@ -15,7 +15,7 @@ from ttrl_jax.run.metrics import write_json, write_jsonl
 ROOT = Path(__file__).parent.parent
 SMALL = [
     "--config.eval.tasks=()", "--config.episodes=2", "--config.rollout.prompts=4", "--config.data.limit=4",
-    "--config.rollout.votes=4", "--config.train.samples=4", "--config.train.micro_rows=4",
+    "--config.rollout.votes=4", "--config.train.samples=4", "--config.train.micro_tokens=512",
     "--config.train.minibatch_prompts=4", "--config.eval.samples=2",
 ]  # fmt: skip
 

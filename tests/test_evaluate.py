@@ -58,7 +58,7 @@ def run(folder: Path) -> Path:
     call(
         "train", folder, *arguments(folder), "--workdir=run", "--config.episodes=2", "--config.eval.every=1",
         "--config.rollout.prompts=4", "--config.rollout.votes=8", "--config.train.samples=8",
-        "--config.train.micro_rows=8", "--config.train.minibatch_prompts=2", "--config.train.learning_rate=4e-4",
+        "--config.train.micro_tokens=384", "--config.train.minibatch_prompts=2", "--config.train.learning_rate=4e-4",
     )  # fmt: skip
     return folder / "run"
 

@@ -61,7 +61,7 @@ FIELDS = {
 }
 FEW = [
     "--config.rollout.prompts=2", "--config.rollout.rows=16", "--config.rollout.votes=8",
-    "--config.rollout.max_tokens=8", "--config.train.samples=8", "--config.train.micro_rows=1",
+    "--config.rollout.max_tokens=8", "--config.train.samples=8", "--config.train.micro_tokens=256",
     "--config.train.learning_rate=1e-3", "--config.train.warmup=0", "--config.train.remat=false",
     "--config.eval.samples=8", "--config.episodes=1", "--config.eval.every=0",
     "--config.eval.top_p=1.0", "--config.model.dtype=float32",
@@ -360,7 +360,6 @@ def test_the_paper_s_questions(name: str, call, model: Path, ttrl_data: Path):
     config = importlib.import_module(f"configs.{name}").get_config(str(model))
     config.data.path, config.data.question_column = str(ttrl_data / file), "prompt"
     config.prompt.max_tokens = 2048  # bytes are the tokens
-    config.train.micro_rows = 1
     config.train.minibatch_prompts = 8
     inputs = build.read_inputs(FrozenConfigDict(config))
     golds = truths(inputs.problems.items)

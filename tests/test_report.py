@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 ARGUMENTS = [
     f"--config={ROOT / 'configs' / 'quickstart.py'}", "--config.eval.tasks=()", "--config.episodes=2",
     "--config.rollout.prompts=4", "--config.data.limit=4", "--config.rollout.votes=8", "--config.train.samples=8",
-    "--config.train.micro_rows=4", "--config.train.minibatch_prompts=4", "--config.eval.samples=2",
+    "--config.train.micro_tokens=192", "--config.train.minibatch_prompts=4", "--config.eval.samples=2",
     "--config.mesh.fsdp=8", "--config.log.generations_every=1", "--config.log.tensorboard=false",
 ]  # fmt: skip
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- \u2028 \ud800"

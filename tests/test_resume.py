@@ -19,7 +19,7 @@ STEPS = 24  # far more than the kills below let pass, also on a fast machine
 ARGUMENTS = [
     "--config=configs/quickstart.py", "--config.eval.tasks=()", f"--config.episodes={STEPS}",
     "--config.rollout.prompts=4", "--config.data.limit=4", "--config.rollout.votes=8", "--config.train.samples=8",
-    "--config.train.micro_rows=8", "--config.train.minibatch_prompts=2", "--config.train.kl_coef=0.001",
+    "--config.train.micro_tokens=384", "--config.train.minibatch_prompts=2", "--config.train.kl_coef=0.001",
     "--config.train.learning_rate=4e-5", "--config.eval.samples=2", "--config.eval.every=3",
     "--config.log.generations_every=1",
 ]  # fmt: skip

@@ -1,5 +1,5 @@
 """Slow twin and invariance: the optimizer steps of one batch against full logits and one gradient per minibatch, and
-micro-batches, chunks, remat and devices that change nothing."""
+micro-batches, chunks, remat, devices and rows left out, which change nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from tiny_model import LLAMA, MESHES, QWEN2, all_logits, on_mesh, placed, random
 
 from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.learn.optimizer import make_optimizer
-from ttrl_jax.learn.update import LossSettings, ScoreSettings, Update
+from ttrl_jax.learn.update import LossSettings, ScoreSettings, Sizes, Update
 from ttrl_jax.model.sharding import replicated
 from ttrl_jax.records import Prompts, Rollouts, TrainState
 
@@ -41,19 +41,32 @@ def state_of(params, optimizer):
     return TrainState(jnp.int32(4), params, optimizer.init(params))
 
 
-def make_update(config, optimizer, *, minibatch, micro, loss=LOSS, remat=False, chunk=1000, state=None, reference=True):
+def make_update(
+    config,
+    optimizer,
+    *,
+    minibatch,
+    micro,
+    loss=LOSS,
+    remat=False,
+    chunk=1000,
+    shards=1,
+    state=None,
+    reference=True,
+    announce=lambda line: None,
+):
+    """micro: tokens of a shard in one pass. Rows are of at most 18 tokens, on rungs of 16 and 24."""
     reference = reference_params(config) if reference is True else reference
     state = state or state_of(random_params(config), optimizer)
     return Update(
         config,
         optimizer,
         loss=loss,
-        score=ScoreSettings(temperature=TEMPERATURE, dtype=jnp.float32, remat=remat, chunk=chunk),
-        minibatch_rows=minibatch,
-        micro_rows=micro,
+        score=ScoreSettings(temperature=TEMPERATURE, dtype=jnp.float32, remat=remat),
+        sizes=Sizes(minibatch_rows=minibatch, micro_tokens=micro, chunk_tokens=chunk, shards=shards),
         reference=jax.tree.map(jnp.asarray, reference),
         state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
-        announce=lambda line: None,
+        announce=announce,
     )
 
 
@@ -108,8 +121,8 @@ NO_KL = LossSettings(clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_coef=0.0, e
 
 @pytest.mark.parametrize(
     ("config", "micro", "remat", "chunk", "loss"),
-    [(LLAMA, 2, True, 8, LOSS), (QWEN2, 16, False, 1000, LOSS), (LLAMA, 4, False, 30, NO_KL)],
-    ids=["small pieces", "one piece", "no KL"],
+    [(LLAMA, 48, True, 8, LOSS), (QWEN2, 1000, False, 1000, LOSS), (LLAMA, 1, False, 3, NO_KL)],
+    ids=["small pieces", "one piece", "row by row without KL"],
 )
 def test_gradient_equals_the_slow_twin(config, micro, remat, chunk, loss):
     """Read off a step at rate 1e4 without an optimizer: what is left of the parameters themselves is rounding."""
@@ -149,7 +162,7 @@ ADAM = dict(b1=0.9, b2=0.99, weight_decay=0.01, grad_clip=0.05)  # clips every g
 RATE = 0.0003  # Adam turns rounding of small gradients into steps of its own: larger rates show that instead
 
 
-def adam_twin(params, config, batch, minibatches):
+def adam_twin(params, config, batch, minibatches, loss=LOSS):
     """Gradients one by one, optax.adamw. Returns the parameters, and a loss for each minibatch (row indices)."""
     optimizer = optax.chain(
         optax.clip_by_global_norm(ADAM["grad_clip"]),
@@ -159,7 +172,7 @@ def adam_twin(params, config, batch, minibatches):
     reference, _ = plain_scores(reference_params(config), config, batch)
     opt_state, losses = optimizer.init(params), []
     for index in minibatches:
-        value, grads = plain_gradient(params, config, rows(batch, index), old[index], reference[index], LOSS)
+        value, grads = plain_gradient(params, config, rows(batch, index), old[index], reference[index], loss)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         losses.append(float(value))
@@ -171,8 +184,8 @@ QUARTERS = [slice(i, i + 4) for i in range(0, ROWS, 4)]
 
 @pytest.fixture(scope="module")
 def four_steps():
-    """Minibatches of 4 rows in micro-batches of 2."""
-    return make_update(LLAMA, make_optimizer(**ADAM), minibatch=4, micro=2, chunk=16)
+    """Minibatches of 4 rows in micro-batches of 2 long ones or 3 short ones."""
+    return make_update(LLAMA, make_optimizer(**ADAM), minibatch=4, micro=48, chunk=16)
 
 
 def test_several_steps_keep_the_log_probs_from_before_the_first(four_steps):
@@ -191,9 +204,11 @@ def test_several_steps_keep_the_log_probs_from_before_the_first(four_steps):
 
 
 def test_each_minibatch_is_divided_by_its_own_tokens(four_steps):
-    """Micro-batches of 2 rows with few and many tokens: one denominator for the 4 rows of the step."""
+    """The test above would notice another denominator: the steps have different ones, and so have their pieces."""
     batch = make_batch(LLAMA)
-    tokens = batch.mask.sum(1).reshape(4, 2, 2).sum(-1)
+    pieces = [four_steps._cut(rows(batch, index)) for index in QUARTERS]
+    assert all(len(each) == 2 for each in pieces)
+    tokens = np.array([[micro.mask.sum() for micro in each] for each in pieces])
     assert (np.abs(tokens[:, 0] - tokens[:, 1]) > 2).any() and len(set(tokens.sum(1))) > 1
 
 
@@ -219,6 +234,61 @@ def test_no_finite_gradient_at_all_is_an_error(four_steps):
         four_steps(state, poisoned(make_batch(LLAMA), [0, 4, 8, 12]), RATE)
 
 
+def unanimous(batch, index):
+    """As from groups in which all rewards are the same."""
+    advantages = batch.advantages.copy()
+    advantages[index] = 0
+    return type(batch)(**{**vars(batch), "advantages": advantages})
+
+
+def test_rows_without_an_advantage_count_and_are_not_computed():
+    """The first minibatch lacks some of its rows, the second all. Adam's moments and the weights decay all the same."""
+    loss = LossSettings(**{**vars(LOSS), "kl_coef": 0.0, "entropy_coef": 0.0})
+    batch = unanimous(make_batch(LLAMA), [0, 3, 4, *range(8, 16)])
+    optimizer = make_optimizer(**ADAM)
+    update = make_update(LLAMA, optimizer, minibatch=8, micro=48, loss=loss, reference=None)
+    state, metrics = update(state_of(random_params(LLAMA), optimizer), batch, RATE)
+    want, losses = adam_twin(random_params(LLAMA), LLAMA, batch, [slice(0, 8), slice(8, 16)], loss)
+    assert_close(state.params, want)
+    assert metrics["loss"] == pytest.approx(losses[0] / 2, rel=1e-5) and losses[1] == 0
+    assert metrics["rows_skipped"] == 11 and metrics["skipped"] == 0
+    _, entropies = plain_scores(random_params(LLAMA), LLAMA, rows(batch, [1, 2, 5, 6, 7]))
+    mask = batch.mask[[1, 2, 5, 6, 7]]
+    assert metrics["entropy"] == pytest.approx(float((entropies * mask).sum() / mask.sum()), rel=1e-5)
+
+
+def test_a_batch_without_any_advantage_still_decays():
+    loss = LossSettings(**{**vars(LOSS), "kl_coef": 0.0, "entropy_coef": 0.0})
+    batch, optimizer = unanimous(make_batch(LLAMA), slice(None)), make_optimizer(**ADAM)
+    update = make_update(LLAMA, optimizer, minibatch=ROWS, micro=48, loss=loss, reference=None)
+    state, metrics = update(state_of(random_params(LLAMA), optimizer), batch, RATE)
+    decayed = jax.tree.map(lambda x: x * (1 - RATE * ADAM["weight_decay"]), random_params(LLAMA))
+    assert_close(state.params, decayed, 5e-7)  # the decay is 3e-6
+    names = ("loss", "policy_loss", "clip_fraction", "dual_clip_fraction", "grad_norm", "skipped", "rows_skipped")
+    assert metrics == dict.fromkeys(names, 0.0) | {"rows_skipped": ROWS}
+    assert int(state.step) == 5
+
+
+def test_with_a_kl_term_rows_without_an_advantage_are_computed():
+    batch, optimizer = unanimous(make_batch(LLAMA), slice(0, 8)), make_optimizer(**ADAM)
+    update = make_update(LLAMA, optimizer, minibatch=ROWS, micro=1000)
+    state, metrics = update(state_of(random_params(LLAMA), optimizer), batch, RATE)
+    want, _ = adam_twin(random_params(LLAMA), LLAMA, batch, [slice(None)])
+    assert_close(state.params, want)
+    assert metrics["rows_skipped"] == 0
+
+
+def test_programs_are_compiled_for_rungs_not_for_batches():
+    """Two rungs, one or two rows in a piece: at most four gradients, whatever comes."""
+    lines, optimizer, rng = [], make_optimizer(**ADAM), np.random.default_rng(1)
+    update = make_update(LLAMA, optimizer, minibatch=4, micro=48, announce=lines.append)
+    state, batch = state_of(random_params(LLAMA), optimizer), make_batch(LLAMA)
+    for _ in range(4):
+        state, _ = update(state, rows(batch, rng.permutation(ROWS)), RATE)
+    gradients = [line for line in lines if line.startswith("compiling gradient")]
+    assert 2 <= len(gradients) <= 4
+
+
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_eight_devices_equal_the_slow_twin(shape):
     """Two steps of 8 rows: one row for each device, or two."""
@@ -236,8 +306,9 @@ def test_eight_devices_equal_the_slow_twin(shape):
             LLAMA,
             optimizer,
             minibatch=8,
-            micro=8,
+            micro=24,
             chunk=16,
+            shards=shape[0] * shape[1],
             state=state,
             reference=placed(reference_params(LLAMA), LLAMA, mesh),
         )

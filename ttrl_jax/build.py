@@ -20,7 +20,7 @@ from ttrl_jax.data.problems import Problem, Problems, truths
 from ttrl_jax.errors import InputError
 from ttrl_jax.learn import optimizer as optim
 from ttrl_jax.learn.layout import params_layout, state_layout
-from ttrl_jax.learn.update import LossSettings, ScoreSettings, Update
+from ttrl_jax.learn.update import LossSettings, ScoreSettings, Sizes, Update
 from ttrl_jax.model import attention, decoder, weights
 from ttrl_jax.model.config import ModelConfig, read_config
 from ttrl_jax.model.sharding import make_mesh, replicated, shardings
@@ -114,7 +114,6 @@ def read_inputs(config: FrozenConfigDict) -> Inputs:
             f'reward.label="truth" needs a truth for each question; {config.data.path} has no column '
             f"{config.data.truth_column!r}"
         )
-    micro_rows(config, shared.mesh)
     return Inputs(**vars(shared), problems=problems, total_steps=config.episodes * problems.steps_per_episode)
 
 
@@ -123,18 +122,6 @@ def identity(inputs: EvalInputs) -> dict[str, Any]:
     shape = dataclasses.asdict(inputs.model)
     del shape["attention"]  # a run may go on on other devices
     return {**shape, "fingerprint": weights.fingerprint(inputs.source)}
-
-
-def micro_rows(config: ConfigDict, mesh: jax.sharding.Mesh) -> int:
-    """Rows of one micro-batch, over all devices. Raises InputError if a minibatch cannot be cut into such."""
-    minibatch_rows = config.train.minibatch_prompts * config.train.samples
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    if minibatch_rows % (config.train.micro_rows * devices):
-        raise InputError(
-            f"a minibatch of train.minibatch_prompts x train.samples = {minibatch_rows} responses cannot be cut into "
-            f"micro-batches of train.micro_rows={config.train.micro_rows} on each of {devices} devices; change one"
-        )
-    return config.train.micro_rows * devices
 
 
 @dataclass(frozen=True)
@@ -266,13 +253,14 @@ def make_update(
             entropy_coef=train.entropy_coef,
         ),
         score=ScoreSettings(
-            temperature=config.rollout.temperature,
-            dtype=jnp.dtype(config.model.dtype),
-            remat=train.remat,
-            chunk=train.chunk_tokens,
+            temperature=config.rollout.temperature, dtype=jnp.dtype(config.model.dtype), remat=train.remat
         ),
-        minibatch_rows=train.minibatch_prompts * train.samples,
-        micro_rows=micro_rows(config, mesh),
+        sizes=Sizes(
+            minibatch_rows=train.minibatch_prompts * train.samples,
+            micro_tokens=train.micro_tokens,
+            chunk_tokens=train.chunk_tokens,
+            shards=mesh.shape["data"] * mesh.shape["fsdp"],
+        ),
         reference=reference,
         state_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout),
         announce=announce,

@@ -99,7 +99,7 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "rollout.rows": rollout.rows,
         "train.samples": train.samples,
         "train.minibatch_prompts": train.minibatch_prompts,
-        "train.micro_rows": train.micro_rows,
+        "train.micro_tokens": train.micro_tokens,
         "train.chunk_tokens": train.chunk_tokens,
         "eval.samples": config.eval.samples,
         "checkpoint.keep": config.checkpoint.keep,

@@ -288,7 +288,9 @@ def line_of(episode: int, votes: dict[str, float], audited: dict[str, float], le
     shown = {"majority ratio": votes["majority_ratio"], "reward": votes["majority_voting_reward"]}
     if audited:
         shown |= {"label accuracy": audited["label_accuracy"], "reward accuracy": audited["reward_accuracy"]}
-    shown |= {"entropy": learned["entropy"], "grad norm": learned["grad_norm"]}
+    if "entropy" in learned:  # unknown where no row was computed
+        shown["entropy"] = learned["entropy"]
+    shown["grad norm"] = learned["grad_norm"]
     return f"episode {episode + 1} | " + ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
 

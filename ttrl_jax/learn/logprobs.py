@@ -1,59 +1,126 @@
-"""Log-probs and entropies of response tokens, a slice at a time: logits never exist as [rows, T, vocabulary]."""
+"""Log-probs and entropies of response tokens, a chunk at a time: logits never exist for more tokens than that."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
+from ttrl_jax.learn.microbatch import MicroBatch
 from ttrl_jax.model import decoder
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import constrain
 
 
-def token_logprobs(
-    params: decoder.Params, config: ModelConfig, hidden: jax.Array, tokens: jax.Array, *, temperature: float, chunk: int
-) -> tuple[jax.Array, jax.Array]:
-    """Log-prob of each token under softmax(logits / temperature), and the entropy of that distribution.
-
-    hidden [R, T, D] (the state before each token), tokens int32 [R, T] -> two float32 [R, T], entropy in nats. At most
-    about `chunk` tokens (of all rows together) have logits at any time, in the backward pass too, where they are
-    recomputed.
-    """
-    rows, length, width = hidden.shape
-    step = max(1, min(length, chunk // rows))
-    pad = -length % step
-    hidden = jnp.pad(hidden, [(0, 0), (0, pad), (0, 0)]).reshape(rows, -1, step, width).swapaxes(0, 1)
-    targets = jnp.pad(tokens, [(0, 0), (0, pad)]).reshape(rows, -1, step).swapaxes(0, 1)
-
-    @jax.checkpoint
-    def of_slice(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = constrain(decoder.logits(params, config, hidden), "rows", None, "vocab") / temperature
-        log_z = jax.nn.logsumexp(logits, -1)
-        logp = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0] - log_z
-        entropy = log_z - (jnp.exp(logits - log_z[..., None]) * logits).sum(-1)
-        return logp, entropy
-
-    _, (logps, entropies) = jax.lax.scan(lambda _, xs: (None, of_slice(*xs)), None, (hidden, targets))
-    unslice = lambda x: x.swapaxes(0, 1).reshape(rows, -1)[:, :length]  # noqa: E731
-    return unslice(logps), unslice(entropies)
-
-
 def response_logprobs(
     params: decoder.Params,
     config: ModelConfig,
-    ids: jax.Array,
-    prompt_lengths: jax.Array,
-    responses: jax.Array,
+    micro: MicroBatch,
     *,
     temperature: float,
     dtype: jnp.dtype,
     remat: bool,
-    chunk: int,
+    entropy_gradient: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probs and entropies of the responses in whole rows.
+    """Log-probs and entropies of the response tokens of a micro-batch, as token_logprobs has them: float32 [X, Z, C].
 
-    ids int32 [R, T] (prompt then response), prompt_lengths int32 [R], responses int32 [R, T'] -> two float32 [R, T'];
-    entries beyond a response's length are meaningless. Prompt positions never reach the vocabulary projection.
+    Prompts and padding never reach the vocabulary projection.
     """
-    hidden = decoder.forward(params, config, ids, dtype=dtype, remat=remat)
-    before = (prompt_lengths - 1)[:, None] + jnp.arange(responses.shape[1])[None]
-    hidden = jnp.take_along_axis(hidden, jnp.minimum(before, ids.shape[1] - 1)[..., None], 1)
-    return token_logprobs(params, config, hidden, responses, temperature=temperature, chunk=chunk)
+    hidden = decoder.forward(params, config, constrain(micro.ids, "rows", None), dtype=dtype, remat=remat)
+    shards, chunks, slots = micro.tokens.shape
+    states = constrain(micro.states.reshape(shards, chunks * slots, 1), "rows", None, None)
+    hidden = jnp.take_along_axis(hidden.reshape(shards, -1, hidden.shape[-1]), states, 1)
+    return token_logprobs(
+        decoder.output_table(params, config),
+        hidden.reshape(shards, chunks, slots, -1),
+        constrain(micro.tokens, "rows", None, None),
+        micro.chunks,
+        temperature=temperature,
+        entropy_gradient=entropy_gradient,
+    )
+
+
+def token_logprobs(
+    table: jax.Array,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    chunks: jax.Array,
+    *,
+    temperature: float,
+    entropy_gradient: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-prob of each token under softmax(hidden @ table.T / temperature), and the entropy of that distribution.
+
+    table float32 [W, D]; hidden [X, Z, C, D], the state before each token; tokens int32 [X, Z, C]: for each of X shards
+    Z chunks of C tokens, of which only the first `chunks` (int32 []) are computed -> two float32 [X, Z, C], entropy in
+    nats, zeros in the other chunks. Logits exist for one chunk at a time: the backward pass computes them again, and
+    adds up the table's gradient in float32. Without entropy_gradient entropies are constants to it.
+    """
+    logps, entropies, _ = _scores(table, hidden, tokens, chunks, temperature, entropy_gradient)
+    return logps, entropies
+
+
+def _logits(table: jax.Array, states: jax.Array, temperature: float) -> jax.Array:
+    """states [X, C, D], table [W, D] -> float32 [X, C, W]."""
+    logits = jnp.einsum("xcd,wd->xcw", states, table, preferred_element_type=jnp.float32)
+    return constrain(logits, "rows", None, "vocab") / temperature
+
+
+def _gathered(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The table as the products take it, gathered over fsdp once and not chunk by chunk."""
+    return constrain(table.astype(dtype), "vocab", None)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _scores(table, hidden, tokens, chunks, temperature, entropy_gradient):
+    """float32 [3, X, Z, C]: log-probs, entropies, and the logarithms of the softmax's denominators."""
+    table = _gathered(table, hidden.dtype)
+
+    def one(k: jax.Array, found: jax.Array) -> jax.Array:
+        logits = _logits(table, hidden[:, k], temperature)
+        target = jnp.take_along_axis(logits, tokens[:, k, :, None], -1)[..., 0]
+        top = logits.max(-1)
+        logits = logits - top[..., None]
+        weights = jnp.exp(logits)
+        total = weights.sum(-1)
+        log_total = jnp.log(total)
+        entropy = log_total - (weights * logits).sum(-1) / total
+        return found.at[:, :, k].set(jnp.stack([target - top - log_total, entropy, top + log_total]))
+
+    found = jnp.zeros((3, *tokens.shape), jnp.float32)
+    return jax.lax.fori_loop(0, chunks, one, constrain(found, None, "rows", None, None))
+
+
+def _scores_forward(table, hidden, tokens, chunks, temperature, entropy_gradient):
+    found = _scores(table, hidden, tokens, chunks, temperature, entropy_gradient)
+    return found, (table, hidden, tokens, chunks, found)
+
+
+def _scores_backward(temperature, entropy_gradient, kept, slopes):
+    """d log p_j / d logit_i = [i = j] - p_i, and d H / d logit_i = -p_i (log p_i + H)."""
+    table, hidden, tokens, chunks, (_, entropies, log_z) = kept
+    of_logp, of_entropy, _ = slopes
+    rows = _gathered(table, hidden.dtype)
+
+    def one(k: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        to_hidden, to_table = sums
+        states = hidden[:, k]
+        log_probs = _logits(rows, states, temperature) - log_z[:, k, :, None]
+        factor = of_logp[:, k, :, None]
+        if entropy_gradient:
+            factor = factor + of_entropy[:, k, :, None] * (log_probs + entropies[:, k, :, None])
+        slope = -jnp.exp(log_probs) * factor
+        its_own = jnp.arange(table.shape[0]) == tokens[:, k, :, None]
+        slope = (slope + jnp.where(its_own, of_logp[:, k, :, None], 0)) / temperature
+        slope = constrain(slope.astype(hidden.dtype), "rows", None, "vocab")
+        f32 = dict(preferred_element_type=jnp.float32)
+        to_hidden = to_hidden.at[:, k].set(jnp.einsum("xcw,wd->xcd", slope, rows, **f32).astype(hidden.dtype))
+        # Each shard adds up its own, so that devices exchange the sums once.
+        return to_hidden, to_table + jnp.einsum("xcw,xcd->xwd", slope, states, **f32)
+
+    to_hidden = constrain(jnp.zeros_like(hidden), "rows", None, None, None)
+    to_table = constrain(jnp.zeros((len(hidden), *table.shape), jnp.float32), "rows", "vocab", None)
+    to_hidden, to_table = jax.lax.fori_loop(0, chunks, one, (to_hidden, to_table))
+    return to_table.sum(0), to_hidden, None, None
+
+
+_scores.defvjp(_scores_forward, _scores_backward)

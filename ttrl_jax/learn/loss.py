@@ -19,8 +19,8 @@ def policy_loss(
     """PPO's clipped objective with separate bounds (arXiv 1707.06347 eq. 7; DAPO, arXiv 2503.14476 eq. 8) and dual clip
     (arXiv 1912.09729 eq. 5), as a loss per token.
 
-    logps, old_logps float32 [R, T]; advantages float32 [R, 1] or [R, T]. Returns the loss [R, T] and, per token, the
-    ratio and where each clip decided. Where the advantage is negative the loss is at most -dual_clip * advantage.
+    logps, old_logps, advantages float32, all of one shape. Returns the loss of each token, its ratio and where each
+    clip decided. Where the advantage is negative the loss is at most -dual_clip * advantage.
     """
     ratio = jnp.exp(jnp.clip(logps - old_logps, -_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT))
     free = -advantages * ratio
@@ -35,7 +35,7 @@ def policy_loss(
 def kl_k3(logps: jax.Array, reference_logps: jax.Array) -> jax.Array:
     """Schulman's k3 estimate of KL(policy || reference) per token: exp(d) - d - 1, d = reference - policy, at most 10.
 
-    float32 [R, T] each. Unbiased in value, never negative (verl's low_var_kl).
+    float32, of one shape. Unbiased in value, never negative (verl's low_var_kl).
     """
     d = jnp.clip(reference_logps - logps, -_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
     return jnp.minimum(jnp.exp(d) - d - 1, _KL_LIMIT)
@@ -57,13 +57,11 @@ def token_sums(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss summed over the tokens in `mask`, and sums of what is worth logging.
 
-    logps, entropies, old_logps, reference_logps, mask float32 [R, T]; advantages float32 [R]. loss = policy loss
+    logps, entropies, old_logps, reference_logps, advantages, mask: float32, all of one shape. loss = policy loss
     + kl_coef * k3 - entropy_coef * entropy. Divide by the token count of the whole minibatch for its token mean. The KL
     term is left out (and reference_logps may be None) when kl_coef is 0.
     """
-    loss, seen = policy_loss(
-        logps, old_logps, advantages[:, None], clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
-    )
+    loss, seen = policy_loss(logps, old_logps, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
     sums = {
         "policy_loss": (loss * mask).sum(),
         "entropy": (entropies * mask).sum(),

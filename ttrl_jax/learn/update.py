@@ -1,4 +1,4 @@
-"""The update: all optimizer steps of one rollout batch in one jitted program."""
+"""The update: for each minibatch the gradient, a micro-batch at a time, and one optimizer step."""
 
 import dataclasses
 import functools
@@ -13,11 +13,13 @@ import optax
 from ttrl_jax.learn import optimizer as optim
 from ttrl_jax.learn.logprobs import response_logprobs
 from ttrl_jax.learn.loss import token_sums
+from ttrl_jax.learn.microbatch import MicroBatch, micro_batches
 from ttrl_jax.model import decoder
 from ttrl_jax.model.config import ModelConfig
-from ttrl_jax.model.sharding import constrain
 from ttrl_jax.records import TrainBatch, TrainState
 from ttrl_jax.run.compiled import Compiled
+
+Sums = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +40,23 @@ class ScoreSettings:
     temperature: float
     dtype: Any
     remat: bool
-    chunk: int  # tokens with logits at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What is computed at once, see microbatch.micro_batches: memory, not maths. Other sizes change only rounding."""
+
+    minibatch_rows: int  # rows of one optimizer step
+    micro_tokens: int  # tokens of a shard, padding included, in one forward and backward pass
+    chunk_tokens: int  # response tokens of a shard with logits at a time
+    shards: int  # parts that rows are split into, over the batch axes of the mesh
 
 
 class Update:
     """Compiled learning programs for one model.
 
-    minibatch_rows: rows of one optimizer step. micro_rows: rows of one forward and backward pass, a divisor of it
-    (memory, not maths: the gradient is the same up to rounding). reference: parameters of the frozen start, or None
-    when there is no KL term. state_shardings: the layout that the state keeps. announce: called with a line before and
-    after each compile.
+    reference: parameters of the frozen start, or None when there is no KL term. state_shardings: the layout that the
+    state keeps. announce: called with a line before and after each compile.
     """
 
     def __init__(
@@ -57,18 +66,29 @@ class Update:
         *,
         loss: LossSettings,
         score: ScoreSettings,
-        minibatch_rows: int,
-        micro_rows: int,
+        sizes: Sizes,
         reference: decoder.Params | None,
         state_shardings: TrainState,
         announce: Callable[[str], None],
     ):
-        self.minibatch_rows, self.micro_rows, self.reference = minibatch_rows, micro_rows, reference
-        logprobs = functools.partial(_logprobs, config=config, score=score)
-        self._score = Compiled("score", functools.partial(_score_rows, logprobs=logprobs), announce=announce)
-        self._update = Compiled(
-            "update",
-            functools.partial(_update, logprobs=logprobs, optimizer=optimizer, loss=loss),
+        self.sizes, self.reference = sizes, reference
+        # Without these two terms, a row without an advantage has no gradient.
+        self._all_rows = loss.kl_coef != 0 or loss.entropy_coef != 0
+        logprobs = functools.partial(
+            response_logprobs, config=config, entropy_gradient=loss.entropy_coef != 0, **vars(score)
+        )
+        self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=state_shardings.params)
+        self._score = Compiled("score", functools.partial(_score, logprobs=logprobs), announce=announce)
+        self._gradient = Compiled(
+            "gradient",
+            functools.partial(_gradient, logprobs=logprobs, loss=loss),
+            announce=announce,
+            donate_argnames=("total",),
+            out_shardings=(state_shardings.params, None),
+        )
+        self._step = Compiled(
+            "optimizer step",
+            functools.partial(_step, optimizer=optimizer),
             announce=announce,
             donate_argnames=("state",),
             out_shardings=(state_shardings, None),
@@ -77,118 +97,131 @@ class Update:
     def __call__(self, state: TrainState, batch: TrainBatch, rate: float) -> tuple[TrainState, dict[str, float]]:
         """Train on P * G rows (host arrays) at learning rate `rate`; `state` is used up.
 
-        Old log-probs come from the training graph, before the first optimizer step. Returns the new state and the means
-        over the optimizer steps of what is worth logging. Raises FloatingPointError when no optimizer step had a finite
-        gradient; single ones without are skipped and counted, as in the reference.
+        Old log-probs come from the training graph, before the first optimizer step: those of a single minibatch are its
+        own. Returns the new state and the means over the optimizer steps of what is worth logging; what is only known
+        of rows that were computed is left out where none were. Raises FloatingPointError when no optimizer step had a
+        finite gradient; single ones without are skipped and counted, as in the reference.
         """
-        shaped = jax.tree.map(lambda x: x.reshape(-1, self.micros, self.micro_rows, *x.shape[1:]), batch)
-        old = self._score(state.params, shaped)
-        reference = None if self.reference is None else self._score(self.reference, shaped)
-        state, metrics = self._update(state, shaped, old, reference, np.float32(rate))
-        gap = np.abs(np.asarray(old) - shaped.sampler_logps) * shaped.mask
-        host = {name: np.asarray(values) for name, values in jax.device_get(metrics).items()}
-        if host["skipped"].all():
+        size = self.sizes.minibatch_rows
+        minibatches = [_rows(batch, slice(i, i + size)) for i in range(0, len(batch.mask), size)]
+        work = [self._cut(minibatch) for minibatch in minibatches]
+        several = len(minibatches) > 1
+        old = [[self._score(state.params, m) if several else None for m in micros] for micros in work]
+        reference = [[self._score(self.reference, m) if self.reference else None for m in micros] for micros in work]
+        found, ends = [], []
+        for i, (minibatch, micros) in enumerate(zip(minibatches, work, strict=True)):
+            total, sums = self._zeros(state.params), []
+            for each in zip(micros, old[i], reference[i], strict=True):
+                total, of_micro = self._gradient(state.params, total, *each)
+                sums.append(of_micro)
+            last = np.int32(i == len(work) - 1)
+            state, end = self._step(state, total, minibatch.mask.sum(), np.float32(rate), last)
+            found.append(sums)
+            ends.append(end)
+        found, ends = jax.device_get((found, ends))
+        if all(end["skipped"] for end in ends):
             raise FloatingPointError("update/grad_norm is not finite in any optimizer step of this training step")
-        means = {name: float(values[host["skipped"] == 0].mean()) for name, values in host.items()}
-        means["ratio_max"] = float(host["ratio_max"][host["skipped"] == 0].max())
-        means["skipped"] = float(host["skipped"].sum())
-        means["logp_gap"] = float(gap.sum() / shaped.mask.sum())
-        return state, means
+        steps = [
+            _of_step(sums, tokens=minibatch.mask.sum(), computed=sum(m.mask.sum() for m in micros)) | end
+            for sums, minibatch, micros, end in zip(found, minibatches, work, ends, strict=True)
+        ]
+        metrics = _means([step for step in steps if not step["skipped"]])
+        metrics["skipped"] = float(sum(end["skipped"] for end in ends))
+        metrics["rows_skipped"] = float((~self._needed(batch)).sum())
+        return state, metrics
+
+    def _needed(self, batch: TrainBatch) -> np.ndarray:
+        """bool [R], false where a row has no gradient."""
+        return np.ones(len(batch.mask), bool) if self._all_rows else batch.advantages != 0
+
+    def _cut(self, minibatch: TrainBatch) -> list[MicroBatch]:
+        """The micro-batches of the rows that are needed."""
+        sizes = self.sizes
+        return micro_batches(
+            _rows(minibatch, self._needed(minibatch)),
+            shards=sizes.shards,
+            tokens=sizes.micro_tokens,
+            chunk=sizes.chunk_tokens,
+            full=sizes.minibatch_rows,
+        )
 
     @property
     def compile_seconds(self) -> float:
         """Seconds spent compiling so far."""
-        return self._score.compile_seconds + self._update.compile_seconds
-
-    @property
-    def micros(self) -> int:
-        return self.minibatch_rows // self.micro_rows
+        return sum(program.compile_seconds for program in (self._score, self._gradient, self._step))
 
 
-def _pin(micro: TrainBatch) -> TrainBatch:
-    """Rows over the batch axes of the mesh."""
-    return dataclasses.replace(
-        micro,
-        ids=constrain(micro.ids, "rows", None),
-        responses=constrain(micro.responses, "rows", None),
-        mask=constrain(micro.mask, "rows", None),
-    )
+def _rows(batch: TrainBatch, index: Any) -> TrainBatch:
+    return jax.tree.map(lambda x: x[index], batch)
 
 
-def _logprobs(
-    params: decoder.Params, micro: TrainBatch, *, config: ModelConfig, score: ScoreSettings
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probs and entropies [rows, T'] of one micro-batch."""
-    micro = _pin(micro)
-    return response_logprobs(
-        params,
-        config,
-        micro.ids,
-        micro.prompt_lengths,
-        micro.responses,
-        temperature=score.temperature,
-        dtype=score.dtype,
-        remat=score.remat,
-        chunk=score.chunk,
-    )
+def _score(params: decoder.Params, micro: MicroBatch, *, logprobs: Callable) -> jax.Array:
+    """Log-probs of the response tokens of a micro-batch, float32 [X, Z, C]."""
+    return logprobs(params, micro=micro)[0]
 
 
-def _score_rows(params: decoder.Params, batch: TrainBatch, *, logprobs: Callable) -> jax.Array:
-    """Log-probs of every row, a micro-batch at a time: float32 [minibatches, micro-batches, rows, T']."""
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-    return jax.lax.map(lambda micro: logprobs(params, micro)[0], flat).reshape(batch.mask.shape)
-
-
-def _update(
-    state: TrainState,
-    batch: TrainBatch,
-    old: jax.Array,
+def _gradient(
+    params: decoder.Params,
+    total: decoder.Params,
+    micro: MicroBatch,
+    old: jax.Array | None,
     reference: jax.Array | None,
-    rate: jax.Array,
     *,
     logprobs: Callable,
-    optimizer: optax.GradientTransformation,
     loss: LossSettings,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer step for each minibatch. Metrics come with a leading minibatch axis."""
+) -> tuple[decoder.Params, Sums]:
+    """`total` and the gradient of the summed loss of a micro-batch; and the sums of what is worth logging."""
 
-    def summed_loss(params, micro, old, reference):
-        logps, entropies = logprobs(params, micro)
-        return token_sums(logps, entropies, old, reference, micro.advantages, micro.mask, **dataclasses.asdict(loss))
+    def summed_loss(params: decoder.Params) -> tuple[jax.Array, Sums]:
+        logps, entropies = logprobs(params, micro=micro)
+        before = jax.lax.stop_gradient(logps) if old is None else old
+        value, sums = token_sums(
+            logps, entropies, before, reference, micro.advantages, micro.mask, **dataclasses.asdict(loss)
+        )
+        return value, sums | {"logp_gap": (jnp.abs(before - micro.sampler_logps) * micro.mask).sum()}
 
-    def one_minibatch(carry, minibatch):
-        params, opt_state = carry
-        tokens = minibatch[0].mask.sum()
-
-        def one_micro(total, micro):
-            grads, sums = jax.grad(summed_loss, has_aux=True)(params, *micro)
-            return jax.tree.map(jnp.add, total, grads), sums
-
-        grads, sums = jax.lax.scan(one_micro, jax.tree.map(jnp.zeros_like, params), minibatch)
-        grads = jax.tree.map(lambda g: g / tokens, grads)
-        metrics = {name: x.max() if name == "ratio_max" else x.sum() / tokens for name, x in sums.items()}
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm)
-        carry = _step_if(finite, optimizer, grads, opt_state, params, rate)
-        return carry, metrics | {"grad_norm": norm, "skipped": 1.0 - finite}
-
-    xs = (batch, old, reference)
-    (params, opt_state), metrics = jax.lax.scan(one_minibatch, (state.params, state.optimizer), xs)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    grads, sums = jax.grad(summed_loss, has_aux=True)(params)
+    return jax.tree.map(jnp.add, total, grads), sums
 
 
-def _step_if(
-    finite: jax.Array,
-    optimizer: optax.GradientTransformation,
-    grads: Any,
-    opt_state: Any,
-    params: Any,
+def _step(
+    state: TrainState,
+    total: decoder.Params,
+    tokens: jax.Array,
     rate: jax.Array,
-) -> tuple[Any, Any]:
-    """Parameters and optimizer state after one optimizer step, or as they were where the gradient is not finite."""
+    last: jax.Array,
+    *,
+    optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Sums]:
+    """The state after one optimizer step with the gradient total / tokens, or as it was where that is not finite. The
+    last one of a batch counts as a training step (last: int32 [], 1 or 0)."""
+    grads = jax.tree.map(lambda g: g / tokens, total)
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(norm)
 
     def step(_: None) -> tuple[Any, Any]:
-        updates, new_state = optimizer.update(grads, opt_state, params)
-        return optim.apply(params, updates, rate), new_state
+        updates, new = optimizer.update(grads, state.optimizer, state.params)
+        return optim.apply(state.params, updates, rate), new
 
-    return jax.lax.cond(finite, step, lambda _: (params, opt_state), None)
+    params, opt_state = jax.lax.cond(finite, step, lambda _: (state.params, state.optimizer), None)
+    return TrainState(state.step + last, params, opt_state), {"grad_norm": norm, "skipped": 1.0 - finite}
+
+
+IN_LOSS = ("loss", "policy_loss", "clip_fraction", "dual_clip_fraction")  # 0 in a row without an advantage
+
+
+def _of_step(micros: list[Sums], *, tokens: float, computed: float) -> dict[str, float]:
+    """Token means of a minibatch from the sums of its micro-batches; `computed` of its `tokens` are in those."""
+    if not micros:
+        return dict.fromkeys(IN_LOSS, 0.0)
+    sums = {name: [float(each[name]) for each in micros] for name in micros[0]}
+    largest = {"ratio_max": max(sums.pop("ratio_max"))}
+    return largest | {name: sum(x) / float(tokens if name in IN_LOSS else computed) for name, x in sums.items()}
+
+
+def _means(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Over the optimizer steps that know them."""
+    values = {
+        name: [step[name] for step in steps if name in step] for name in {k: None for step in steps for k in step}
+    }
+    return {name: float(max(x) if name == "ratio_max" else np.mean(x)) for name, x in values.items()}

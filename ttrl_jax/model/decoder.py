@@ -71,8 +71,13 @@ def sampling_axes(config: ModelConfig) -> Params:
 
 def logits(weights: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Project final hidden states [..., D] to logits [..., W], accumulated and returned in float32."""
-    head = weights["embed"] if config.tied else weights["head"]
-    return jnp.einsum("...d,wd->...w", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    head = output_table(weights, config).astype(hidden.dtype)
+    return jnp.einsum("...d,wd->...w", hidden, head, preferred_element_type=jnp.float32)
+
+
+def output_table(weights: Params, config: ModelConfig) -> jax.Array:
+    """The output projection [W, D]: a table of its own, or the embedding's."""
+    return weights["embed"] if config.tied else weights["head"]
 
 
 def forward(params: Params, config: ModelConfig, ids: jax.Array, *, dtype: jnp.dtype, remat: bool) -> jax.Array:
@@ -81,7 +86,7 @@ def forward(params: Params, config: ModelConfig, ids: jax.Array, *, dtype: jnp.d
     ids int32 [R, T], left-aligned -> [R, T, D] in `dtype`. With `remat` each layer is recomputed in the backward pass.
     """
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    x = constrain(params["embed"].astype(dtype)[ids], "rows", None, None)
+    x = constrain(params["embed"][ids].astype(dtype), "rows", None, None)  # the table's gradient adds up in float32
     windows = attention.windows(config, ids.shape[1])
     # One program serves all layers: a window that all have is part of it, others are scanned like the weights.
     mixed = len(set(windows)) > 1

@@ -1,0 +1,90 @@
+"""Hand-worked: which rows go together, and where each response token stands. Invariance: nothing is lost."""
+
+import jax
+import numpy as np
+import pytest
+
+from ttrl_jax.learn.microbatch import micro_batches
+from ttrl_jax.records import TrainBatch
+
+
+def make(prompt_lengths, lengths):
+    """Row r has the tokens 100 r, 100 r + 1 ...; its advantage is r, its log-probs are those of its tokens."""
+    prompt_lengths, lengths = np.array(prompt_lengths, np.int32), np.array(lengths)
+    row = np.arange(len(lengths))[:, None]
+    at = np.arange((prompt_lengths + lengths).max())
+    ids = np.where(at < (prompt_lengths + lengths)[:, None], 100 * row + at, 0).astype(np.int32)
+    places = np.arange(lengths.max())
+    mask = places < lengths[:, None]
+    responses = np.where(mask, 100 * row + prompt_lengths[:, None] + places, 0).astype(np.int32)
+    logps = np.float32(-responses / 10)
+    return TrainBatch(ids, prompt_lengths, responses, np.float32(mask), logps, np.float32(row[:, 0]))
+
+
+def test_two_shards_by_hand():
+    """Rows of 5, 4 and 3 tokens, dealt out in turn; the fourth place is padding."""
+    batch = make([2, 1, 2], [2, 2, 3])
+    [micro] = micro_batches(batch, shards=2, tokens=32, chunk=3, full=3)
+    rows = [[200, 201, 202, 203, 204], [100, 101, 102], [0, 1, 2, 3], []]
+    assert micro.ids.tolist() == [row + [0] * (16 - len(row)) for row in rows]
+    assert micro.chunks == 2 and micro.states.shape == (2, 11, 3)
+    # The state before response token 202 is that of 201, the second of its shard; row 1 begins at its shard's 17th.
+    assert micro.tokens[:, :2].tolist() == [[[202, 203, 204], [101, 102, 0]], [[2, 3, 0], [0, 0, 0]]]
+    assert micro.states[:, :2].tolist() == [[[1, 2, 3], [16, 17, 0]], [[1, 2, 0], [0, 0, 0]]]
+    assert micro.mask[:, :2].tolist() == [[[1, 1, 1], [1, 1, 0]], [[1, 1, 0], [0, 0, 0]]]
+    assert micro.advantages[:, :2].tolist() == [[[2, 2, 2], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
+    np.testing.assert_allclose(micro.sampler_logps, -micro.tokens / 10, rtol=1e-6)
+    assert not micro.mask[:, 2:].any()
+    dtypes = {name: x.dtype.name for name, x in vars(micro).items()}
+    assert {name for name, dtype in dtypes.items() if dtype == "float32"} == {"mask", "sampler_logps", "advantages"}
+    assert set(dtypes.values()) == {"float32", "int32"}
+
+
+def shapes(lengths, **settings):
+    """Row shapes of the micro-batches of rows with prompts of 4 tokens."""
+    found = micro_batches(make([4] * len(lengths), np.array(lengths) - 4), chunk=8, **settings)
+    return [micro.ids.shape for micro in found]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "settings", "want"),
+    [
+        # Equal rows: all at once, or in even pieces, not 40 + 40 + 40 + 8.
+        ([20] * 128, dict(shards=1, tokens=10_000, full=128), [(128, 24)]),
+        ([20] * 128, dict(shards=1, tokens=40 * 24, full=128), [(32, 24)] * 4),
+        ([20] * 128, dict(shards=4, tokens=10 * 24, full=128), [(32, 24)] * 4),
+        # A long tail: about as many tokens in each, the longest alone though it has more.
+        (
+            [300, 100, 90] + [30] * 12 + [10] * 13,
+            dict(shards=1, tokens=256, full=28),
+            [(1, 384), (2, 128), (7, 32), (7, 32), (14, 16)],
+        ),
+        # Rows left out of a minibatch of 128: the last piece is a quarter, a half or the whole of the others.
+        ([20] * 33, dict(shards=1, tokens=32 * 24, full=128), [(32, 24), (8, 24)]),
+        ([20] * 9, dict(shards=1, tokens=32 * 24, full=128), [(16, 24)]),
+        ([20] * 17, dict(shards=1, tokens=32 * 24, full=128), [(32, 24)]),
+        ([20], dict(shards=8, tokens=32 * 24, full=128), [(32, 24)]),
+    ],
+)
+def test_which_rows_go_together(lengths, settings, want):
+    assert shapes(lengths, **settings) == want
+
+
+def test_no_rows_are_no_micro_batches():
+    none = jax.tree.map(lambda x: x[:0], make([4], [4]))
+    assert micro_batches(none, shards=2, tokens=256, chunk=8, full=8) == []
+
+
+@pytest.mark.parametrize("shards", [1, 3, 8])
+def test_every_token_is_in_one_place(shards):
+    rng = np.random.default_rng(0)
+    batch = make(rng.integers(1, 9, size=40), np.minimum(1 + rng.exponential(12, size=40).astype(int), 60))
+    found = micro_batches(batch, shards=shards, tokens=96, chunk=7, full=40)
+    assert len(found) > 1
+    tokens = np.concatenate([micro.tokens[micro.mask > 0] for micro in found])
+    assert sorted(tokens) == sorted(batch.responses[batch.mask > 0])
+    for micro in found:
+        states = jax.tree.map(lambda x: x.reshape(shards, -1), (micro.states, micro.tokens, micro.mask > 0))
+        for ids, state, token, real in zip(micro.ids.reshape(shards, -1), *states, strict=True):
+            assert (ids[state[real]] == token[real] - 1).all()  # the token before
+        assert not micro.mask[:, micro.chunks :].any() and micro.mask[:, micro.chunks - 1].any()
