@@ -15,6 +15,9 @@ from absl import flags
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+# No test leaves programs in the user's folder, nor does a command that it starts.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+jax.config.update("jax_enable_compilation_cache", False)
 
 
 @pytest.fixture(autouse=True)

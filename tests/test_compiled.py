@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ttrl_jax.run.compiled import Compiled
+from ttrl_jax.run.compiled import Compiled, keep_programs
 
 
 def scale(state, x, *, power=1):
@@ -111,3 +112,47 @@ def test_dispatch_of_fifty_leaves_costs_less_than_half_a_millisecond(said):
         return min(times)
 
     assert best(ours) - best(plain) < 0.5e-3
+
+
+@pytest.fixture
+def own_settings():
+    """JAX's settings as a user has them; afterwards those of the tests."""
+    user = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": None,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in user}
+    for values in (user, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # the folder is looked up once
+        if values is user:
+            yield
+
+
+def test_programs_are_kept_on_disk_and_taken_from_there(own_settings, tmp_path, monkeypatch, said):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "ttrl_jax" / "programs"
+    for _ in range(2):
+        keep_programs(said.append)
+    assert said == [f"programs  compiled ones are kept in {folder}"]
+
+    def call():
+        return Compiled("f", lambda x: jnp.sin(x) @ x + 41, announce=said.append)(np.ones((5, 5), np.float32))
+
+    first, kept = call(), sorted(path.name for path in folder.iterdir())
+    assert kept
+    jax.clear_caches()
+    np.testing.assert_array_equal(call(), first)
+    assert {path.name for path in folder.iterdir() if path.name.endswith("-cache")} <= set(kept)
+
+
+def test_jaxs_own_settings_go_first(own_settings, tmp_path, said):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    keep_programs(said.append)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_enable_compilation_cache", False)
+    keep_programs(said.append)
+    assert jax.config.jax_compilation_cache_dir is None and said == []

@@ -39,10 +39,11 @@ def prefill(weights, config, ids, lengths):
 
 @partial(jax.jit, static_argnums=1)
 def decode_all(weights, config, tokens, prefix, suffix):
-    """Feed tokens [P, V, S], one at a time, through the cache. Logits [S, P, V, W]."""
+    """Feed tokens [P, V, S], one at a time, through the ring, past its end. Logits [S, P, V, W]."""
 
     def step(suffix, x):
-        logits, suffix = decoder.decode_step(weights, config, x[0], prefix, suffix, x[1])
+        lengths, at = jnp.full(tokens.shape[:2], x[1]), (x[1] + 7) % suffix[0].k.shape[3]
+        logits, suffix = decoder.decode_step(weights, config, x[0], prefix, suffix, lengths, at)
         return suffix, logits
 
     return jax.lax.scan(step, suffix, (jnp.moveaxis(tokens, 2, 0), jnp.arange(tokens.shape[2])))[1]

@@ -73,6 +73,7 @@ FEW = [
 def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The runs below compile the same programs: keep them on disk, as long as these tests last."""
     settings = {
+        "jax_enable_compilation_cache": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
         "jax_persistent_cache_min_compile_time_secs": 0,
     }

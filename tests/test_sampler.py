@@ -1,6 +1,7 @@
 """Invariance and semantics: the same tokens whatever is decoded together, stops that stop, and log-probs that are those
 of training."""
 
+import dataclasses
 import functools
 
 import jax
@@ -15,6 +16,7 @@ from ttrl_jax.learn.microbatch import micro_batches
 from ttrl_jax.model import decoder
 from ttrl_jax.records import Prompts
 from ttrl_jax.rollout import sampler as module
+from ttrl_jax.rollout import slots
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
 
@@ -23,7 +25,7 @@ PARAMS = random_params(CONFIG)
 T, V = 14, 15
 STOPS = (3, 17, 40)
 SAMPLING = Sampling(temperature=0.8, top_k=20, top_p=0.95)
-KEY = jax.random.key(5)
+KEY, OTHER_KEY = jax.random.key(5), jax.random.key(6)
 
 
 def make_prompts():
@@ -168,38 +170,99 @@ def test_logprobs_are_those_of_the_training_forward(rollouts):
     assert max(gap.max() for gap in gaps) < 1e-4
 
 
-def test_small_segments_and_a_growing_cache_change_nothing(rollouts, monkeypatch):
-    monkeypatch.setattr(module, "SEGMENT", 3)
-    monkeypatch.setattr(module, "FIRST_CACHE", 4)
-    said, drawn = [], []
-    sampler = make_sampler()
-    for program in (sampler._prefill, sampler._segment, sampler._grow):
-        program._announce = said.append
+# 1: one sample after the other. 7: one prompt after the other. 64: nine slots for each prompt, which are refilled.
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_the_number_of_slots_changes_nothing(rows, rollouts):
+    drawn, sampler = [], make_sampler(rows=rows)
     assert_same_tokens(run(sampler, progress=drawn.append), rollouts)
-    assert sum("compiled grow cache" in line for line in said) == 2  # 4 to 8 to 14
-    assert sum("compiled decode" in line for line in said) == 3
-    # At tokens 1, 4 (a segment), 7, 8 (the cache is full), 11.
-    lengths = rollouts.lengths
-    assert drawn == [int(np.minimum(lengths, t).sum()) for t in (1, 4, 7, 8, 11)]
+    assert drawn == sorted(drawn) and drawn[0] == {1: V, 7: V, 64: 7 * V}[rows] and drawn[-1] < rollouts.lengths.sum()
+    # The first token of a sample takes no step, and one slot is never idle.
+    used = (rollouts.lengths - 1).sum() / sampler.slot_steps
+    assert used == 1 if rows == 1 else 0.5 < used < 1
+
+
+LONG = 40
+
+
+@pytest.fixture(scope="module")
+def long_rollouts():
+    """Responses of up to 40 tokens."""
+    long = run(make_sampler(max_tokens=LONG))
+    assert 0 < long.truncated.sum() < 80 and len(set(long.lengths.ravel())) > 15
+    return long
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    """What is kept for long responses happens to short ones too."""
+    monkeypatch.setattr(module, "SEGMENT", 5)
+    monkeypatch.setattr(module, "FIRST_CACHE", 16)
+    monkeypatch.setattr(module, "WORTH_MOVING", 2)
+    monkeypatch.setattr(slots, "SMALLEST", 4)
+
+
+def listen(sampler):
+    """Name of each program -> the lines, from now on, of what it is compiled for."""
+    said = {program.name: [] for program in sampler.programs}
+    for program in sampler.programs:
+        program._announce = lambda line, lines=said[program.name]: lines.append(line) if "compiling" in line else None
+    return said
+
+
+def assert_each_shape_was_compiled_once(sampler):
+    """No two signatures of a program differ in the devices' layout alone."""
+    for program in sampler.programs:
+        shapes = {
+            (structure, static, tuple(shape for shape, _ in leaves))
+            for structure, static, _, leaves in program._programs
+        }
+        assert len(shapes) == len(program._programs), program.name
+
+
+# 20: two slots for each prompt, refilled. 1000: all samples at once, which only grow and move.
+@pytest.mark.parametrize("rows", [20, 1000])
+def test_growing_shrinking_and_moving_change_nothing(rows, long_rollouts, small_steps):
+    sampler = make_sampler(rows=rows, max_tokens=LONG)
+    said = listen(sampler)
+    assert_same_tokens(run(sampler), long_rollouts)
+    sizes = [{size for size in (16, 24, 32, 40) if f"slots={size})" in line} for line in said["cache size"]]
+    assert {24, 32, 40} <= set.union(*sizes) and len(said["move"]) > 1 and len(said["decode"]) > 4
+    assert len(said["prefill"]) == len(said["cache"]) == 1
+    assert 0.6 < (long_rollouts.lengths - 1).sum() / sampler.slot_steps < 1
     assert sampler.compile_seconds > 0
-
-
-# 6: one prompt and its votes in three parts. 50: three prompts at a time, the last time one and two that pad.
-@pytest.mark.parametrize("rows", [6, 50])
-def test_batch_size_changes_nothing(rows, rollouts):
-    drawn = []
-    assert_same_tokens(run(make_sampler(rows=rows), progress=drawn.append), rollouts)
-    assert drawn[0] == min(rows // V, 7) * V or drawn[0] == rows
-    assert drawn == sorted(drawn) and drawn[-1] < rollouts.lengths.sum()
+    # Other random numbers and another mix of prompts: nothing but new shapes of the ladders is compiled.
+    order = [3, 5, 1, 0, 6, 4, 2]
+    run(sampler, prompts=Prompts(PROMPTS.ids[order], PROMPTS.lengths[order], PROMPTS.uids[order]), key=OTHER_KEY)
+    assert len(said["prefill"]) == 1
+    assert_each_shape_was_compiled_once(sampler)
+    total = sampler.compile_seconds
+    assert_same_tokens(run(sampler), long_rollouts)
+    assert sampler.compile_seconds == total
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
-def test_eight_devices_change_nothing(shape, rollouts):
-    """7 prompts and 15 votes are padded to what the mesh divides."""
+def test_eight_devices_change_nothing(shape, long_rollouts, small_steps):
+    """Slots are refilled, moved to fewer, and padded to what the mesh divides."""
     with on_mesh(shape) as mesh:
-        sampler = make_sampler(multiples=(mesh.shape["data"], mesh.shape["fsdp"]))
+        sampler = make_sampler(rows=40, max_tokens=LONG, multiples=(mesh.shape["data"], mesh.shape["fsdp"]))
+        said = listen(sampler)
         got = run(sampler, weights=sampling_copy(PARAMS, CONFIG, mesh))
-    assert_same_tokens(got, rollouts)
+        run(sampler, weights=sampling_copy(PARAMS, CONFIG, mesh), key=OTHER_KEY)
+    assert_same_tokens(got, long_rollouts)
+    assert len(said["move"]) > 0 and len(said["cache size"]) > 1
+    assert_each_shape_was_compiled_once(sampler)
+
+
+def test_few_slots_are_idle_though_few_responses_are_long():
+    """Uniform logits, a stop token in 74: the median length is a fifth of the limit. 512 samples on 64 slots."""
+    config = dataclasses.replace(LLAMA, vocab=74, layers=1)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), decoder.shapes(config))
+    sampler = make_sampler(rows=64, max_tokens=256, stops=(3,), config=config)
+    prompts = Prompts(np.ones((8, 4), np.int32), np.full(8, 4, np.int32), np.arange(8, dtype=np.uint32))
+    weights = decoder.sampling_weights(zeros, config, jnp.float32)
+    found = run(sampler, weights=weights, prompts=prompts, votes=64, sampling=Sampling())
+    assert 0.15 < np.median(found.lengths) / 256 < 0.25 and 5 < found.truncated.sum() < 30
+    assert 0.85 < (found.lengths - 1).sum() / sampler.slot_steps < 1
 
 
 def test_votes_and_questions_have_their_own_randomness(whole, rollouts):

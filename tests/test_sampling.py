@@ -84,6 +84,68 @@ def test_filters_in_batches_equal_the_sorting_twin(size):
             np.testing.assert_allclose(weights / weights.sum(), want, rtol=2e-5, atol=1e-9)
 
 
+def tied_rows(size, seed):
+    """30 rows [30, size] of which some are peaked, some nearly flat, and most have ties."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(30, size)) * np.linspace(0.1, 6, 30)[:, None]
+    rows[::3] = np.round(rows[::3], 1)
+    rows[1] = 0
+    rows[4, rng.integers(size, size=300)] = 20.0  # more ties at the top than are looked at first
+    return rows.astype(np.float32)
+
+
+def test_a_large_vocabulary_is_filtered_as_if_it_were_sorted():
+    """Where the kept tokens are in few blocks, and where they are not: all rows at once, and some alone."""
+    rows = tied_rows(10_007, 0)
+    run = jax.jit(filtered_weights, static_argnums=1)
+    for sampling in (Sampling(top_k=30), Sampling(top_p=0.9), Sampling(top_p=0.3), Sampling(1.0, 2000, 0.95)):
+        got = np.asarray(run(rows.reshape(5, 6, -1), sampling)).reshape(rows.shape)
+        found = 0
+        for i, row in enumerate(rows):
+            want = truncated(row, sampling)
+            differ = np.flatnonzero((got[i] > 0) != (want > 0))
+            # Sums in float32 may end one value earlier or later than in float64.
+            assert len(set(row[differ])) <= 1 and (sampling.top_p < 1 or len(differ) == 0)
+            if len(differ) == 0:
+                np.testing.assert_allclose(got[i] / got[i].sum(), want, rtol=5e-5, atol=1e-9)
+                found += 1
+            if i % 6 == 0:
+                np.testing.assert_array_equal(run(row, sampling) > 0, got[i] > 0)
+        assert found >= 27
+    kept = (np.asarray(run(rows, Sampling(top_p=0.9))) > 0).sum(1)
+    assert (kept < 64).sum() > 5 and (kept > 4096).sum() > 5
+
+
+@pytest.mark.parametrize("spread", [5.0, 1.0])
+def test_draws_from_a_large_vocabulary_follow_the_distribution(spread):
+    """Found in few blocks (5.0), and only by looking at all of them (1.0)."""
+    sampling = Sampling(top_p=0.9)
+    logits = np.random.default_rng(1).normal(size=5000).astype(np.float32) * spread
+    probs = truncated(logits, sampling)
+    tokens, _ = pick_once_for_many(logits, jax.random.split(jax.random.key(2), DRAWS), sampling)
+    counts = np.bincount(tokens, minlength=5000)
+    assert counts[probs == 0].sum() == 0 and (1000 < (probs > 0).sum()) == (spread == 1.0)
+    assert chi_square(counts, probs) > 1e-4
+
+
+@partial(jax.jit, static_argnums=2)
+def pick_once_for_many(logits, keys, sampling):
+    return pick(logits[None], keys, sampling)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, 20, 0.9), Sampling(0.0)], ids=str)
+def test_draws_from_one_row_are_those_from_its_copies(sampling):
+    """Logits [P, 1, W] with keys [P, V]: as with logits [P, V, W]."""
+    logits = np.random.default_rng(0).normal(size=(3, 1, 5000)).astype(np.float32) * 4
+    keys = jax.random.split(jax.random.key(0), (3, 20))
+    run = jax.jit(pick, static_argnums=2)
+    tokens, logps = run(logits, keys, sampling)
+    assert tokens.shape == logps.shape == (3, 20) and len(np.unique(tokens)) >= (3 if sampling.temperature == 0 else 10)
+    want_tokens, want_logps = run(np.tile(logits, (1, 20, 1)), keys, sampling)
+    np.testing.assert_array_equal(tokens, want_tokens)
+    np.testing.assert_allclose(logps, want_logps, rtol=1e-6)
+
+
 def kept(logits, sampling):
     weights = np.asarray(filtered_weights(jnp.asarray(logits, jnp.float32), sampling))
     return np.flatnonzero(weights).tolist()

@@ -29,6 +29,7 @@ from ttrl_jax.resolve import resolve
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
+from ttrl_jax.run.compiled import keep_programs
 from ttrl_jax.source import model_source, parameter_count, tokenizer_of
 from ttrl_jax.tasks import Task, read_tasks
 
@@ -152,14 +153,16 @@ class Parts(EvalParts):
 
 
 def build_eval(config: ConfigDict, inputs: EvalInputs, announce: Callable[[str], None]) -> EvalParts:
-    """Make the functions that an evaluation calls. Sets JAX's mesh for the process."""
+    """Make the functions that an evaluation calls. Sets JAX's mesh, and where it keeps programs, for the process."""
+    keep_programs(announce)
     jax.set_mesh(inputs.mesh)
     sampler = make_sampler(config, inputs.model, inputs.mesh, stop_ids=inputs.stop_ids, announce=announce)
     return _eval_parts(config, inputs, sampler)
 
 
 def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -> Parts:
-    """Put the model on the mesh and make the functions that the loop calls. Sets JAX's mesh for the process."""
+    """Put the model on the mesh and make the functions that the loop calls. For the process: as build_eval."""
+    keep_programs(announce)
     model, mesh, train = inputs.model, inputs.mesh, config.train
     jax.set_mesh(mesh)
     sampler = make_sampler(config, model, mesh, stop_ids=inputs.stop_ids, announce=announce)

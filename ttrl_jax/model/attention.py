@@ -126,13 +126,15 @@ def cached(
     prefix: LayerCache,
     prefix_lengths: jax.Array,
     suffix: LayerCache,
-    t: jax.Array,
+    lengths: jax.Array,
+    at: jax.Array,
     window: int | None = None,
 ) -> jax.Array:
     """Attention of one new token of each vote over its prompt, held once, and over its own tokens so far.
 
     q [P, V, N, H]; prefix k and v [P, K, T, H] shared by the votes, of which prefix_lengths [P] are real; suffix k and
-    v [P, V, K, S, H], of which slots 0..t are filled. Returns [P, V, N, H]. One softmax over both parts, in float32.
+    v [P, V, K, S, H], rings that hold the new token at place `at` and before it lengths [P, V] tokens of the vote.
+    Returns [P, V, N, H]. One softmax over both parts, in float32.
     With a window only the last `window` tokens are seen, the new one among them, wherever they are held.
     """
     p, v, n, h = q.shape
@@ -141,15 +143,15 @@ def cached(
     f32 = dict(preferred_element_type=jnp.float32)
     to_prefix = jnp.einsum("pvkgh,pkth->pvkgt", q, prefix.k, **f32) * h**-0.5
     to_suffix = jnp.einsum("pvkgh,pvksh->pvkgs", q, suffix.k, **f32) * h**-0.5
-    at = jnp.arange(prefix.k.shape[2])
-    real = at[None] < prefix_lengths[:, None]  # [P, T]
-    slots = jnp.arange(suffix.k.shape[3])
-    filled = slots <= t  # [S]
+    place = jnp.arange(prefix.k.shape[2])
+    real = (place < prefix_lengths[:, None])[:, None]  # [P, 1, T]
+    age = (at - jnp.arange(suffix.k.shape[3])) % suffix.k.shape[3]  # 0: the new token
+    filled = age <= lengths[..., None]  # [P, V, S]
     if window is not None:
-        real &= prefix_lengths[:, None] + t - at < window
-        filled &= t - slots < window
-    to_prefix = jnp.where(real[:, None, None, None, :], to_prefix, _NEVER)
-    to_suffix = jnp.where(filled[None, None, None, None], to_suffix, _NEVER)
+        real = real & ((prefix_lengths[:, None] + lengths)[..., None] - place < window)
+        filled &= age < window
+    to_prefix = jnp.where(real[:, :, None, None], to_prefix, _NEVER)
+    to_suffix = jnp.where(filled[:, :, None, None], to_suffix, _NEVER)
     top = jnp.maximum(to_prefix.max(-1, keepdims=True), to_suffix.max(-1, keepdims=True))
     w_prefix, w_suffix = jnp.exp(to_prefix - top), jnp.exp(to_suffix - top)
     total = w_prefix.sum(-1, keepdims=True) + w_suffix.sum(-1, keepdims=True)

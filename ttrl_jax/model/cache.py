@@ -12,7 +12,7 @@ from ttrl_jax.model.sharding import constrain
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer: a prompt's [P, K, T, H], or the responses' [P, V, K, S, H]."""
+    """Keys and values of one layer: a prompt's [P, K, T, H], or the responses' [G, S, K, C, H]."""
 
     k: jax.Array
     v: jax.Array
@@ -28,23 +28,48 @@ class Prefix:
     logits: jax.Array  # float32 [P, W], after each prompt's last token
 
 
-Suffix = tuple[LayerCache, ...]  # L of them, [P, V, K, S, H]
+def of_groups(prefix: Prefix, prompts: jax.Array) -> Prefix:
+    """The prompts as G groups of slots need them: prompts int32 [G]. (The logits stay as they are.)"""
+    layers = tuple(
+        LayerCache(*(constrain(x[prompts], "prompts", "kv_heads", None, None) for x in (layer.k, layer.v)))
+        for layer in prefix.layers
+    )
+    return Prefix(layers, prefix.lengths[prompts], prefix.logits)
+
+
+# L of them, [G, S, K, C, H]. A ring: in each step the new tokens of all samples take the same place, so that a sample
+# of n tokens has them in the last n places, and samples of different lengths need no scatter.
+Suffix = tuple[LayerCache, ...]
+
+
+def _pinned(x: jax.Array) -> jax.Array:
+    return constrain(x, "prompts", "votes", "kv_heads", None, None)
 
 
 def empty_suffix(config: ModelConfig, *, prompts: int, votes: int, slots: int, dtype: jnp.dtype) -> Suffix:
     """A cache of `slots` response tokens for each of P x V samples. Zeros: what is masked must still be a number."""
     shape = (prompts, votes, config.kv_heads, slots, config.head_dim)
-
-    def zeros() -> jax.Array:
-        return constrain(jnp.zeros(shape, dtype), "prompts", "votes", "kv_heads", None, None)
-
-    return tuple(LayerCache(zeros(), zeros()) for _ in range(config.layers))
+    return tuple(
+        LayerCache(_pinned(jnp.zeros(shape, dtype)), _pinned(jnp.zeros(shape, dtype))) for _ in range(config.layers)
+    )
 
 
-def grow(suffix: Suffix, *, slots: int) -> Suffix:
-    """The same cache with room for `slots` tokens."""
+def resize(suffix: Suffix, at: jax.Array, *, slots: int) -> Suffix:
+    """The same ring with `slots` places, of which the first hold its last tokens, oldest first.
 
-    def pad(x: jax.Array) -> jax.Array:
-        return jnp.pad(x, [(0, 0)] * 3 + [(0, slots - x.shape[3]), (0, 0)])
+    at int32 []: the place that was to be written next; now it is min(slots, places before), modulo `slots`.
+    """
+    places = suffix[0].k.shape[3]
+    kept = min(places, slots)
+    order = (at - kept + jnp.arange(kept)) % places
 
-    return jax.tree.map(pad, suffix)
+    def one(x: jax.Array) -> jax.Array:
+        return _pinned(jnp.pad(jnp.take(x, order, axis=3), [(0, 0)] * 3 + [(0, slots - kept), (0, 0)]))
+
+    return jax.tree.map(one, suffix)
+
+
+def move(suffix: Suffix, source: jax.Array) -> Suffix:
+    """The same cache with other slots: source int32 [G', S'] numbers the slots [G, S] that they come from."""
+    group, slot = jnp.divmod(source, suffix[0].k.shape[1])
+    return jax.tree.map(lambda x: _pinned(x[group, slot]), suffix)

@@ -127,14 +127,21 @@ def prefill(weights: Params, config: ModelConfig, ids: jax.Array, lengths: jax.A
 
 
 def decode_step(
-    weights: Params, config: ModelConfig, tokens: jax.Array, prefix: Prefix, suffix: Suffix, t: jax.Array
+    weights: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    prefix: Prefix,
+    suffix: Suffix,
+    lengths: jax.Array,
+    at: jax.Array,
 ) -> tuple[jax.Array, Suffix]:
-    """Feed each sample its t-th response token and get the logits for the next.
+    """Feed each sample one more token of its response and get the logits for the next.
 
-    tokens int32 [P, V]; t int32 [], the cache slot that these tokens take in every sample. Returns float32 [P, V, W]
-    and the suffix cache with slot t filled.
+    tokens int32 [P, V]; lengths int32 [P, V], how many tokens of each response the suffix holds, fewer than it has
+    places; at int32 [], the place of the ring that the new tokens take in every sample. Returns float32 [P, V, W] and
+    the suffix with that place filled.
     """
-    positions = jnp.broadcast_to((prefix.lengths + t)[:, None], tokens.shape)
+    positions = prefix.lengths[:, None] + lengths
     x = constrain(weights["embed"][tokens], "prompts", "votes", None)
     windows = attention.windows(config, prefix.layers[0].k.shape[2] + suffix[0].k.shape[3])
     filled = []
@@ -143,11 +150,11 @@ def decode_step(
         def attend(q, k, v, shared=shared, own=own, window=window):
             own = LayerCache(
                 *(
-                    jax.lax.dynamic_update_slice_in_dim(cache, new[:, :, :, None], t, axis=3)
+                    jax.lax.dynamic_update_slice_in_dim(cache, new[:, :, :, None], at, axis=3)
                     for cache, new in ((own.k, k), (own.v, v))
                 )
             )
-            return attention.cached(q, shared, prefix.lengths, own, t, window), own
+            return attention.cached(q, shared, prefix.lengths, own, lengths, at, window), own
 
         x, kept = _bind_block(config, block)(x, positions, attend)
         filled.append(kept)

@@ -1,13 +1,17 @@
-"""Sample many responses to each prompt: prefill once per prompt, fan out to its votes, decode in jitted segments.
+"""Sample many responses to each prompt: prefill once per prompt, then decode on a fixed set of slots, in segments.
 
-Randomness is keyed by (the caller's key, question, vote, position). The number of prompts decoded together, the padding
-and the devices change nothing but rounding.
+A slot whose sample has ended takes the next one of its prompt within the same segment: its first token was drawn with
+all others from the prompt's logits, so there is nothing to compute. Between segments the host collects what was drawn
+and moves the samples to fewer slots when few are left (slots.py).
+
+Randomness is keyed by (the caller's key, question, vote, position). The number of slots, their order, the padding and
+the devices change nothing but rounding.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,32 +22,34 @@ from ttrl_jax.model.cache import Prefix, Suffix
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import constrain
 from ttrl_jax.records import Prompts, Rollouts, padded_length
+from ttrl_jax.rollout import slots as places
 from ttrl_jax.rollout.sampling import Sampling, pick
+from ttrl_jax.rollout.slots import IDLE, Layout, Slots
 from ttrl_jax.run.compiled import Compiled
 
-SEGMENT = 64  # decode steps between two looks of the host (progress, interrupts, early end)
-FIRST_CACHE = 128  # tokens; the cache doubles from here, so that short responses never pay for long ones
+SEGMENT = 64  # decode steps, at most, between two looks of the host (progress, interrupts, moves)
+FIRST_CACHE = 64  # tokens; it grows as the responses do, and shrinks, so that short ones never pay for long ones
+WORTH_MOVING = 32  # steps that may be left, at least, when samples are moved to fewer slots: a new shape is compiled
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class DecodeState:
-    """Samples in the making. `t` response tokens of each have been drawn; the last of them is not yet in the cache."""
+class Drawn:
+    """What a segment drew: rows of the first `steps` are filled."""
 
-    t: jax.Array  # int32 []
-    tokens: jax.Array  # int32 [P, V, T]
-    logps: jax.Array  # float32 [P, V, T]
-    lengths: jax.Array  # int32 [P, V]
-    done: jax.Array  # bool [P, V]
-    suffix: Suffix
+    steps: jax.Array  # int32 []
+    tokens: jax.Array  # int32 [SEGMENT, G, S]
+    logps: jax.Array  # float32 [SEGMENT, G, S]
+    votes: jax.Array  # int32 [SEGMENT, G, S], the sample that each is of, or IDLE
 
 
 class Sampler:
     """Compiled sampling programs for one model.
 
-    dtype: of the weights' copy and the cache. rows: the most samples decoded at once (P x V of one batch).
-    max_tokens: limit of a response. stop_ids: tokens that end one. prompt_multiple and vote_multiple: the mesh's data
-    and fsdp sizes, to which a batch is padded. announce: called with a line before and after each compile.
+    dtype: of the weights' copy and the cache. rows: slots, the most samples decoded at once. max_tokens: limit of a
+    response. stop_ids: tokens that end one. prompt_multiple and vote_multiple: the mesh's data and fsdp sizes, of which
+    the groups of slots and the slots of a group are multiples. announce: called with a line before and after each
+    compile.
     """
 
     def __init__(
@@ -58,15 +64,18 @@ class Sampler:
         vote_multiple: int,
         announce: Callable[[str], None],
     ):
-        self.rows, self.max_tokens = rows, max_tokens
+        self.rows, self.max_tokens, self.stop_ids = rows, max_tokens, stop_ids
         self.prompt_multiple, self.vote_multiple = prompt_multiple, vote_multiple
-        prefill = functools.partial(_start, config=config, max_tokens=max_tokens, stop_ids=stop_ids, dtype=dtype)
-        segment = functools.partial(_segment, config=config, stop_ids=stop_ids)
-        self._prefill = Compiled("prefill", prefill, announce=announce, static_argnames=("votes", "sampling"))
-        self._segment = Compiled(
-            "decode", segment, announce=announce, static_argnames=("sampling",), donate_argnames=("state",)
-        )
-        self._grow = Compiled("grow cache", _grow, announce=announce, static_argnames=("slots",))
+        self.slot_steps = 0  # steps x slots of the last call: the tokens that would have been drawn without idle slots
+        program = functools.partial(Compiled, announce=announce)
+        empty = functools.partial(cache.empty_suffix, config, dtype=dtype)
+        segment = functools.partial(_segment, config=config, stop_ids=stop_ids, max_tokens=max_tokens)
+        self._prefill = program("prefill", functools.partial(_prefill, config=config), static_argnames=("sampling",))
+        self._empty = program("cache", empty, static_argnames=("prompts", "votes", "slots"))
+        self._segment = program("decode", segment, static_argnames=("sampling",), donate_argnames=("suffix",))
+        self._resize = program("cache size", cache.resize, static_argnames=("slots",))
+        self._move = program("move", cache.move)
+        self.programs = (self._prefill, self._empty, self._segment, self._resize, self._move)
 
     def __call__(
         self,
@@ -81,70 +90,150 @@ class Sampler:
         """Sample `votes` responses to each prompt.
 
         weights: as `decoder.sampling_weights` makes them. key: of this step; the question's uid, the vote and the
-        position are folded in here. progress(tokens drawn so far) is called between segments and
-        may raise to abandon the batch. Returns host arrays [P, V, T].
+        position are folded in here. progress(tokens drawn so far) is called between segments and may raise to abandon
+        the batch. Returns host arrays [P, V, T].
         """
-        chunk_votes = min(votes, self.rows)
-        chunk_prompts = min(len(prompts.lengths), max(1, self.rows // chunk_votes))
-        tokens_before, parts = 0, []
-        for p in range(0, len(prompts.lengths), chunk_prompts):
-            row = []
-            for v in range(0, votes, chunk_votes):
-                part = self._chunk(
-                    weights,
-                    _take(prompts, p, chunk_prompts),
-                    key,
-                    first_vote=v,
-                    votes=min(chunk_votes, votes - v),
-                    pad_prompts=chunk_prompts,
-                    pad_votes=chunk_votes,
-                    sampling=sampling,
-                    progress=lambda n, done=tokens_before: progress(n + done),
-                )
-                tokens_before += int(part.lengths.sum())
-                row.append(part)
-            parts.append(_concatenate(row, axis=1))
-        return _concatenate(parts, axis=0)
+        self.slot_steps = 0
+        count, drawn, parts = len(prompts.lengths), 0, []
+        at_once = places.prompts_at_once(prompts=count, votes=votes, rows=self.rows)
+        for p in range(0, count, at_once):
+            some = _take(prompts, p, at_once)
+            batch = _Batch(self, weights, some, key, pad_prompts=at_once, votes=votes, sampling=sampling)
+            parts.append(batch.run(lambda tokens, before=drawn: progress(before + tokens)))
+            drawn += int(parts[-1].lengths.sum())
+        return _concatenate(parts)
 
     @property
     def compile_seconds(self) -> float:
         """Seconds spent compiling so far."""
-        return sum(program.compile_seconds for program in (self._prefill, self._segment, self._grow))
+        return sum(program.compile_seconds for program in self.programs)
 
-    def _chunk(
+
+class _Batch:
+    """Prompts whose samples are decoded together: what has been drawn, and which slots it is drawn on."""
+
+    def __init__(
         self,
+        sampler: Sampler,
         weights: decoder.Params,
         prompts: Prompts,
         key: jax.Array,
         *,
-        first_vote: int,
-        votes: int,
         pad_prompts: int,
-        pad_votes: int,
+        votes: int,
         sampling: Sampling,
-        progress: Callable[[int], None],
-    ) -> Rollouts:
-        count = len(prompts.lengths)
-        pad_prompts = -(-pad_prompts // self.prompt_multiple) * self.prompt_multiple
-        pad_votes = -(-pad_votes // self.vote_multiple) * self.vote_multiple
-        filled = np.arange(pad_prompts) % count  # padding repeats prompts: same shapes, no special case
+    ):
+        """Prefill, and draw the first token of every sample."""
+        self.sampler, self.weights, self.key, self.sampling = sampler, weights, key, sampling
+        self.count = len(prompts.lengths)
+        pad_prompts = -(-pad_prompts // sampler.prompt_multiple) * sampler.prompt_multiple
+        filled = np.arange(pad_prompts) % self.count  # padding repeats prompts: same shapes, no special case
         length = padded_length(int(prompts.lengths.max()))
         ids = np.zeros((pad_prompts, length), np.int32)
         ids[:, : prompts.ids.shape[1]] = prompts.ids[filled][:, :length]
-        lengths = prompts.lengths[filled].astype(np.int32)
-        keys = _sample_keys(key, prompts.uids[filled], first_vote + np.arange(pad_votes))
-        prefix, state = self._prefill(weights, ids, lengths, keys, votes=pad_votes, sampling=sampling)
-        slots, drawn = min(FIRST_CACHE, self.max_tokens), 1
-        while drawn < self.max_tokens and not bool(state.done.all()):
-            progress(int(state.lengths[:count, :votes].sum()))
-            if drawn == slots:
-                slots = min(2 * slots, self.max_tokens)
-                state = self._grow(state, slots=slots)
-            end = min(drawn + SEGMENT, slots, self.max_tokens)
-            state = self._segment(weights, prefix, state, keys, np.int32(end), sampling=sampling)
-            drawn = int(state.t)
-        host = jax.device_get((state.tokens, state.lengths, state.logps, ~state.done))
-        return Rollouts(*(np.asarray(array)[:count, :votes] for array in host))
+        lengths, self.uids = prompts.lengths[filled].astype(np.int32), prompts.uids[filled]
+        all_votes = np.arange(votes, dtype=np.int32)
+        self.prefix, *first = sampler._prefill(weights, ids, lengths, key, self.uids, all_votes, sampling=sampling)
+        self.first, first_logps = jax.device_get(first)
+        shape = (self.count, votes, sampler.max_tokens)
+        self.tokens, self.logps = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        self.tokens[..., 0], self.logps[..., 0] = self.first[: self.count], first_logps[: self.count]
+        self.lengths = np.ones(shape[:2], np.int32)
+        self.layouts = places.layouts(
+            prompts=pad_prompts,
+            votes=votes,
+            rows=sampler.rows,
+            prompt_multiple=sampler.prompt_multiple,
+            vote_multiple=sampler.vote_multiple,
+        )
+        ended = self._stopped(self.tokens[..., 0]) | (sampler.max_tokens == 1)
+        self.waiting = [np.flatnonzero(~row).tolist() for row in ended]  # for each prompt: votes in no group's queue
+        self.waiting += [[] for _ in range(pad_prompts - self.count)]
+
+    def run(self, progress: Callable[[int], None]) -> Rollouts:
+        """Decode until every sample has ended."""
+        layout, drawn, before = self.layouts[0], int(self.lengths.sum()), None
+        none = [[] for _ in self.waiting]
+        self.slots, _, self.waiting = places.arrange(layout, none, self.waiting, self.first)
+        size, self.at = min(FIRST_CACHE, self.sampler.max_tokens), 0
+        self.suffix = self.sampler._empty(prompts=layout.groups, votes=layout.slots, slots=size)
+        while (self.slots.votes != IDLE).any() or any(self.waiting):
+            progress(drawn)
+            layout, watch = self._settle(layout)
+            self._fit_cache()
+            self.suffix, slots, at, out = self.sampler._segment(
+                self.weights, self.prefix, self.suffix, self.slots, self.first, self.key, self.uids,
+                np.int32(self.at), np.int32(watch), sampling=self.sampling,
+            )  # fmt: skip
+            if before is not None:
+                self._collect(*before)  # while the device is at work
+            votes, tokens, lengths, taken, at, out = jax.device_get(
+                (slots.votes, slots.tokens, slots.lengths, slots.taken, at, out)
+            )
+            before = out, self.slots.prompts
+            self.slots = dataclasses.replace(self.slots, votes=votes, tokens=tokens, lengths=lengths, taken=taken)
+            self.at, steps = int(at), int(out.steps)
+            drawn += int((out.votes[:steps] != IDLE).sum())
+            self.sampler.slot_steps += steps * layout.size
+        if before is not None:
+            self._collect(*before)
+        last = np.take_along_axis(self.tokens, self.lengths[..., None] - 1, 2)[..., 0]
+        return Rollouts(self.tokens, self.lengths, self.logps, ~self._stopped(last))
+
+    def _stopped(self, tokens: np.ndarray) -> np.ndarray:
+        return np.isin(tokens, self.sampler.stop_ids)
+
+    def _settle(self, layout: Layout) -> tuple[Layout, int]:
+        """Move the samples where that pays. Returns the layout and how few busy slots are worth another look."""
+        slots, prompts = self.slots, len(self.waiting)
+        busy = int((slots.votes != IDLE).sum())
+        queued = sum(map(len, self.waiting)) + int(np.maximum(slots.waiting - slots.taken, 0).sum())
+        new, smaller = layout, [other for other in self.layouts if other.size < layout.size]
+        left = self.sampler.max_tokens - (0 if queued else int(slots.lengths[slots.votes != IDLE].min()))
+        worth = left > WORTH_MOVING
+        eighth = max(1, layout.size // 8)
+        if (worth and smaller and busy + queued <= smaller[0].size) or (queued and busy <= layout.size - eighth):
+            active = places.running(slots, prompts)
+            fitting = [other for other in smaller if worth and other.size >= busy + queued]
+            new = min((o for o in fitting if places.fits(o, active)), key=lambda o: o.size, default=layout)
+            arranged = places.arrange(new, active, self._all_waiting(), self.first)
+            gain = int((arranged[0].votes != IDLE).sum()) - busy
+            if new != layout or gain >= eighth or busy == 0:
+                self.slots, source, self.waiting = arranged
+                self.suffix = self.sampler._move(self.suffix, source)
+                busy += gain
+        smaller = [other.size for other in self.layouts if other.size < new.size]
+        if queued:
+            return new, max(0, busy - max(1, new.size // 8))
+        return new, smaller[0] if worth and smaller and busy > smaller[0] else 0
+
+    def _all_waiting(self) -> list[list[int]]:
+        queued = places.queued(self.slots, len(self.waiting))
+        return [here + there for here, there in zip(queued, self.waiting, strict=True)]
+
+    def _fit_cache(self) -> None:
+        """Grow the cache if it is full, shrink it if the next segment fits a smaller one."""
+        size, longest = self.suffix[0].k.shape[3], int(self.slots.lengths.max())
+        limit = self.sampler.max_tokens
+        need = min(_cache_size(longest + 1), limit)
+        ample = min(_cache_size(min(longest + SEGMENT, limit)), limit)
+        new = need if need > size else min(size, ample)
+        if new != size:
+            self.suffix = self.sampler._resize(self.suffix, np.int32(self.at), slots=new)
+            self.at = min(size, new) % new
+
+    def _collect(self, out: Drawn, prompts: np.ndarray) -> None:
+        """Write what a segment drew to its samples."""
+        for step in range(int(out.steps)):
+            group, slot = np.nonzero(out.votes[step] != IDLE)
+            sample = prompts[group], out.votes[step, group, slot]
+            at = (*sample, self.lengths[sample])
+            self.tokens[at], self.logps[at] = out.tokens[step, group, slot], out.logps[step, group, slot]
+            self.lengths[sample] += 1
+
+
+def _cache_size(tokens: int) -> int:
+    return padded_length(max(tokens, FIRST_CACHE))
 
 
 def _take(prompts: Prompts, start: int, count: int) -> Prompts:
@@ -152,95 +241,106 @@ def _take(prompts: Prompts, start: int, count: int) -> Prompts:
     return Prompts(prompts.ids[part], prompts.lengths[part], prompts.uids[part])
 
 
-def _concatenate(parts: list[Rollouts], *, axis: int) -> Rollouts:
+def _concatenate(parts: list[Rollouts]) -> Rollouts:
     if len(parts) == 1:
         return parts[0]
     return Rollouts(
-        tokens=np.concatenate([part.tokens for part in parts], axis),
-        lengths=np.concatenate([part.lengths for part in parts], axis),
-        logps=np.concatenate([part.logps for part in parts], axis),
-        truncated=np.concatenate([part.truncated for part in parts], axis),
+        tokens=np.concatenate([part.tokens for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        logps=np.concatenate([part.logps for part in parts]),
+        truncated=np.concatenate([part.truncated for part in parts]),
     )
 
 
-@jax.jit
-def _sample_keys(key: jax.Array, uids: jax.Array, votes: jax.Array) -> jax.Array:
-    """Keys [P, V], one for each sample: fold the question's uid, then the vote's number."""
-    per_prompt = jax.vmap(jax.random.fold_in, (None, 0))(key, uids)
-    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(per_prompt, votes)
-
-
-def _at(keys: jax.Array, position: jax.Array) -> jax.Array:
-    return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, position)
+def _folded(key: jax.Array, data: jax.Array) -> jax.Array:
+    """One key, or as many as there are numbers, each with its number folded in."""
+    return jnp.vectorize(jax.random.fold_in)(key, data)
 
 
 def _is_stop(tokens: jax.Array, stop_ids: tuple[int, ...]) -> jax.Array:
-    return (tokens[..., None] == jnp.asarray(stop_ids, jnp.int32)[None, None]).any(-1)
+    return (tokens[..., None] == jnp.asarray(stop_ids, jnp.int32)).any(-1)
 
 
-def _start(
+def _prefill(
     weights: decoder.Params,
     ids: jax.Array,
     lengths: jax.Array,
-    keys: jax.Array,
+    key: jax.Array,
+    uids: jax.Array,
+    votes: jax.Array,
     *,
-    votes: int,
     sampling: Sampling,
     config: ModelConfig,
-    max_tokens: int,
-    stop_ids: tuple[int, ...],
-    dtype: Any,
-) -> tuple[Prefix, DecodeState]:
-    """Prefill the prompts and draw the first token of every vote from its prompt's logits."""
+) -> tuple[Prefix, jax.Array, jax.Array]:
+    """Prefill the prompts and draw the first token of every vote [P, V] from its prompt's logits, with log-probs."""
     prefix = decoder.prefill(weights, config, ids, lengths)
-    logits = jnp.broadcast_to(prefix.logits[:, None], (ids.shape[0], votes, config.vocab))
-    tokens, logps = pick(constrain(logits, "prompts", "votes", None), _at(keys, jnp.int32(0)), sampling)
-    shape = (ids.shape[0], votes, max_tokens)
-    suffix = cache.empty_suffix(config, prompts=shape[0], votes=votes, slots=min(FIRST_CACHE, max_tokens), dtype=dtype)
-    return prefix, DecodeState(
-        t=jnp.int32(1),
-        tokens=jnp.zeros(shape, jnp.int32).at[..., 0].set(tokens),
-        logps=jnp.zeros(shape, jnp.float32).at[..., 0].set(logps),
-        lengths=jnp.ones(shape[:2], jnp.int32),
-        done=_is_stop(tokens, stop_ids),
-        suffix=suffix,
-    )
+    keys = _folded(_folded(_folded(key, uids)[:, None], votes), jnp.int32(0))
+    tokens, logps = pick(constrain(prefix.logits, "prompts", None)[:, None], keys, sampling)
+    return prefix, tokens, logps
 
 
 def _segment(
     weights: decoder.Params,
     prefix: Prefix,
-    state: DecodeState,
-    keys: jax.Array,
-    end: jax.Array,
+    suffix: Suffix,
+    slots: Slots,
+    first: jax.Array,
+    key: jax.Array,
+    uids: jax.Array,
+    at: jax.Array,
+    watch: jax.Array,
     *,
     sampling: Sampling,
     config: ModelConfig,
     stop_ids: tuple[int, ...],
-) -> DecodeState:
-    """Draw tokens until each sample has `end` of them or all have stopped."""
+    max_tokens: int,
+) -> tuple[Suffix, Slots, jax.Array, Drawn]:
+    """Draw tokens for at most SEGMENT steps, until the cache is full or no more than `watch` slots are busy.
 
-    def more(state: DecodeState) -> jax.Array:
-        return (state.t < end) & ~state.done.all()
+    first int32 [P, V]: first tokens of all samples. at: the place of the cache to write next. Returns the cache, the
+    slots, `at`, and what was drawn.
+    """
+    shared = cache.of_groups(prefix, slots.prompts)  # once for a segment
+    keys = _folded(key, uids[slots.prompts])[:, None]
+    size = suffix[0].k.shape[3]
 
-    def step(state: DecodeState) -> DecodeState:
-        last = jax.lax.dynamic_index_in_dim(state.tokens, state.t - 1, axis=2, keepdims=False)
-        logits, suffix = decoder.decode_step(weights, config, last, prefix, state.suffix, state.t - 1)
-        tokens, logps = pick(logits, _at(keys, state.t), sampling)
-        tokens, logps = jnp.where(state.done, 0, tokens), jnp.where(state.done, 0, logps)
-        return DecodeState(
-            t=state.t + 1,
-            tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, tokens, state.t, axis=2),
-            logps=jax.lax.dynamic_update_index_in_dim(state.logps, logps, state.t, axis=2),
-            lengths=state.lengths + ~state.done,
-            done=state.done | _is_stop(tokens, stop_ids) & ~state.done,
-            suffix=suffix,
+    def more(state: tuple[Suffix, Slots, jax.Array, Drawn]) -> jax.Array:
+        _, slots, _, out = state
+        busy = (slots.votes != IDLE).sum()
+        return (out.steps < SEGMENT) & (busy > watch) & (slots.lengths.max() < size)
+
+    def step(state: tuple[Suffix, Slots, jax.Array, Drawn]) -> tuple[Suffix, Slots, jax.Array, Drawn]:
+        suffix, slots, at, out = state
+        logits, suffix = decoder.decode_step(weights, config, slots.tokens, shared, suffix, slots.lengths, at)
+        tokens, logps = pick(logits, _folded(_folded(keys, slots.votes), slots.lengths + 1), sampling)
+        new = (tokens, logps, slots.votes)
+        out = Drawn(
+            out.steps + 1,
+            *(
+                jax.lax.dynamic_update_index_in_dim(log, row, out.steps, 0)
+                for log, row in zip((out.tokens, out.logps, out.votes), new, strict=True)
+            ),
         )
+        ended = _is_stop(tokens, stop_ids) | (slots.lengths + 2 >= max_tokens)
+        return suffix, _refill(slots, tokens, ended, first), (at + 1) % size, out
 
-    return jax.lax.while_loop(more, step, state)
+    shape = (SEGMENT, *slots.votes.shape)
+    out = Drawn(jnp.int32(0), jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
+    return jax.lax.while_loop(more, step, (suffix, slots, at, out))
 
 
-def _grow(state: DecodeState, *, slots: int) -> DecodeState:
-    return DecodeState(
-        state.t, state.tokens, state.logps, state.lengths, state.done, cache.grow(state.suffix, slots=slots)
+def _refill(slots: Slots, tokens: jax.Array, ended: jax.Array, first: jax.Array) -> Slots:
+    """The slots after `tokens` [G, S] were drawn: where a sample has `ended`, the next one of the group's queue."""
+    busy = slots.votes != IDLE
+    ended &= busy
+    turn = slots.taken[:, None] + jnp.cumsum(ended, 1) - ended
+    some = ended & (turn < slots.waiting[:, None])
+    votes = jnp.take_along_axis(slots.queue, jnp.minimum(turn, slots.queue.shape[1] - 1), 1)
+    goes_on = busy & ~ended
+    return dataclasses.replace(
+        slots,
+        votes=jnp.where(some, votes, jnp.where(ended, IDLE, slots.votes)),
+        tokens=jnp.where(some, first[slots.prompts[:, None], votes], jnp.where(goes_on, tokens, 0)),
+        lengths=jnp.where(goes_on, slots.lengths + 1, 0),
+        taken=jnp.minimum(slots.taken + ended.sum(1), slots.waiting),
     )

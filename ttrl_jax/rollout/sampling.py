@@ -1,10 +1,13 @@
-"""From logits to a token: temperature, top-k, top-p, greedy. Small pure functions, exact, without a sort."""
+"""From logits to a token: temperature, top-k, top-p, greedy. Small pure functions, exact, no vocabulary is sorted."""
 
 import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+
+BLOCK, BLOCKS = 64, 64  # the filters look first at the so many blocks of so many tokens that have the highest scores
+ROWS = 8  # for which the filters then look at the whole vocabulary at once: a CPU core's cache holds them
 
 
 @dataclass(frozen=True)
@@ -22,24 +25,75 @@ def _ordered(x: jax.Array) -> jax.Array:
     return jnp.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
 
 
-def _keep_heaviest(scores: jax.Array, weights: jax.Array, target: jax.Array | float) -> jax.Array:
-    """Mask of the fewest highest-scored entries whose weights reach `target`, and of all that tie with the last one.
+def _least_kept(order: jax.Array, weights: jax.Array | float, target: jax.Array | float, floor: jax.Array) -> jax.Array:
+    """The highest threshold [...] for which the entries of at least that order weigh `target`; else `floor`.
 
-    scores, weights float32 [..., W]; target broadcasts to [...]. The threshold is found by bisection over the bits of
-    the scores: 32 passes, no sort, and exact.
+    order int32 and weights float32 [..., W]; target and floor broadcast to [...]. Bisection over the bits of the
+    scores: 32 passes, no sort, and exact.
     """
-    order = _ordered(scores)
-    low = order.min(-1)  # keeps everything: always enough
     high = order.max(-1) + 1  # keeps nothing: never enough
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
-        enough = jnp.where(order >= middle[..., None], weights, 0).sum(-1) >= target
+        enough = jnp.where(order >= middle[..., None], weights, 0.0).sum(-1) >= target
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    low, _ = jax.lax.fori_loop(0, 32, halve, (low, high))
-    return order >= low[..., None]
+    return jax.lax.fori_loop(0, 32, halve, (floor, high))[0]
+
+
+def _filter(
+    order: jax.Array, weights: jax.Array, total: jax.Array, floor: jax.Array, sampling: Sampling
+) -> tuple[jax.Array, jax.Array]:
+    """Order of the last entry that top-k and then top-p keep, int32 [...], and whether it is above `floor`, bool [...].
+
+    order and weights [..., C]: of the entries above `floor`, at least. total [...]: weight of the whole vocabulary.
+    """
+    low, above = floor, jnp.ones(floor.shape, bool)
+    if sampling.top_k:
+        low = _least_kept(order, 1.0, float(sampling.top_k), floor)
+        above &= low > floor
+        weights = jnp.where(order >= low[..., None], weights, 0)
+        total = weights.sum(-1)
+    if sampling.top_p < 1:
+        low = _least_kept(order, weights, sampling.top_p * total, low)
+        above &= low > floor
+    return low, above
+
+
+def _threshold(logits: jax.Array, weights: jax.Array, sampling: Sampling) -> jax.Array:
+    """Order of the last entry that the filters keep, int32 [R]. logits and weights float32 [R, W].
+
+    What they keep lies as a rule in few blocks of the vocabulary, so only the blocks with the highest maxima are looked
+    at, and the whole vocabulary only in rows where the threshold is not above all that was left out.
+    """
+
+    def whole(logits: jax.Array, weights: jax.Array) -> jax.Array:
+        order = _ordered(logits)
+        return _filter(order, weights, weights.sum(-1), order.min(-1), sampling)[0]
+
+    rows, size = logits.shape
+    if size <= BLOCK * BLOCKS:
+        return whole(logits, weights)
+    blocks = _in_blocks(logits, BLOCK, -jnp.inf)
+    highest, chosen = jax.lax.top_k(blocks.max(-1), BLOCKS + 1)
+    chosen = chosen[:, :-1, None]
+    near = jnp.take_along_axis(blocks, chosen, 1).reshape(rows, -1)
+    near_weights = jnp.take_along_axis(_in_blocks(weights, BLOCK, 0), chosen, 1).reshape(rows, -1)
+    low, found = _filter(_ordered(near), near_weights, weights.sum(-1), _ordered(highest[:, -1]), sampling)
+    missed = jnp.argsort(found)  # first those that were not found
+
+    def look_again(i: jax.Array, low: jax.Array) -> jax.Array:
+        some = jax.lax.dynamic_slice_in_dim(missed, i * ROWS, min(ROWS, rows))
+        return low.at[some].set(whole(logits[some], weights[some]))
+
+    return jax.lax.fori_loop(0, -(-(~found).sum() // ROWS), look_again, low)
+
+
+def _in_blocks(x: jax.Array, width: int, fill: float) -> jax.Array:
+    """[..., W] -> [..., blocks, width], the last one filled up."""
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % width)], constant_values=fill)
+    return padded.reshape(*x.shape[:-1], -1, width)
 
 
 def filtered_weights(logits: jax.Array, sampling: Sampling) -> jax.Array:
@@ -48,25 +102,27 @@ def filtered_weights(logits: jax.Array, sampling: Sampling) -> jax.Array:
     logits float32 [..., W], already divided by the temperature. Every token tied at a threshold is kept.
     """
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-    if sampling.top_k:
-        weights = jnp.where(
-            _keep_heaviest(logits, jnp.ones_like(weights), min(sampling.top_k, logits.shape[-1])), weights, 0
-        )
-    if sampling.top_p < 1:
-        weights = jnp.where(_keep_heaviest(logits, weights, sampling.top_p * weights.sum(-1)), weights, 0)
-    return weights
+    if not sampling.top_k and sampling.top_p == 1:
+        return weights
+    size = logits.shape[-1]
+    low = _threshold(logits.reshape(-1, size), weights.reshape(-1, size), sampling).reshape(logits.shape[:-1])
+    return jnp.where(_ordered(logits) >= low[..., None], weights, 0)
+
+
+def _width(size: int) -> int:
+    """Of the blocks in which `size` entries are searched: about as wide as there are blocks."""
+    return 1 << math.ceil(math.log2(size) / 2)
 
 
 def draw(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     """Index drawn with probability proportional to `weights`, by inversion of the cumulative sum.
 
-    weights float32 [..., W], uniforms float32 [...] in [0, 1) -> int32 [...]. First the block, then the index in it:
-    one random number and one pass, and never an entry of weight 0. Probabilities below 1e-7 are beyond float32's grain.
+    weights float32 [..., W], uniforms float32 [...] in [0, 1) -> int32 [...]; where weights have size 1 in an axis, all
+    of its draws are from the same. First the block, then the index in it: one random number and one pass, and never an
+    entry of weight 0. Probabilities below 1e-7 are beyond float32's grain.
     """
-    size = weights.shape[-1]
-    width = 1 << math.ceil(math.log2(size) / 2)
-    blocks = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, -size % width)])
-    blocks = blocks.reshape(*weights.shape[:-1], -1, width)
+    width = _width(weights.shape[-1])
+    blocks = _in_blocks(weights, width, 0)
     sums = blocks.sum(-1)
     ends = jnp.cumsum(sums, -1)
     target = uniforms * ends[..., -1]
@@ -86,17 +142,27 @@ def _first_beyond(weights: jax.Array, ends: jax.Array, target: jax.Array) -> jax
     return jnp.argmax(ends > target[..., None], -1)
 
 
-def pick(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
-    """Draw one token for each row, with its log-prob under the tempered, unfiltered distribution.
+def _first_highest(logits: jax.Array) -> jax.Array:
+    """argmax over the last axis, int32: of the blocks, then in the block. XLA's own is slow on CPU."""
+    width = _width(logits.shape[-1])
+    blocks = _in_blocks(logits, width, -jnp.inf)
+    block = jnp.argmax(blocks.max(-1), -1)
+    inner = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
+    return (block * width + jnp.argmax(inner, -1)).astype(jnp.int32)
 
-    logits float32 [..., W], keys [...] of jax.random keys -> tokens int32 [...], logps float32 [...]. Greedy
-    (temperature 0) takes the first of the highest logits, its log-prob at temperature 1.
+
+def pick(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+    """Draw one token for each key, with its log-prob under the tempered, unfiltered distribution.
+
+    logits float32 [..., W], keys [...] of jax.random keys -> tokens int32 [...], logps float32 [...]; where logits have
+    size 1 in an axis, all of its draws are from the same. Greedy (temperature 0) takes the first of the highest logits,
+    its log-prob at temperature 1.
     """
     if sampling.temperature:
         logits = logits / sampling.temperature
         uniform = jnp.vectorize(lambda key: jax.random.uniform(key))
         tokens = draw(filtered_weights(logits, sampling), uniform(keys))
     else:
-        tokens = jnp.argmax(logits, -1).astype(jnp.int32)
+        tokens = jnp.broadcast_to(_first_highest(logits), keys.shape)
     chosen = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
     return tokens, chosen - jax.nn.logsumexp(logits, -1)

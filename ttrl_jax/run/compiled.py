@@ -1,13 +1,28 @@
-"""jax.jit with visible compiles: each is announced with its shapes before, and with its seconds after."""
+"""jax.jit with visible compiles: each is announced with its shapes before, and with its seconds after; kept on disk."""
 
 import inspect
+import os
 import time
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any
 
 import jax
 
 PyTree = Any
+
+
+def keep_programs(announce: Callable[[str], None]) -> None:
+    """Let JAX keep on disk what takes it more than a second to compile, so that another run need not compile it again.
+
+    The folder is ttrl_jax/programs in the user's cache folder (XDG_CACHE_HOME, else ~/.cache). JAX's own variables go
+    first: another folder in JAX_COMPILATION_CACHE_DIR, or none with JAX_ENABLE_COMPILATION_CACHE=false.
+    """
+    if jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir is None:
+        home = os.environ["XDG_CACHE_HOME"] if "XDG_CACHE_HOME" in os.environ else Path.home() / ".cache"
+        folder = Path(home) / "ttrl_jax" / "programs"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        announce(f"programs  compiled ones are kept in {folder}")
 
 
 class Compiled:
