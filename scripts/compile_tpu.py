@@ -22,7 +22,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +45,7 @@ from ttrl_jax.model.shapes import named  # noqa: E402
 from ttrl_jax.model.sharding import make_mesh  # noqa: E402
 from ttrl_jax.records import TrainBatch, TrainState, padded_length  # noqa: E402
 from ttrl_jax.resolve import KINDS  # noqa: E402
-from ttrl_jax.rollout import sampler as rollout  # noqa: E402
+from ttrl_jax.rollout import slots as places  # noqa: E402
 from ttrl_jax.rollout.sampling import Sampling  # noqa: E402
 
 
@@ -62,7 +62,7 @@ CHIPS = {
     "v5p": Chip(459e12, 2765e9, 95e9),
     "v6e": Chip(918e12, 1638e9, 32e9),
 }
-SAMPLING, LEARNING = ("copy", "prefill", "grow", "decode"), ("score", "update")
+SAMPLING, LEARNING = ("copy", "prefill", "grow", "decode"), ("score", "gradient", "step")
 COLLECTIVE = re.compile(r"= (\S.*?) (all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute)(?:-start)?\(")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
 
@@ -77,7 +77,7 @@ def main() -> int:
     )
     parser.add_argument("--rows", type=int, help="responses decoded at once (rollout.rows; default: as in the config)")
     parser.add_argument(
-        "--micro-rows", type=int, help="responses a chip trains on at once (train.micro_rows; likewise)"
+        "--micro-tokens", type=int, help="tokens a chip trains on at once (train.micro_tokens; likewise)"
     )
     parser.add_argument("--layers", type=int, help="only so many of the model's layers, to look at the programs fast")
     given = parser.parse_args()
@@ -120,8 +120,8 @@ def settings(given: argparse.Namespace) -> ConfigDict:
     config.rollout.temperature, config.rollout.max_tokens = kind.temperature, kind.max_tokens
     if given.rows is not None:
         config.rollout.rows = given.rows
-    if given.micro_rows is not None:
-        config.train.micro_rows = given.micro_rows
+    if given.micro_tokens is not None:
+        config.train.micro_tokens = given.micro_tokens
     return config
 
 
@@ -149,27 +149,36 @@ def sampling_programs(
 
     sampler = build.make_sampler(config, model, mesh, stop_ids=(0,), announce=print)
     sampling = Sampling(temperature=config.rollout.temperature)
-    votes, tokens, length = config.rollout.votes, config.rollout.max_tokens, padded_length(config.prompt.max_tokens)
-    questions = config.rollout.rows // votes
+    tokens, length = config.rollout.max_tokens, padded_length(config.prompt.max_tokens)
+    questions, votes = config.rollout.prompts, config.rollout.votes
+    layout = places.layouts(
+        prompts=questions, votes=votes, rows=config.rollout.rows, prompt_multiple=1, vote_multiple=mesh.shape["fsdp"]
+    )[0]
     ids, lengths = np.zeros((questions, length), np.int32), np.full(questions, length, np.int32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    keys = jax.eval_shape(rollout._sample_keys, key, np.zeros(questions, np.uint32), np.arange(votes))
+    key, uids, all_votes = jax.eval_shape(lambda: jax.random.key(0)), np.zeros(questions, np.uint32), np.arange(votes)
     read = 2 * size * groups  # the weights in bfloat16, which each group of chips has whole
-    program = sampler._prefill.lower(weights, ids, lengths, keys, votes=votes, sampling=sampling)
+    program = sampler._prefill.lower(
+        weights, ids, lengths, key, uids, all_votes.astype(np.int32), sampling=sampling
+    )  # fmt: skip
     flops, moved = forward_flops(model, questions, length, logits=1), read + cache_bytes(model, questions * length)
-    prefix, state = report.compile("prefill", program, held=held, flops=flops, moved=moved)
+    prefix, *_ = report.compile("prefill", program, held=held, flops=flops, moved=moved)
 
-    before = next(n for n in doublings(rollout.FIRST_CACHE) if 2 * n >= tokens)
-    state = outputs(sampler._grow.lower(state, slots=before))
-    program = sampler._grow.lower(state, slots=tokens)
-    besides, moved = held + chip_bytes((weights, prefix)), cache_bytes(model, votes * questions * (before + tokens))
-    state = report.compile("grow", program, held=besides, flops=0, moved=moved)
+    before = max(size for size in range(1, tokens) if padded_length(size) == size)
+    suffix = outputs(sampler._empty.lower(prompts=layout.groups, votes=layout.slots, slots=before))
+    program = sampler._resize.lower(suffix, np.int32(0), slots=tokens)
+    besides, moved = held + chip_bytes((weights, prefix)), cache_bytes(model, layout.size * (before + tokens))
+    suffix = report.compile("grow", program, held=besides, flops=0, moved=moved)
 
     # All steps of all responses: each step reads the weights, each prompt's cache once, and each response's own so far.
-    seen, batch = tokens * (tokens - 1) // 2, votes * questions
+    batch, seen = votes * questions, tokens * (tokens - 1) // 2
+    steps = -(-batch // layout.size) * tokens
     flops = batch * tokens * forward_flops(model, 1, 1, logits=1) + batch * (seen + tokens * length) * pair_flops(model)
-    moved = tokens * (read + cache_bytes(model, questions * length)) + cache_bytes(model, batch * seen)
-    program = sampler._segment.lower(weights, prefix, state, keys, np.int32(tokens), sampling=sampling)
+    moved = steps * (read + cache_bytes(model, questions * length)) + cache_bytes(model, batch * seen)
+    first, nobody = np.zeros((questions, votes), np.int32), [[] for _ in range(questions)]
+    slots, *_ = places.arrange(layout, nobody, [all_votes.tolist() for _ in range(questions)], first)
+    program = sampler._segment.lower(
+        weights, prefix, suffix, slots, first, key, uids, np.int32(0), np.int32(0), sampling=sampling
+    )
     report.compile("decode", program, held=held, flops=flops, moved=moved)
 
 
@@ -181,35 +190,40 @@ def learning_programs(
     frozen: decoder.Params,
     report: "Report",
 ) -> None:
-    """Log-probs of all rows under the frozen start; then all optimizer steps of one training step."""
+    """Log-probs of a micro-batch under the frozen start; its gradient; an optimizer step. Operations are those of the
+    whole training step, all responses of which reach the limit."""
     if not set(LEARNING) & set(report.wanted):
         return
-    optimizer = build.make_optimizer(config)
+    optimizer, train = build.make_optimizer(config), config.train
     update = build.make_update(config, model, mesh, optimizer, layout, reference=frozen, announce=print)
-    rows, tokens = config.rollout.prompts * config.train.samples, padded_length(config.rollout.max_tokens)
-    length = padded_length(config.prompt.max_tokens + config.rollout.max_tokens)
-    shape = (rows // update.minibatch_rows, update.micros, update.micro_rows)
-    batch = TrainBatch(
-        ids=jax.ShapeDtypeStruct((*shape, length), np.int32),
-        prompt_lengths=jax.ShapeDtypeStruct(shape, np.int32),
-        responses=jax.ShapeDtypeStruct((*shape, tokens), np.int32),
-        mask=jax.ShapeDtypeStruct((*shape, tokens), np.float32),
-        sampler_logps=jax.ShapeDtypeStruct((*shape, tokens), np.float32),
-        advantages=jax.ShapeDtypeStruct(shape, np.float32),
-    )
+    rows, tokens = config.rollout.prompts * train.samples, config.rollout.max_tokens
+    length = config.prompt.max_tokens + tokens
+    minibatch = train.minibatch_prompts * train.samples
+    micros = update.micro_batches(full_rows(minibatch, length, tokens))
+    steps = rows // minibatch
     size, forward = count(layout.params), forward_flops(model, rows, length, logits=tokens)
-    read = 2 * size * copies(mesh) * shape[0] * shape[1]  # by each group of chips in each pass
-    program = update._score.lower(frozen, batch)
+    read = 2 * size * copies(mesh) * steps * len(micros)  # by each group of chips in each pass
+    program = update._score.lower(frozen, micros[0])
     logps = report.compile("score", program, held=chip_bytes(layout), flops=forward, moved=read)
-    step = 2 * 4 * 3 * size * shape[0]  # of the optimizer: masters and two moments in float32, read and written
-    program = update._update.lower(layout, batch, logps, logps, np.float32(config.train.learning_rate))
-    report.compile("update", program, held=chip_bytes(frozen), flops=3 * forward, moved=3 * read + step)
+    old = logps if steps > 1 else None
+    program = update._gradient.lower(layout.params, layout.params, micros[0], old, logps)
+    besides = chip_bytes((frozen, layout.optimizer))
+    report.compile("gradient", program, held=besides, flops=3 * forward, moved=3 * read)
+    # Of the optimizer: the gradient is read, and masters and two moments in float32 are read and written.
+    program = update._step.lower(layout, layout.params, np.float32(1), np.float32(train.learning_rate), np.int32(1))
+    report.compile("step", program, held=chip_bytes(frozen), flops=0, moved=4 * 7 * size * steps)
 
 
-def doublings(size: int) -> Iterator[int]:
-    while True:
-        yield size
-        size *= 2
+def full_rows(rows: int, length: int, tokens: int) -> TrainBatch:
+    """Rows of `length` tokens, the last `tokens` of which are the response."""
+    return TrainBatch(
+        ids=np.zeros((rows, length), np.int32),
+        prompt_lengths=np.full(rows, length - tokens, np.int32),
+        responses=np.zeros((rows, tokens), np.int32),
+        mask=np.ones((rows, tokens), np.float32),
+        sampler_logps=np.zeros((rows, tokens), np.float32),
+        advantages=np.ones(rows, np.float32),
+    )
 
 
 def array(like: Any, sharding: jax.sharding.Sharding, dtype: Any = None) -> jax.ShapeDtypeStruct:

@@ -34,7 +34,7 @@ def test_whole_rows_go_through_splash_and_the_decode_loop_does_not():
     calls = {name: row["splash_calls"] for name, row in programs(1).items()}
     assert calls["prefill"] == 2  # one in each layer, none of which is trained
     assert calls["score"] == 1  # the layers are scanned
-    assert calls["update"] >= 3  # forward, and backward to the queries, and to keys and values
+    assert calls["gradient"] >= 3  # forward, and backward to the queries, and to keys and values
     assert calls["decode"] == calls["copy"] == calls["grow"] == 0
 
 
@@ -53,4 +53,6 @@ def test_a_vocabulary_split_over_chips_is_not_gathered_in_the_decode_loop():
 
 def test_a_step_of_training_gathers_weights():
     """Of what the loops move between chips, so that a program without any would not pass for one with little."""
-    assert any(one["kind"] == "all-gather" and one["bytes"] > 1e6 for one in programs(1)["update"]["loop_collectives"])
+    assert any(
+        one["kind"] == "all-gather" and one["bytes"] > 1e6 for one in programs(1)["gradient"]["loop_collectives"]
+    )

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ttrl_jax.learn import microbatch
 from ttrl_jax.learn import optimizer as optim
 from ttrl_jax.learn.logprobs import response_logprobs
 from ttrl_jax.learn.loss import token_sums
-from ttrl_jax.learn.microbatch import MicroBatch, micro_batches
+from ttrl_jax.learn.microbatch import MicroBatch
 from ttrl_jax.model import decoder
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.records import TrainBatch, TrainState
@@ -104,7 +105,7 @@ class Update:
         """
         size = self.sizes.minibatch_rows
         minibatches = [_rows(batch, slice(i, i + size)) for i in range(0, len(batch.mask), size)]
-        work = [self._cut(minibatch) for minibatch in minibatches]
+        work = [self.micro_batches(minibatch) for minibatch in minibatches]
         several = len(minibatches) > 1
         old = [[self._score(state.params, m) if several else None for m in micros] for micros in work]
         reference = [[self._score(self.reference, m) if self.reference else None for m in micros] for micros in work]
@@ -134,10 +135,10 @@ class Update:
         """bool [R], false where a row has no gradient."""
         return np.ones(len(batch.mask), bool) if self._all_rows else batch.advantages != 0
 
-    def _cut(self, minibatch: TrainBatch) -> list[MicroBatch]:
+    def micro_batches(self, minibatch: TrainBatch) -> list[MicroBatch]:
         """The micro-batches of the rows that are needed."""
         sizes = self.sizes
-        return micro_batches(
+        return microbatch.micro_batches(
             _rows(minibatch, self._needed(minibatch)),
             shards=sizes.shards,
             tokens=sizes.micro_tokens,

@@ -1,10 +1,13 @@
 """From logits to a token: temperature, top-k, top-p, greedy. Small pure functions, exact, no vocabulary is sorted."""
 
+import functools
 import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+
+from ttrl_jax.model.sharding import partition
 
 BLOCK, BLOCKS = 64, 64  # the filters look first at the so many blocks of so many tokens that have the highest scores
 ROWS = 8  # for which the filters then look at the whole vocabulary at once: a CPU core's cache holds them
@@ -61,8 +64,8 @@ def _filter(
     return low, above
 
 
-def _threshold(logits: jax.Array, weights: jax.Array, sampling: Sampling) -> jax.Array:
-    """Order of the last entry that the filters keep, int32 [R]. logits and weights float32 [R, W].
+def _threshold(logits: jax.Array, weights: jax.Array, *, sampling: Sampling) -> jax.Array:
+    """Order of the last entry that the filters keep, int32 [...]. logits and weights float32 [..., W].
 
     What they keep lies as a rule in few blocks of the vocabulary, so only the blocks with the highest maxima are looked
     at, and the whole vocabulary only in rows where the threshold is not above all that was left out.
@@ -72,9 +75,11 @@ def _threshold(logits: jax.Array, weights: jax.Array, sampling: Sampling) -> jax
         order = _ordered(logits)
         return _filter(order, weights, weights.sum(-1), order.min(-1), sampling)[0]
 
-    rows, size = logits.shape
+    shape, size = logits.shape[:-1], logits.shape[-1]
     if size <= BLOCK * BLOCKS:
         return whole(logits, weights)
+    logits, weights = logits.reshape(-1, size), weights.reshape(-1, size)
+    rows = len(logits)
     blocks = _in_blocks(logits, BLOCK, -jnp.inf)
     highest, chosen = jax.lax.top_k(blocks.max(-1), BLOCKS + 1)
     chosen = chosen[:, :-1, None]
@@ -87,7 +92,18 @@ def _threshold(logits: jax.Array, weights: jax.Array, sampling: Sampling) -> jax
         some = jax.lax.dynamic_slice_in_dim(missed, i * ROWS, min(ROWS, rows))
         return low.at[some].set(whole(logits[some], weights[some]))
 
-    return jax.lax.fori_loop(0, -(-(~found).sum() // ROWS), look_again, low)
+    return jax.lax.fori_loop(0, -(-(~found).sum() // ROWS), look_again, low).reshape(shape)
+
+
+def _on_each_device(logits: jax.Array, weights: jax.Array, sampling: Sampling) -> jax.Array:
+    """_threshold of the rows of each device of the mesh, so that none has to look at another's again."""
+    find = functools.partial(_threshold, sampling=sampling)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return find(logits, weights)
+    split = partition(("prompts", "draws", None), logits.shape, mesh)
+    out = jax.sharding.PartitionSpec(*split[:-1])
+    return jax.shard_map(find, in_specs=(split, split), out_specs=out, check_vma=False)(logits, weights)
 
 
 def _in_blocks(x: jax.Array, width: int, fill: float) -> jax.Array:
@@ -99,13 +115,13 @@ def _in_blocks(x: jax.Array, width: int, fill: float) -> jax.Array:
 def filtered_weights(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """Unnormalised probabilities [..., W] (float32) of the truncated distribution; 0 for what the filters drop.
 
-    logits float32 [..., W], already divided by the temperature. Every token tied at a threshold is kept.
+    logits float32 [..., W], already divided by the temperature; on a mesh [P, V, W]. Every token tied at a threshold is
+    kept.
     """
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
     if not sampling.top_k and sampling.top_p == 1:
         return weights
-    size = logits.shape[-1]
-    low = _threshold(logits.reshape(-1, size), weights.reshape(-1, size), sampling).reshape(logits.shape[:-1])
+    low = _on_each_device(logits, weights, sampling)
     return jnp.where(_ordered(logits) >= low[..., None], weights, 0)
 
 
