@@ -144,7 +144,7 @@ def _processor_seconds(pid: int) -> tuple[float, float]:
 
 
 class Log:
-    """The runs made so far, in a file of JSON Lines. A line that a crash cut short is dropped: its run is made again."""
+    """The runs made so far, in a file of JSON Lines. A line that a crash cut short is dropped."""
 
     def __init__(self, path: Path):
         self.path, self.records = path, []

@@ -43,7 +43,7 @@ def config_of(model: str, shape: dict) -> ConfigDict:
     c = default.get_config()
     c.model.path, c.model.dtype = model, shape["dtype"]
     c.data.path = "builtin:digits.train"
-    c.prompt.chat_template, c.prompt.suffix = False, ""
+    c.prompt.chat_template, c.prompt.suffix, c.prompt.max_tokens = False, "", 128
     c.rollout.max_tokens, c.rollout.temperature, c.rollout.top_p = shape["new_tokens"], 1.0, 0.95
     c.train.kl_coef, c.train.remat = 0.0, False
     return c

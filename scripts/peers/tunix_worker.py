@@ -56,7 +56,7 @@ def load(folder: str, dtype: str, mesh: jax.sharding.Mesh | None = None) -> tupl
         num_heads=fields["num_attention_heads"],
         head_dim=fields["head_dim"],
         num_kv_heads=fields["num_key_value_heads"],
-        rope_theta=int(fields["rope_parameters"]["rope_theta"]),
+        rope_theta=1_000_000,  # what it computes with, whatever stands here
         norm_eps=fields["rms_norm_eps"],
         weight_tying=fields["tie_word_embeddings"],
     )
