@@ -147,7 +147,7 @@ class Log:
     """The runs made so far, in a file of JSON Lines. A line that a crash cut short is dropped."""
 
     def __init__(self, path: Path):
-        self.path, self.records = path, []
+        self.path = path
         text = path.read_text() if path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
