@@ -120,16 +120,15 @@ def test_flops_count_every_matrix_once():
     assert bench.rollout_flops(LLAMA, prompt_tokens=0, lengths=[[1, 1], [1, 1]]) == 4 * one
 
 
-@pytest.mark.parametrize("rows", [4, 1000])
-def test_forced_lengths(monkeypatch, rows):
-    """Semantics: the sampler ends every response where it is told, and nowhere else, in any batch."""
+def test_forced_lengths(monkeypatch):
+    """Semantics: the sampler ends every response where it is told, and nowhere else, also in batches."""
     lengths = np.array([[1, 9, 12, 4, 4], [12, 2, 3, 1, 7]])
     uids, key = np.array([5, 2**32 - 1], np.uint32), jax.random.key(3)
     monkeypatch.setattr(module, "pick", ours_worker.ending(module.pick, ours_worker.ends(key, uids, lengths)))
     sampler = module.Sampler(
         QWEN2,
         dtype=jnp.float32,
-        rows=rows,
+        rows=4,
         max_tokens=12,
         stop_ids=(ours_worker.STOP,),
         prompt_multiple=1,

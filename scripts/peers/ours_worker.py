@@ -79,10 +79,6 @@ def rollout(model: str, shape: dict) -> worker.Run:
     return run
 
 
-def _quiet(tokens: int) -> None:
-    """Progress that nobody watches."""
-
-
 def slot_steps(lengths: np.ndarray, rows: int) -> int:
     """Rows that were decoded, summed over the steps: each chunk of the sampler goes on to its longest response."""
     votes = min(lengths.shape[1], rows)
@@ -193,7 +189,6 @@ def peak(model: str, shape: dict) -> worker.Run:
     copy = jax.jit(functools.partial(decoder.sampling_weights, config=size, dtype=dtype))
     x = jnp.ones((shape["matrix_rows"], size.width), dtype)
     matrices = copy(params)
-    del params
     dots = jax.jit(functools.partial(_products, config=size))
     flat = jnp.zeros(1 << 26, jnp.float32)
     add = jax.jit(lambda flat: flat + 1)
