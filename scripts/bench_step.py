@@ -15,8 +15,8 @@ from pathlib import Path
 
 from peers import bench
 
-SHAPE = {"prompts": 2, "samples": 32, "micro_rows": 32, "new_tokens": 64, "rows": 512}
-QUICK = {"prompts": 2, "samples": 2, "micro_rows": 2, "new_tokens": 4, "rows": 512}
+SHAPE = {"prompts": 2, "samples": 32, "micro_rows": 32, "new_tokens": 64}
+QUICK = {"prompts": 2, "samples": 2, "micro_rows": 2, "new_tokens": 4}
 PROMPT_TOKENS = 60  # about, of worker.questions: for the arithmetic only
 
 

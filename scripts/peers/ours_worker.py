@@ -161,7 +161,7 @@ def step(model: str, shape: dict) -> worker.Run:
         batch = inputs.problems.take(number)
         prompts = parts.encode(batch)
         key = jax.random.fold_in(jax.random.key(0), number)
-        drawn = parts.sample(state.params, prompts, key, progress=_quiet)
+        drawn = parts.sample(state.params, prompts, key, progress=lambda tokens: None)
         laps.append(time.perf_counter())
         answers = [[parts.extract(text) for text in group] for group in parts.texts(drawn)]
         ballots = [vote(group) for group in answers]
