@@ -1,0 +1,251 @@
+"""Our side of the benchmarks, and what the machine can do at best.
+
+    python scripts/peers/ours_worker.py MODEL
+
+MODEL is a Hugging Face folder or a GGUF file. The parts are those that a run builds, with the stop tokens taken away.
+"""
+
+import dataclasses
+import functools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT))  # the package and the configs of this checkout
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import worker  # noqa: E402
+from ml_collections import ConfigDict, FrozenConfigDict  # noqa: E402
+
+from configs import default  # noqa: E402
+from ttrl_jax import build, huggingface  # noqa: E402
+from ttrl_jax.learn.advantage import group_normalised  # noqa: E402
+from ttrl_jax.learn.batch import train_batch  # noqa: E402
+from ttrl_jax.model import decoder, weights  # noqa: E402
+from ttrl_jax.model.layers import rms_norm  # noqa: E402
+from ttrl_jax.records import Prompts, Rollouts  # noqa: E402
+from ttrl_jax.reward.score import score, select  # noqa: E402
+from ttrl_jax.reward.vote import vote  # noqa: E402
+from ttrl_jax.rollout import sampler  # noqa: E402
+from ttrl_jax.rollout.sampling import Sampling  # noqa: E402
+
+STOP = 0  # the one stop token where lengths are forced
+
+
+def config_of(model: str, shape: dict) -> ConfigDict:
+    """The settings that all benchmarks share, and where our defaults are for a large model, those of a small one."""
+    c = default.get_config()
+    c.model.path, c.model.dtype = model, shape["dtype"]
+    c.data.path = "builtin:digits.train"
+    c.prompt.chat_template, c.prompt.suffix, c.prompt.max_tokens = False, "", 128
+    c.rollout.max_tokens, c.rollout.temperature, c.rollout.top_p = shape["new_tokens"], 1.0, 0.95
+    c.train.kl_coef, c.train.remat = 0.0, False
+    return c
+
+
+def rollout(model: str, shape: dict) -> worker.Run:
+    c = config_of(model, shape)
+    c.rollout.rows = shape["rows"]
+    inputs = build.read_eval_inputs(FrozenConfigDict(c))
+    lengths, key = np.array(shape["asked"]), jax.random.key(0)  # [prompts, votes]
+    uids = np.arange(shape["prompts"], dtype=np.uint32)
+    forced = bool((lengths < shape["new_tokens"]).any())
+    if forced:
+        sampler.pick = ending(sampler.pick, ends(key, uids, lengths))
+    parts = build.build_eval(
+        c, dataclasses.replace(inputs, stop_ids=(STOP,) if forced else ()), functools.partial(print, file=sys.stderr)
+    )
+    params = weights.load(inputs.source, inputs.model, inputs.mesh)
+    ids = np.array(worker.prompt_ids(shape, vocab=inputs.model.vocab), np.int32)
+    prompts = Prompts(ids, np.full(len(ids), ids.shape[1], np.int32), uids)
+    sampling = Sampling(temperature=0.0) if shape["draw"] == "greedy" else Sampling(top_p=shape["top_p"])
+
+    def run() -> dict:
+        drawn = parts.draw(
+            params, prompts, key, votes=lengths.shape[1], sampling=sampling, progress=lambda tokens: None
+        )
+        if not np.array_equal(drawn.lengths, lengths):
+            raise RuntimeError("the responses do not have the lengths that were asked for")
+        return {"tokens": int(lengths.sum()), "slot_steps": slot_steps(lengths, shape["rows"])}
+
+    run()
+    return run
+
+
+def slot_steps(lengths: np.ndarray, rows: int) -> int:
+    """Rows that were decoded, summed over the steps: each chunk of the sampler goes on to its longest response."""
+    votes = min(lengths.shape[1], rows)
+    prompts = min(len(lengths), max(1, rows // votes))
+    chunks = [
+        lengths[p : p + prompts, v : v + votes]
+        for p in range(0, len(lengths), prompts)
+        for v in range(0, lengths.shape[1], votes)
+    ]
+    return sum(int(chunk.max()) * chunk.size for chunk in chunks)
+
+
+def ends(key: jax.Array, uids: np.ndarray, lengths: np.ndarray) -> jax.Array:
+    """The random keys of every response's last token, as the sampler folds them: uint32 [P * V, words]."""
+    fold = jax.random.fold_in
+    by_vote = jax.vmap(lambda uid: jax.vmap(lambda v: fold(fold(key, uid), v))(jnp.arange(lengths.shape[1])))(uids)
+    last = jax.vmap(jax.vmap(fold))(by_vote, jnp.asarray(lengths - 1))
+    return jax.random.key_data(last).reshape(lengths.size, -1)
+
+
+def ending(pick: Callable, last: jax.Array) -> Callable:
+    """`pick`, but a token drawn with one of the keys `last` is STOP, and no other is."""
+
+    def forced(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+        tokens, logps = pick(logits, keys, sampling)
+        end = (jax.random.key_data(keys)[..., None, :] == last).all(-1).any(-1)
+        return jnp.where(end, STOP, jnp.where(tokens == STOP, STOP + 1, tokens)), logps
+
+    return forced
+
+
+def training_config(model: str, shape: dict) -> ConfigDict:
+    """One optimizer step on all trained rows."""
+    c = config_of(model, shape)
+    c.rollout.prompts, c.rollout.votes = shape["prompts"], shape["votes"]
+    c.train.samples, c.train.minibatch_prompts = shape["samples"], shape["prompts"]
+    c.train.micro_rows, c.train.learning_rate = shape["micro_rows"] // jax.device_count(), 1e-6
+    return c
+
+
+def update(model: str, shape: dict) -> worker.Run:
+    inputs = build.read_inputs(FrozenConfigDict(training_config(model, shape)))
+    parts = build.build(inputs.config, inputs, functools.partial(print, file=sys.stderr))
+    ids = np.array(worker.prompt_ids(shape, vocab=inputs.model.vocab), np.int32)
+    tokens = np.array(worker.response_ids(shape, vocab=inputs.model.vocab), np.int32)
+    p, g, t = tokens.shape
+    prompts = Prompts(ids, np.full(p, ids.shape[1], np.int32), np.arange(p, dtype=np.uint32))
+    lengths = np.full((p, g), t, np.int32)
+    drawn = Rollouts(tokens, lengths, logps=np.zeros(tokens.shape, np.float32), truncated=lengths > 0)
+    advantages = np.array(worker.advantages(shape), np.float32).reshape(p, g)
+    rows = train_batch(prompts, drawn, np.tile(np.arange(g), (p, 1)), advantages)
+    state = parts.state
+
+    def run() -> dict:
+        nonlocal state
+        state, _ = parts.update(state, rows, 1e-6)
+        jax.block_until_ready(state)
+        return {"tokens": p * g * (ids.shape[1] + t)}
+
+    run()
+    return run
+
+
+def step(model: str, shape: dict) -> worker.Run:
+    """The loop of train.py, without its files."""
+    c = training_config(model, shape)
+    c.reward.extract = ("last_number",)
+    with tempfile.TemporaryDirectory() as scratch:
+        c.data.path = str(Path(scratch) / "questions.jsonl")
+        asked = worker.questions(64)
+        Path(c.data.path).write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
+        inputs = build.read_inputs(FrozenConfigDict(c))
+    inputs = dataclasses.replace(inputs, stop_ids=())
+    parts = build.build(inputs.config, inputs, functools.partial(print, file=sys.stderr))
+    state, number = parts.state, 0
+
+    def run() -> dict:
+        nonlocal state, number
+        laps = [time.perf_counter()]
+        batch = inputs.problems.take(number)
+        prompts = parts.encode(batch)
+        key = jax.random.fold_in(jax.random.key(0), number)
+        drawn = parts.sample(state.params, prompts, key, progress=lambda tokens: None)
+        laps.append(time.perf_counter())
+        answers = [[parts.extract(text) for text in group] for group in parts.texts(drawn)]
+        ballots = [vote(group) for group in answers]
+        rewards = score(ballots, [ballot.label for ballot in ballots])
+        chosen = select(rewards, samples=shape["samples"])
+        advantages = group_normalised(np.take_along_axis(rewards, chosen, 1))
+        laps.append(time.perf_counter())
+        state, _ = parts.update(state, train_batch(prompts, drawn, chosen, advantages), 1e-6)
+        jax.block_until_ready(state)
+        laps.append(time.perf_counter())
+        number += 1
+        seconds = dict(zip(("sample", "vote", "update"), np.diff(laps).tolist(), strict=True))
+        return {"tokens": int(drawn.lengths.sum()), "parts": seconds, "unanimous": int((np.ptp(rewards, 1) == 0).sum())}
+
+    run()
+    return run
+
+
+def peak(model: str, shape: dict) -> worker.Run:
+    """What XLA's dots reach on the model's own matrices with as many rows, and how fast memory is copied."""
+    inputs = build.read_eval_inputs(FrozenConfigDict(config_of(model, shape)))
+    size, dtype = inputs.model, jnp.dtype(shape["dtype"])
+    jax.set_mesh(inputs.mesh)
+    params = weights.load(inputs.source, size, inputs.mesh)
+    copy = jax.jit(functools.partial(decoder.sampling_weights, config=size, dtype=dtype))
+    x = jnp.ones((shape["matrix_rows"], size.width), dtype)
+    matrices = copy(params)
+    dots = jax.jit(functools.partial(_products, config=size))
+    flat = jnp.zeros(1 << 26, jnp.float32)
+    add = jax.jit(lambda flat: flat + 1)
+
+    def run() -> dict:
+        product = _median_seconds(lambda: dots(matrices, x))
+        flops = 2 * len(x) * matrix_numbers(matrices)
+        return {
+            "gflops": flops / product / 1e9,
+            "copy_gb_s": 2 * flat.nbytes / _median_seconds(lambda: add(flat)) / 1e9,
+            "weights_gb": matrix_numbers(matrices) * dtype.itemsize / 1e9,
+        }
+
+    run()
+    return run
+
+
+def matrix_numbers(matrices: decoder.Params) -> int:
+    """Numbers in the matrices that one token is multiplied with: all layers' and the output projection."""
+    return sum(leaf.size for leaf in jax.tree.leaves(matrices["blocks"]) if leaf.ndim > 1) + matrices["embed"].size
+
+
+def _products(matrices: decoder.Params, x: jax.Array, *, config) -> jax.Array:
+    """The model's matrix products in a row, with next to nothing between them."""
+    groups = config.heads // config.kv_heads
+    for block in matrices["blocks"]:
+        a, f = block["attention"], block["ffn"]
+        x = rms_norm(x, block["attention_norm"], 1e-5)  # else the numbers would grow out of their type
+        q, k, v = (x @ a[name].reshape(config.width, -1) for name in "qkv")
+        x = (q + jnp.tile(k + v, groups)) @ a["o"].reshape(-1, config.width)
+        x = ((x @ f["gate"]) + (x @ f["up"])) @ f["down"]
+    return decoder.logits(matrices, config, x)
+
+
+def _median_seconds(call: Callable[[], jax.Array], times: int = 5) -> float:
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def export(model: str, shape: dict) -> worker.Run:
+    """Not timed: the model as the Hugging Face folder shape["out"], in float32, for the peers."""
+    out = Path(shape["out"])
+    inputs = build.read_eval_inputs(FrozenConfigDict(config_of(model, shape)))
+    params = weights.load(inputs.source, inputs.model, inputs.mesh)
+    tensors = weights.stream_out(params, inputs.model)
+    more = {"dtype": "float32", "card": "", "shard_bytes": huggingface.SHARD_BYTES}
+    huggingface.write(out, tensors, source=inputs.source, model=inputs.model, **more)
+    return dict
+
+
+if __name__ == "__main__":
+    worker.serve(
+        {make.__name__: functools.partial(make, sys.argv[1]) for make in (rollout, update, step, peak, export)},
+        versions={"jax": jax.__version__},
+        compiling=worker.JaxCompiles(jax),
+    )
