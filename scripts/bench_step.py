@@ -15,9 +15,9 @@ from pathlib import Path
 
 from peers import bench
 
-SHAPE = {"prompts": 2, "samples": 32, "micro_rows": 32, "new_tokens": 64}
-QUICK = {"prompts": 2, "samples": 2, "micro_rows": 2, "new_tokens": 4}
-PROMPT_TOKENS = 60  # about, of worker.questions: for the arithmetic only
+SHAPE = {"prompts": 2, "samples": 32, "micro_rows": 32, "prompt_tokens": 64, "new_tokens": 64}
+QUICK = {"prompts": 2, "samples": 2, "micro_rows": 2, "prompt_tokens": 64, "new_tokens": 4}
+# prompt_tokens: about, of worker.questions; for the arithmetic and our micro-batches
 
 
 def main() -> None:
@@ -30,14 +30,14 @@ def main() -> None:
         for times in (1, 2):
             shape = {"model": Path(flags.model).stem, "dtype": dtype} | (QUICK if flags.quick else SHAPE)
             shape["votes"] = times * shape["samples"]
-            prompts, votes, new = shape["prompts"], shape["votes"], shape["new_tokens"]
+            prompts, votes, asked, new = (shape[key] for key in ("prompts", "votes", "prompt_tokens", "new_tokens"))
             title = f"{prompts} questions, {votes} votes, {shape['samples']} trained on, {new} tokens, {dtype}"
             print(f"\n{title}", flush=True)
             who = sides if times == 1 else {name: sides[name] for name in (bench.OURS, bench.PEAK)}
             bench.measure("step", shape, who, log, repeats=repeats, matrix_rows=prompts * votes)
             rows = prompts * shape["samples"]
-            flops = bench.rollout_flops(model, prompt_tokens=PROMPT_TOKENS, lengths=[[new] * votes] * prompts)
-            flops += bench.update_flops(model, rows=rows, prompt_tokens=PROMPT_TOKENS, new_tokens=new)
+            flops = bench.rollout_flops(model, prompt_tokens=asked, lengths=[[new] * votes] * prompts)
+            flops += bench.update_flops(model, rows=rows, prompt_tokens=asked, new_tokens=new)
             results[title] = bench.summary("step", shape, who, log, repeats=repeats, flops=flops)
             print(bench.table(results[title]), flush=True)
     print(json.dumps({"bench": "step", "machine": bench.machine(), "results": results}))

@@ -16,7 +16,7 @@ def make(prompt_lengths, lengths, *, limit):
     names = 1000 * np.arange(p)[:, None, None] + 100 * np.arange(v)[:, None] + np.arange(limit) + 50
     real = np.arange(limit) < lengths[..., None]
     tokens = np.where(real, names, -1).astype(np.int32)
-    rollouts = Rollouts(tokens, lengths, (-tokens / 10).astype(np.float32), np.zeros((p, v), bool))
+    rollouts = Rollouts(tokens, lengths, (-tokens / 10).astype(np.float32), np.zeros((p, v), bool), 0)
     return Prompts(ids, prompt_lengths, np.arange(p, dtype=np.uint32)), rollouts
 
 

@@ -141,14 +141,6 @@ def test_forced_lengths(monkeypatch):
     np.testing.assert_array_equal(drawn.lengths, lengths)
 
 
-def test_slot_steps():
-    """Hand-worked: each chunk goes on to its longest response."""
-    lengths = np.array([[3, 1, 5, 2], [1, 1, 1, 4]])
-    assert ours_worker.slot_steps(lengths, rows=512) == 8 * 5
-    assert ours_worker.slot_steps(lengths, rows=4) == 4 * 5 + 4 * 4
-    assert ours_worker.slot_steps(lengths, rows=2) == 2 * (3 + 5 + 1 + 4)
-
-
 def test_majority_rewards():
     """Hand-worked: the last number votes, prompt by prompt; without any there is no reward."""
     prompts = ["a", "a", "a", "b", "b"]

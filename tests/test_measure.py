@@ -35,7 +35,7 @@ def rollouts_of(lengths: np.ndarray, truncated: np.ndarray, means: np.ndarray) -
     """Samples whose tokens' log-probs have these means, and an entry after the end that must not count."""
     logps = np.repeat(means[..., None], lengths.max() + 1, axis=2)
     logps[..., -1] = -100
-    return Rollouts(np.zeros(logps.shape, np.int32), lengths, logps, truncated)
+    return Rollouts(np.zeros(logps.shape, np.int32), lengths, logps, truncated, 0)
 
 
 ROLLOUTS = rollouts_of(LENGTHS, TRUNCATED, MEANS)

@@ -31,7 +31,7 @@ def make_batch(config):
     prompts = Prompts(rng.integers(config.vocab, size=(2, 6)), np.array([6, 3], np.int32), np.arange(2))
     lengths = rng.integers(1, 13, size=(2, 8)).astype(np.int32)
     tokens, logps = rng.integers(config.vocab, size=(2, 8, 12)), -rng.exponential(size=(2, 8, 12))
-    rollouts = Rollouts(tokens, lengths, logps, lengths == 12)
+    rollouts = Rollouts(tokens, lengths, logps, lengths == 12, 0)
     return train_batch(prompts, rollouts, np.tile(np.arange(8), (2, 1)), rng.normal(size=(2, 8)))
 
 

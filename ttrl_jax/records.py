@@ -36,6 +36,7 @@ class Rollouts:
     lengths: np.ndarray  # int32 [P, V], tokens of each response, the stop token included
     logps: np.ndarray  # float32 [P, V, T], log-prob of each token under the tempered, unfiltered distribution
     truncated: np.ndarray  # bool [P, V], true where no stop token came before the limit
+    slot_steps: int  # slots times steps that were decoded: what lengths - 1 (the first comes before) could add up to
 
 
 @jax.tree_util.register_dataclass

@@ -196,7 +196,7 @@ def main() -> int:
                     | named("advantage", spread(advantages))
                     | named("length", lengths(prompts, rollouts))
                     | named("time", clock.laps | {"compile": parts.compile_seconds()})
-                    | named("speed", {"sample_tokens_per_s": rollouts.lengths.sum() / clock.laps["sample"]})
+                    | named("speed", speed(rollouts, clock.laps["sample"]))
                     | named("memory", {"peak_gb": peak_memory_gb()})
                 )
                 log.write(step, metrics)  # before the checkpoint, so that a resumed run misses no row
@@ -335,6 +335,14 @@ def named(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
 
 def spread(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(values.mean()), "max": float(values.max()), "min": float(values.min())}
+
+
+def speed(rollouts: Rollouts, seconds: float) -> dict[str, float]:
+    """Of sampling: tokens a second, and the share of the slots' steps that drew one (none where all end at once)."""
+    found = {"sample_tokens_per_s": float(rollouts.lengths.sum() / seconds)}
+    if rollouts.slot_steps:
+        found["slot_use"] = float((rollouts.lengths - 1).sum() / rollouts.slot_steps)
+    return found
 
 
 def lengths(prompts: Prompts, rollouts: Rollouts) -> dict[str, float]:

@@ -30,7 +30,7 @@ from ttrl_jax.learn.advantage import group_normalised  # noqa: E402
 from ttrl_jax.learn.batch import train_batch  # noqa: E402
 from ttrl_jax.model import decoder, weights  # noqa: E402
 from ttrl_jax.model.layers import rms_norm  # noqa: E402
-from ttrl_jax.records import Prompts, Rollouts  # noqa: E402
+from ttrl_jax.records import Prompts, Rollouts, padded_length  # noqa: E402
 from ttrl_jax.reward.score import score, select  # noqa: E402
 from ttrl_jax.reward.vote import vote  # noqa: E402
 from ttrl_jax.rollout import sampler  # noqa: E402
@@ -73,22 +73,10 @@ def rollout(model: str, shape: dict) -> worker.Run:
         )
         if not np.array_equal(drawn.lengths, lengths):
             raise RuntimeError("the responses do not have the lengths that were asked for")
-        return {"tokens": int(lengths.sum()), "slot_steps": slot_steps(lengths, shape["rows"])}
+        return {"tokens": int(lengths.sum()), "slot_steps": lengths.size + drawn.slot_steps}  # the first are prefill's
 
     run()
     return run
-
-
-def slot_steps(lengths: np.ndarray, rows: int) -> int:
-    """Rows that were decoded, summed over the steps: each chunk of the sampler goes on to its longest response."""
-    votes = min(lengths.shape[1], rows)
-    prompts = min(len(lengths), max(1, rows // votes))
-    chunks = [
-        lengths[p : p + prompts, v : v + votes]
-        for p in range(0, len(lengths), prompts)
-        for v in range(0, lengths.shape[1], votes)
-    ]
-    return sum(int(chunk.max()) * chunk.size for chunk in chunks)
 
 
 def ends(key: jax.Array, uids: np.ndarray, lengths: np.ndarray) -> jax.Array:
@@ -115,7 +103,10 @@ def training_config(model: str, shape: dict) -> ConfigDict:
     c = config_of(model, shape)
     c.rollout.prompts, c.rollout.votes = shape["prompts"], shape["votes"]
     c.train.samples, c.train.minibatch_prompts = shape["samples"], shape["prompts"]
-    c.train.micro_rows, c.train.learning_rate = shape["micro_rows"] // jax.device_count(), 1e-6
+    c.train.micro_tokens = (
+        shape["micro_rows"] // jax.device_count() * padded_length(shape["prompt_tokens"] + shape["new_tokens"])
+    )
+    c.train.learning_rate = 1e-6
     return c
 
 
@@ -127,7 +118,7 @@ def update(model: str, shape: dict) -> worker.Run:
     p, g, t = tokens.shape
     prompts = Prompts(ids, np.full(p, ids.shape[1], np.int32), np.arange(p, dtype=np.uint32))
     lengths = np.full((p, g), t, np.int32)
-    drawn = Rollouts(tokens, lengths, logps=np.zeros(tokens.shape, np.float32), truncated=lengths > 0)
+    drawn = Rollouts(tokens, lengths, logps=np.zeros(tokens.shape, np.float32), truncated=lengths > 0, slot_steps=0)
     advantages = np.array(worker.advantages(shape), np.float32).reshape(p, g)
     rows = train_batch(prompts, drawn, np.tile(np.arange(g), (p, 1)), advantages)
     state = parts.state

@@ -62,7 +62,7 @@ def advantages(shape: dict[str, Any]) -> list[float]:
 
 def questions(count: int) -> list[str]:
     """Texts of about 60 tokens that a language model goes on from."""
-    return ["Q: What is 3 + 4?\nA: 7\n\n" * 4 + f"Q: What is {i} + 2?\nA:" for i in range(count)]
+    return ["Q: What is 3 + 4?\nA: 7\n" * 3 + f"Q: What is {i} + 2?\nA:" for i in range(count)]
 
 
 def majority_rewards(prompts: list[str], completions: list[str], **_: Any) -> list[float]:

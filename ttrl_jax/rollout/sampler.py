@@ -66,7 +66,6 @@ class Sampler:
     ):
         self.rows, self.max_tokens, self.stop_ids = rows, max_tokens, stop_ids
         self.prompt_multiple, self.vote_multiple = prompt_multiple, vote_multiple
-        self.slot_steps = 0  # steps x slots of the last call: the tokens that would have been drawn without idle slots
         program = functools.partial(Compiled, announce=announce)
         empty = functools.partial(cache.empty_suffix, config, dtype=dtype)
         segment = functools.partial(_segment, config=config, stop_ids=stop_ids, max_tokens=max_tokens)
@@ -93,7 +92,6 @@ class Sampler:
         position are folded in here. progress(tokens drawn so far) is called between segments and may raise to abandon
         the batch. Returns host arrays [P, V, T].
         """
-        self.slot_steps = 0
         count, drawn, parts = len(prompts.lengths), 0, []
         at_once = places.prompts_at_once(prompts=count, votes=votes, rows=self.rows)
         for p in range(0, count, at_once):
@@ -152,7 +150,7 @@ class _Batch:
 
     def run(self, progress: Callable[[int], None]) -> Rollouts:
         """Decode until every sample has ended."""
-        layout, drawn, before = self.layouts[0], int(self.lengths.sum()), None
+        layout, drawn, before, slot_steps = self.layouts[0], int(self.lengths.sum()), None, 0
         none = [[] for _ in self.waiting]
         self.slots, _, self.waiting = places.arrange(layout, none, self.waiting, self.first)
         size, self.at = min(FIRST_CACHE, self.sampler.max_tokens), 0
@@ -174,11 +172,11 @@ class _Batch:
             self.slots = dataclasses.replace(self.slots, votes=votes, tokens=tokens, lengths=lengths, taken=taken)
             self.at, steps = int(at), int(out.steps)
             drawn += int((out.votes[:steps] != IDLE).sum())
-            self.sampler.slot_steps += steps * layout.size
+            slot_steps += steps * layout.size
         if before is not None:
             self._collect(*before)
         last = np.take_along_axis(self.tokens, self.lengths[..., None] - 1, 2)[..., 0]
-        return Rollouts(self.tokens, self.lengths, self.logps, ~self._stopped(last))
+        return Rollouts(self.tokens, self.lengths, self.logps, ~self._stopped(last), slot_steps)
 
     def _stopped(self, tokens: np.ndarray) -> np.ndarray:
         return np.isin(tokens, self.sampler.stop_ids)
@@ -249,6 +247,7 @@ def _concatenate(parts: list[Rollouts]) -> Rollouts:
         lengths=np.concatenate([part.lengths for part in parts]),
         logps=np.concatenate([part.logps for part in parts]),
         truncated=np.concatenate([part.truncated for part in parts]),
+        slot_steps=sum(part.slot_steps for part in parts),
     )
 
 
