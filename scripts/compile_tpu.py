@@ -165,9 +165,12 @@ def sampling_programs(
 
     before = max(size for size in range(1, tokens) if padded_length(size) == size)
     suffix = outputs(sampler._empty.lower(prompts=layout.groups, votes=layout.slots, slots=before))
-    program = sampler._resize.lower(suffix, np.int32(0), slots=tokens)
-    besides, moved = held + chip_bytes((weights, prefix)), cache_bytes(model, layout.size * (before + tokens))
-    suffix = report.compile("grow", program, held=besides, flops=0, moved=moved)
+    program = sampler._resize.lower(suffix[0], np.int32(0), slots=tokens)
+    layer = outputs(program)  # they grow one after the other, this one last
+    besides = held + chip_bytes((weights, prefix)) + (model.layers - 1) * chip_bytes(layer)
+    moved = cache_bytes(model, layout.size * (before + tokens)) // model.layers
+    layer = report.compile("grow", program, held=besides, flops=0, moved=moved)
+    suffix = (layer,) * model.layers
 
     # All steps of all responses: each step reads the weights, each prompt's cache once, and each response's own so far.
     batch, seen = votes * questions, tokens * (tokens - 1) // 2

@@ -13,8 +13,9 @@ def shapes(**values):
 
 def test_layouts_by_hand():
     """A group for each prompt, then halves, of which a quarter suffices to give each prompt a group of its own."""
-    assert shapes() == [(8, 64), (32, 8), (32, 4), (32, 2), (32, 1), (16, 1), (8, 1)]
-    assert shapes(rows=100) == [(8, 12), (48, 1), (24, 1), (12, 1)]
+    assert shapes() == [(8, 64), (32, 8), (32, 4), (32, 2), (16, 2), (8, 2), (4, 2)]
+    assert shapes(rows=100) == [(8, 12), (24, 2), (12, 2), (6, 2)]
+    assert shapes(prompts=1) == [(2, 32), (4, 8), (4, 4), (4, 2)]  # no axis of size 1
     assert shapes(rows=3, prompts=1) == [(1, 3)]
     assert shapes(rows=1000, votes=5, prompts=2) == [(2, 5)]
     assert shapes(prompts=7, rows=64, prompt_multiple=2, vote_multiple=4) == [(8, 8), (8, 4), (4, 4), (2, 4)]
@@ -33,6 +34,7 @@ def test_layouts_shrink_by_about_half_and_fit_the_mesh(prompts, rows, multiples)
     for (_, slots), half, smaller in zip(found[1:], [size // 2 for size in sizes], sizes[1:], strict=False):
         assert half - slots * multiples[0] < smaller <= half
     assert sizes[-1] // 2 < max(8, unit)
+    assert rows < 4 * unit * prompts or all(1 not in layout or np.prod(layout) <= unit for layout in found)
 
 
 def test_few_slots_take_few_prompts_at_once():

@@ -29,7 +29,7 @@ from ttrl_jax import build, huggingface  # noqa: E402
 from ttrl_jax.learn.advantage import group_normalised  # noqa: E402
 from ttrl_jax.learn.batch import train_batch  # noqa: E402
 from ttrl_jax.model import decoder, weights  # noqa: E402
-from ttrl_jax.model.layers import rms_norm  # noqa: E402
+from ttrl_jax.model.layers import product, rms_norm  # noqa: E402
 from ttrl_jax.records import Prompts, Rollouts, padded_length  # noqa: E402
 from ttrl_jax.reward.score import score, select  # noqa: E402
 from ttrl_jax.reward.vote import vote  # noqa: E402
@@ -208,9 +208,9 @@ def _products(matrices: decoder.Params, x: jax.Array, *, config) -> jax.Array:
     for block in matrices["blocks"]:
         a, f = block["attention"], block["ffn"]
         x = rms_norm(x, block["attention_norm"], 1e-5)  # else the numbers would grow out of their type
-        q, k, v = (x @ a[name].reshape(config.width, -1) for name in "qkv")
-        x = (q + jnp.tile(k + v, groups)) @ a["o"].reshape(-1, config.width)
-        x = ((x @ f["gate"]) + (x @ f["up"])) @ f["down"]
+        q, k, v = (product(x, a[name].reshape(config.width, -1)) for name in "qkv")
+        x = product(q + jnp.tile(k + v, groups), a["o"].reshape(-1, config.width))
+        x = product(product(x, f["gate"]) + product(x, f["up"]), f["down"])
     return decoder.logits(matrices, config, x)
 
 

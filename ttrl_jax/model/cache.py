@@ -54,22 +54,22 @@ def empty_suffix(config: ModelConfig, *, prompts: int, votes: int, slots: int, d
     )
 
 
-def resize(suffix: Suffix, at: jax.Array, *, slots: int) -> Suffix:
-    """The same ring with `slots` places, of which the first hold its last tokens, oldest first.
+def resize(layer: LayerCache, at: jax.Array, *, slots: int) -> LayerCache:
+    """The same ring of a layer with `slots` places, of which the first hold its last tokens, oldest first.
 
     at int32 []: the place that was to be written next; now it is min(slots, places before), modulo `slots`.
     """
-    places = suffix[0].k.shape[3]
+    places = layer.k.shape[3]
     kept = min(places, slots)
     order = (at - kept + jnp.arange(kept)) % places
 
     def one(x: jax.Array) -> jax.Array:
         return _pinned(jnp.pad(jnp.take(x, order, axis=3), [(0, 0)] * 3 + [(0, slots - kept), (0, 0)]))
 
-    return jax.tree.map(one, suffix)
+    return jax.tree.map(one, layer)
 
 
-def move(suffix: Suffix, source: jax.Array) -> Suffix:
-    """The same cache with other slots: source int32 [G', S'] numbers the slots [G, S] that they come from."""
-    group, slot = jnp.divmod(source, suffix[0].k.shape[1])
-    return jax.tree.map(lambda x: _pinned(x[group, slot]), suffix)
+def move(layer: LayerCache, source: jax.Array) -> LayerCache:
+    """The same cache of a layer with other slots: source int32 [G', S'] numbers the slots [G, S] they come from."""
+    group, slot = jnp.divmod(source, layer.k.shape[1])
+    return jax.tree.map(lambda x: _pinned(x[group, slot]), layer)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ttrl_jax.model import cache, decoder
-from ttrl_jax.model.cache import Prefix, Suffix
+from ttrl_jax.model.cache import LayerCache, Prefix, Suffix
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import constrain
 from ttrl_jax.records import Prompts, Rollouts, padded_length
@@ -198,7 +198,7 @@ class _Batch:
             gain = int((arranged[0].votes != IDLE).sum()) - busy
             if new != layout or gain >= eighth or busy == 0:
                 self.slots, source, self.waiting = arranged
-                self.suffix = self.sampler._move(self.suffix, source)
+                self._by_layer(lambda layer: self.sampler._move(layer, source))
                 busy += gain
         smaller = [other.size for other in self.layouts if other.size < new.size]
         if queued:
@@ -217,8 +217,14 @@ class _Batch:
         ample = min(_cache_size(min(longest + SEGMENT, limit)), limit)
         new = need if need > size else min(size, ample)
         if new != size:
-            self.suffix = self.sampler._resize(self.suffix, np.int32(self.at), slots=new)
+            self._by_layer(lambda layer: self.sampler._resize(layer, np.int32(self.at), slots=new))
             self.at = min(size, new) % new
+
+    def _by_layer(self, change: Callable[[LayerCache], LayerCache]) -> None:
+        """Change the cache a layer at a time, so that old and new are never there together."""
+        old, self.suffix = list(self.suffix), ()
+        while old:
+            self.suffix += (change(old.pop(0)),)
 
     def _collect(self, out: Drawn, prompts: np.ndarray) -> None:
         """Write what a segment drew to its samples."""

@@ -59,16 +59,19 @@ def layouts(*, prompts: int, votes: int, rows: int, prompt_multiple: int, vote_m
 
     The first has a group for each prompt and at most `rows` slots (but one of each shard). The others have at most
     half of the slots of the one before, in groups so small that few slots stay idle however the samples are spread
-    over the prompts. Groups are a multiple of prompt_multiple, slots of vote_multiple.
+    over the prompts. Groups are a multiple of prompt_multiple, slots of vote_multiple. Of four slots or more neither
+    is 1: XLA leaves out axes of size 1, and then copies the cache at every step on CPUs.
     """
     groups = -(-prompts // prompt_multiple) * prompt_multiple
-    slots = min(votes, rows // groups)
+    if groups == 1 and min(votes, rows) >= 4 * vote_multiple:
+        groups = 2
+    slots = min(-(-prompts * votes // groups), rows // groups)
     first = Layout(groups, max(1, -(-slots // vote_multiple)) * vote_multiple)
     while first.size > rows and first.slots > vote_multiple:
         first = Layout(groups, first.slots - vote_multiple)
     found, unit = [first], prompt_multiple * vote_multiple
     while (size := found[-1].size // 2) >= max(SMALLEST, unit):
-        slots = vote_multiple
+        slots = max(2, vote_multiple)
         while 2 * slots * 4 * prompts <= size:
             slots *= 2
         found.append(Layout(size // (slots * prompt_multiple) * prompt_multiple, slots))
