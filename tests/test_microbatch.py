@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ttrl_jax.learn.microbatch import micro_batches
+from ttrl_jax.learn.microbatch import _packed, micro_batches
 from ttrl_jax.records import TrainBatch
 
 
@@ -24,7 +24,7 @@ def make(prompt_lengths, lengths):
 def test_two_shards_by_hand():
     """Rows of 5, 4 and 3 tokens, dealt out in turn; the fourth place is padding."""
     batch = make([2, 1, 2], [2, 2, 3])
-    [micro] = micro_batches(batch, shards=2, tokens=32, chunk=3, full=3)
+    [micro] = micro_batches(batch, shards=2, tokens=32, chunk=3, full=3, pack=False)
     rows = [[200, 201, 202, 203, 204], [100, 101, 102], [0, 1, 2, 3], []]
     assert micro.ids.tolist() == [row + [0] * (16 - len(row)) for row in rows]
     assert micro.chunks == 2 and micro.states.shape == (2, 11, 3)
@@ -35,14 +35,15 @@ def test_two_shards_by_hand():
     assert micro.advantages[:, :2].tolist() == [[[2, 2, 2], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
     np.testing.assert_allclose(micro.sampler_logps, -micro.tokens / 10, rtol=1e-6)
     assert not micro.mask[:, 2:].any()
-    dtypes = {name: x.dtype.name for name, x in vars(micro).items()}
+    assert micro.packing is None
+    dtypes = {name: x.dtype.name for name, x in vars(micro).items() if name != "packing"}
     assert {name for name, dtype in dtypes.items() if dtype == "float32"} == {"mask", "sampler_logps", "advantages"}
     assert set(dtypes.values()) == {"float32", "int32"}
 
 
 def shapes(lengths, **settings):
     """Row shapes of the micro-batches of rows with prompts of 4 tokens."""
-    found = micro_batches(make([4] * len(lengths), np.array(lengths) - 4), chunk=8, **settings)
+    found = micro_batches(make([4] * len(lengths), np.array(lengths) - 4), chunk=8, pack=False, **settings)
     return [micro.ids.shape for micro in found]
 
 
@@ -72,14 +73,37 @@ def test_which_rows_go_together(lengths, settings, want):
 
 def test_no_rows_are_no_micro_batches():
     none = jax.tree.map(lambda x: x[:0], make([4], [4]))
-    assert micro_batches(none, shards=2, tokens=256, chunk=8, full=8) == []
+    assert micro_batches(none, shards=2, tokens=256, chunk=8, full=8, pack=True) == []
+
+
+def test_packed_by_hand():
+    """Rows 1 and 2 have the same prompt, which the first shard computes once; row 0 has another shard to itself. What
+    comes after a response's last token is never asked for, so that token is not computed."""
+    batch = make([2, 2, 2], [2, 4, 3])
+    batch.ids[1, :2] = batch.ids[2, :2] = [8, 9]
+    rows = np.array([[1, 2], [0, -1]])
+    ids, packing = _packed(batch, rows, 16)
+    assert ids.tolist() == [[8, 9, 102, 103, 104, 202, 203, 0], [0, 1, 2, 0, 0, 0, 0, 0]]
+    assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3, 0], [0, 1, 2, 0, 0, 0, 0, 0]]
+    assert packing.rows[0, :, :5].tolist() == [[0, 1, 2, 3, 4], [0, 1, 5, 6, 0]]
+    assert packing.rows[1, 0, :3].tolist() == [0, 1, 2] and not packing.rows[1, 1].any()
+    assert packing.places.tolist() == [[0, 1, 2, 3, 4, 18, 19, 0], [0, 1, 2, 0, 0, 0, 0, 0]]
+    assert {x.dtype.name for x in (ids, *vars(packing).values())} == {"int32"}
+
+
+def test_rows_without_much_in_common_are_not_packed():
+    """13 of 16 tokens are computed in either way (the last is not): more than three quarters."""
+    batch = make([7, 7], [7, 7])
+    assert _packed(batch, np.array([[0, 1]]), 16)[1] is None
+    batch.ids[1, :7] = batch.ids[0, :7]
+    assert _packed(batch, np.array([[0, 1]]), 16)[1].places.shape == (1, 20)  # 7 + 6 + 6 tokens, to a sixteenth of 32
 
 
 @pytest.mark.parametrize("shards", [1, 3, 8])
 def test_every_token_is_in_one_place(shards):
     rng = np.random.default_rng(0)
     batch = make(rng.integers(1, 9, size=40), np.minimum(1 + rng.exponential(12, size=40).astype(int), 60))
-    found = micro_batches(batch, shards=shards, tokens=96, chunk=7, full=40)
+    found = micro_batches(batch, shards=shards, tokens=96, chunk=7, full=40, pack=False)
     assert len(found) > 1
     tokens = np.concatenate([micro.tokens[micro.mask > 0] for micro in found])
     assert sorted(tokens) == sorted(batch.responses[batch.mask > 0])

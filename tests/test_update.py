@@ -51,6 +51,7 @@ def make_update(
     remat=False,
     chunk=1000,
     shards=1,
+    pack=True,
     state=None,
     reference=True,
     announce=lambda line: None,
@@ -63,7 +64,7 @@ def make_update(
         optimizer,
         loss=loss,
         score=ScoreSettings(temperature=TEMPERATURE, dtype=jnp.float32, remat=remat),
-        sizes=Sizes(minibatch_rows=minibatch, micro_tokens=micro, chunk_tokens=chunk, shards=shards),
+        sizes=Sizes(minibatch_rows=minibatch, micro_tokens=micro, chunk_tokens=chunk, shards=shards, pack=pack),
         reference=jax.tree.map(jnp.asarray, reference),
         state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
         announce=announce,
@@ -119,12 +120,13 @@ def assert_close(got, want, tolerance=1e-5):
 NO_KL = LossSettings(clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_coef=0.0, entropy_coef=0.0)
 
 
+@pytest.mark.parametrize("pack", [False, True], ids=["whole rows", "packed"])
 @pytest.mark.parametrize(
     ("config", "micro", "remat", "chunk", "loss"),
     [(LLAMA, 48, True, 8, LOSS), (QWEN2, 1000, False, 1000, LOSS), (LLAMA, 1, False, 3, NO_KL)],
     ids=["small pieces", "one piece", "row by row without KL"],
 )
-def test_gradient_equals_the_slow_twin(config, micro, remat, chunk, loss):
+def test_gradient_equals_the_slow_twin(config, micro, remat, chunk, loss, pack):
     """Read off a step at rate 1e4 without an optimizer: what is left of the parameters themselves is rounding."""
     params, batch = jax.tree.map(jnp.asarray, random_params(config)), make_batch(config)
     optimizer = optax.identity()
@@ -136,6 +138,7 @@ def test_gradient_equals_the_slow_twin(config, micro, remat, chunk, loss):
         loss=loss,
         remat=remat,
         chunk=chunk,
+        pack=pack,
         reference=None if loss is NO_KL else True,
     )
     state, metrics = update(state_of(params, optimizer), batch, 1e4)
@@ -145,6 +148,7 @@ def test_gradient_equals_the_slow_twin(config, micro, remat, chunk, loss):
     value, want = plain_gradient(params, config, batch, old, reference, loss)
     assert_close(got, want)
     tokens = batch.mask.sum()
+    assert any(piece.packing for piece in update.micro_batches(batch)) == pack
     assert metrics["loss"] == pytest.approx(float(value), rel=1e-5)
     assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(want)), rel=1e-5)
     assert metrics["entropy"] == pytest.approx(float((entropies * batch.mask).sum() / tokens), rel=1e-5)
@@ -206,7 +210,7 @@ def test_several_steps_keep_the_log_probs_from_before_the_first(four_steps):
 def test_each_minibatch_is_divided_by_its_own_tokens(four_steps):
     """The test above would notice another denominator: the steps have different ones, and so have their pieces."""
     batch = make_batch(LLAMA)
-    pieces = [four_steps._cut(rows(batch, index)) for index in QUARTERS]
+    pieces = [four_steps.micro_batches(rows(batch, index)) for index in QUARTERS]
     assert all(len(each) == 2 for each in pieces)
     tokens = np.array([[micro.mask.sum() for micro in each] for each in pieces])
     assert (np.abs(tokens[:, 0] - tokens[:, 1]) > 2).any() and len(set(tokens.sum(1))) > 1
@@ -281,7 +285,7 @@ def test_with_a_kl_term_rows_without_an_advantage_are_computed():
 def test_programs_are_compiled_for_rungs_not_for_batches():
     """Two rungs, one or two rows in a piece: at most four gradients, whatever comes."""
     lines, optimizer, rng = [], make_optimizer(**ADAM), np.random.default_rng(1)
-    update = make_update(LLAMA, optimizer, minibatch=4, micro=48, announce=lines.append)
+    update = make_update(LLAMA, optimizer, minibatch=4, micro=48, pack=False, announce=lines.append)
     state, batch = state_of(random_params(LLAMA), optimizer), make_batch(LLAMA)
     for _ in range(4):
         state, _ = update(state, rows(batch, rng.permutation(ROWS)), RATE)
@@ -289,8 +293,9 @@ def test_programs_are_compiled_for_rungs_not_for_batches():
     assert 2 <= len(gradients) <= 4
 
 
+@pytest.mark.parametrize("pack", [False, True], ids=["whole rows", "packed"])
 @pytest.mark.parametrize("shape", MESHES, ids=str)
-def test_eight_devices_equal_the_slow_twin(shape):
+def test_eight_devices_equal_the_slow_twin(shape, pack):
     """Two steps of 8 rows: one row for each device, or two."""
     params, batch = jax.tree.map(jnp.asarray, random_params(LLAMA)), make_batch(LLAMA)
     want, losses = adam_twin(params, LLAMA, batch, [slice(0, 8), slice(8, 16)])
@@ -309,6 +314,7 @@ def test_eight_devices_equal_the_slow_twin(shape):
             micro=24,
             chunk=16,
             shards=shape[0] * shape[1],
+            pack=pack,
             state=state,
             reference=placed(reference_params(LLAMA), LLAMA, mesh),
         )

@@ -25,7 +25,8 @@ def response_logprobs(
 
     Prompts and padding never reach the vocabulary projection.
     """
-    hidden = decoder.forward(params, config, constrain(micro.ids, "rows", None), dtype=dtype, remat=remat)
+    ids = constrain(micro.ids, "rows", None)
+    hidden = decoder.forward(params, config, ids, micro.packing, dtype=dtype, remat=remat)
     shards, chunks, slots = micro.tokens.shape
     states = constrain(micro.states.reshape(shards, chunks * slots, 1), "rows", None, None)
     hidden = jnp.take_along_axis(hidden.reshape(shards, -1, hidden.shape[-1]), states, 1)

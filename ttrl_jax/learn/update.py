@@ -51,6 +51,7 @@ class Sizes:
     micro_tokens: int  # tokens of a shard, padding included, in one forward and backward pass
     chunk_tokens: int  # response tokens of a shard with logits at a time
     shards: int  # parts that rows are split into, over the batch axes of the mesh
+    pack: bool  # whether a prompt is computed once for all of its rows in a pass, and padding not at all
 
 
 class Update:
@@ -144,6 +145,7 @@ class Update:
             tokens=sizes.micro_tokens,
             chunk=sizes.chunk_tokens,
             full=sizes.minibatch_rows,
+            pack=sizes.pack,
         )
 
     @property

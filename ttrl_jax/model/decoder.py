@@ -5,6 +5,7 @@ by `sampling_weights`: one tree per layer, so that no step of the decode loop sl
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -80,24 +81,62 @@ def output_table(weights: Params, config: ModelConfig) -> jax.Array:
     return weights["embed"] if config.tied else weights["head"]
 
 
-def forward(params: Params, config: ModelConfig, ids: jax.Array, *, dtype: jnp.dtype, remat: bool) -> jax.Array:
-    """Final hidden states of whole rows, after the last norm.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Packing:
+    """Rows made of tokens that are computed once though several rows have them, and without padding: X shards (the
+    devices that rows are split over) of N tokens, which are those of R rows of T places."""
 
-    ids int32 [R, T], left-aligned -> [R, T, D] in `dtype`. With `remat` each layer is recomputed in the backward pass.
+    positions: Any  # int32 [X, N], of each token in its row
+    rows: Any  # int32 [X, R, T], which token is at each place of each row; any at the places of padding
+    places: Any  # int32 [X, N], at which of the R * T places each token is, or at one of them
+
+    def spread(self, x: jax.Array) -> jax.Array:
+        """Values of the tokens, [X, N, ...] -> those of the rows [X * R, T, ...]. The gradients of a token that several
+        rows have add up in float32."""
+        shards, rows, length = self.rows.shape
+        index = self.rows.reshape(shards, rows * length, *(1,) * (x.ndim - 2))
+        spread = jnp.take_along_axis(x.astype(jnp.float32), index, 1).astype(x.dtype)
+        return constrain(spread.reshape(shards * rows, length, *x.shape[2:]), "rows", *(None,) * (x.ndim - 1))
+
+    def gather(self, x: jax.Array) -> jax.Array:
+        """The other way: values at the places of the rows [X * R, T, ...] -> those of the tokens [X, N, ...]."""
+        shards, rows, length = self.rows.shape
+        index = self.places.reshape(*self.places.shape, *(1,) * (x.ndim - 2))
+        return jnp.take_along_axis(x.reshape(shards, rows * length, *x.shape[2:]), index, 1)
+
+
+def forward(
+    params: Params,
+    config: ModelConfig,
+    ids: jax.Array,
+    packing: Packing | None = None,
+    *,
+    dtype: jnp.dtype,
+    remat: bool,
+) -> jax.Array:
+    """Final hidden states of rows, after the last norm.
+
+    ids int32 [R, T], left-aligned rows, or with a packing its tokens [X, N] -> [R, T, D] or [X, N, D] in `dtype`. With
+    `remat` each layer is recomputed in the backward pass.
     """
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    positions = packing.positions if packing else jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    length = packing.rows.shape[2] if packing else ids.shape[1]
     x = constrain(params["embed"][ids].astype(dtype), "rows", None, None)  # the table's gradient adds up in float32
-    windows = attention.windows(config, ids.shape[1])
+    windows = attention.windows(config, length)
     # One program serves all layers: a window that all have is part of it, others are scanned like the weights.
     mixed = len(set(windows)) > 1
-    scanned = jnp.array([window or ids.shape[1] for window in windows], jnp.int32) if mixed else None
+    scanned = jnp.array([window or length for window in windows], jnp.int32) if mixed else None
 
     def layer(x: jax.Array, one: tuple[Params, jax.Array | None]) -> tuple[jax.Array, None]:
         weights, own = one
         window = own if mixed else windows[0]
 
         def attend(q, k, v):
-            return attention.causal(q, k, v, window, kernel=config.attention, rows="rows"), None
+            if packing:
+                q, k, v = (packing.spread(y) for y in (q, k, v))
+            context = attention.causal(q, k, v, window, kernel=config.attention, rows="rows")
+            return packing.gather(context) if packing else context, None
 
         x, _ = _bind_block(config, weights)(x, positions, attend)
         return constrain(x, "rows", None, None), None
