@@ -171,6 +171,21 @@ def test_logprobs_are_those_of_the_training_forward(rollouts, pack):
     assert max(gap.max() for gap in gaps) < 1e-4
 
 
+def test_each_response_is_handed_over_once_and_before_the_last_is_drawn(rollouts, monkeypatch):
+    monkeypatch.setattr(module, "SEGMENT", 3)
+    events = []
+    sampler = make_sampler(rows=20)
+    sampler(
+        copy(), PROMPTS, KEY, votes=V, sampling=SAMPLING, progress=events.append,
+        ended=lambda prompt, vote, ids: events.append((prompt, vote, ids.tolist())),
+    )  # fmt: skip
+    found = {event[:2]: event[2] for event in events if isinstance(event, tuple)}
+    assert found == {(p, v): rollouts.tokens[p, v, :n].tolist() for (p, v), n in np.ndenumerate(rollouts.lengths)}
+    assert len([event for event in events if isinstance(event, tuple)]) == 7 * V
+    last_look = max(i for i, event in enumerate(events) if isinstance(event, int))
+    assert sum(isinstance(event, tuple) for event in events[:last_look]) > 6 * V
+
+
 # 1: one sample after the other. 7: one prompt after the other. 64: nine slots for each prompt, which are refilled.
 @pytest.mark.parametrize("rows", [1, 7, 64])
 def test_the_number_of_slots_changes_nothing(rows, rollouts):

@@ -132,10 +132,10 @@ class EvalParts:
     params_layout: decoder.Params  # ShapeDtypeStructs with shardings, for restoring
     encode: Callable[[Sequence[Problem]], Prompts]
     render: Callable[[Sequence[Problem]], list[str]]  # the prompts as text
-    draw: Callable[..., Rollouts]  # (params, prompts, key, *, votes, sampling, progress)
-    sample_for_eval: Callable[..., Rollouts]  # (params, prompts, key, *, progress)
-    sample_greedy: Callable[..., Rollouts]  # likewise, one response to each prompt
-    texts: Callable[[Rollouts], list[list[str]]]
+    # Rollouts and their texts [P][V], special tokens left out; texts are made while others are being sampled.
+    draw: Callable[..., tuple[Rollouts, list[list[str]]]]  # (params, prompts, key, *, votes, sampling, progress)
+    sample_for_eval: Callable[..., tuple[Rollouts, list[list[str]]]]  # (params, prompts, key, *, progress)
+    sample_greedy: Callable[..., tuple[Rollouts, list[list[str]]]]  # likewise, one response to each prompt
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Parts(EvalParts):
 
     state: TrainState  # at the start, before any step
     state_layout: TrainState  # as params_layout
-    sample: Callable[..., Rollouts]  # (params, prompts, key, *, progress)
+    sample: Callable[..., tuple[Rollouts, list[list[str]]]]  # (params, prompts, key, *, progress)
     extract: Callable[[str], Answer | None]
     in_format: Callable[[str], bool] | None  # of Task
     learning_rate: Callable[[int], float]
@@ -195,7 +195,7 @@ def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -
 
 def _eval_parts(config: ConfigDict, inputs: EvalInputs, sampler: Sampler) -> EvalParts:
     copy = sampling_copy(config, inputs.model, inputs.mesh)
-    draw = functools.partial(_sample, sampler, copy)
+    draw = functools.partial(_sample, sampler, copy, functools.partial(text.decode, inputs.tokenizer))
     return EvalParts(
         params_layout=params_layout(inputs.model, inputs.mesh),
         encode=functools.partial(_encode, inputs.encoder),
@@ -203,7 +203,6 @@ def _eval_parts(config: ConfigDict, inputs: EvalInputs, sampler: Sampler) -> Eva
         draw=draw,
         sample_for_eval=functools.partial(draw, votes=config.eval.samples, sampling=_sampling(config.eval)),
         sample_greedy=functools.partial(draw, votes=1, sampling=Sampling(temperature=0.0)),
-        texts=functools.partial(_texts, inputs.tokenizer),
     )
 
 
@@ -293,6 +292,7 @@ def sampling_copy(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mes
 def _sample(
     sampler: Sampler,
     copy: Callable[[Any], Any],
+    decode: Callable[[np.ndarray], str],
     params: decoder.Params,
     prompts: Prompts,
     key: jax.Array,
@@ -300,8 +300,14 @@ def _sample(
     votes: int,
     sampling: Sampling,
     progress: Callable[[int], None],
-) -> Rollouts:
-    return sampler(copy(params), prompts, key, votes=votes, sampling=sampling, progress=progress)
+) -> tuple[Rollouts, list[list[str]]]:
+    texts = [[""] * votes for _ in prompts.lengths]
+
+    def ended(prompt: int, vote: int, ids: np.ndarray) -> None:
+        texts[prompt][vote] = decode(ids)
+
+    rollouts = sampler(copy(params), prompts, key, votes=votes, sampling=sampling, progress=progress, ended=ended)
+    return rollouts, texts
 
 
 def _encode(encoder: text.PromptEncoder, batch: Sequence[Problem]) -> Prompts:
@@ -311,9 +317,3 @@ def _encode(encoder: text.PromptEncoder, batch: Sequence[Problem]) -> Prompts:
     for row, its_ids in enumerate(ids):
         padded[row, : len(its_ids)] = its_ids
     return Prompts(padded, lengths, np.array([problem.index for problem in batch], np.uint32))
-
-
-def _texts(tokenizer: Any, rollouts: Rollouts) -> list[list[str]]:
-    """Response texts [P][V], special tokens left out."""
-    pairs = zip(rollouts.tokens, rollouts.lengths, strict=True)
-    return [[text.decode(tokenizer, ids[:n]) for ids, n in zip(*pair, strict=True)] for pair in pairs]

@@ -46,8 +46,7 @@ def measure(
     prompts, sets = parts.encode(task.items), []
     samplers = [parts.sample_for_eval, parts.sample_greedy] if greedy else [parts.sample_for_eval]
     for sample in samplers:
-        rollouts = sample(params, prompts, key, progress=progress)
-        texts = parts.texts(rollouts)
+        rollouts, texts = sample(params, prompts, key, progress=progress)
         answers = [[task.extract(text) for text in group] for group in texts]
         ballots = [vote(group) for group in answers]
         rendered = parts.render(task.items)

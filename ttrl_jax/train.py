@@ -153,10 +153,9 @@ def main() -> int:
                 key = jax.random.fold_in(train_key, step)
                 batch = inputs.problems.take(step)
                 prompts = parts.encode(batch)
-                rollouts = parts.sample(state.params, prompts, key, progress=watch("sampling"))
+                rollouts, texts = parts.sample(state.params, prompts, key, progress=watch("sampling"))
                 clock.lap("sample")
 
-                texts = parts.texts(rollouts)
                 answers = [[parts.extract(text) for text in group] for group in texts]
                 ids = [problem.index for problem in batch]
                 ballots = cast_votes(answers, config, step=step, ids=ids)
@@ -247,8 +246,7 @@ def offline_labels(
     if not path.is_file():
         if resumed:
             raise InputError(f"{path} is missing, without which the run cannot go on; put it back or begin a new run")
-        rollouts = parts.sample(parts.state.params, parts.encode(items), key, progress=progress)
-        texts = parts.texts(rollouts)
+        rollouts, texts = parts.sample(parts.state.params, parts.encode(items), key, progress=progress)
         answers = [[parts.extract(text) for text in group] for group in texts]
         ids = [problem.index for problem in items]
         ballots = cast_votes(answers, config, step=inputs.total_steps, ids=ids)

@@ -68,7 +68,7 @@ def rollout(model: str, shape: dict) -> worker.Run:
     sampling = Sampling(temperature=0.0) if shape["draw"] == "greedy" else Sampling(top_p=shape["top_p"])
 
     def run() -> dict:
-        drawn = parts.draw(
+        drawn, _ = parts.draw(
             params, prompts, key, votes=lengths.shape[1], sampling=sampling, progress=lambda tokens: None
         )
         if not np.array_equal(drawn.lengths, lengths):
@@ -152,9 +152,9 @@ def step(model: str, shape: dict) -> worker.Run:
         batch = inputs.problems.take(number)
         prompts = parts.encode(batch)
         key = jax.random.fold_in(jax.random.key(0), number)
-        drawn = parts.sample(state.params, prompts, key, progress=lambda tokens: None)
+        drawn, texts = parts.sample(state.params, prompts, key, progress=lambda tokens: None)
         laps.append(time.perf_counter())
-        answers = [[parts.extract(text) for text in group] for group in parts.texts(drawn)]
+        answers = [[parts.extract(text) for text in group] for group in texts]
         ballots = [vote(group) for group in answers]
         rewards = score(ballots, [ballot.label for ballot in ballots])
         chosen = select(rewards, samples=shape["samples"])

@@ -85,19 +85,26 @@ class Sampler:
         votes: int,
         sampling: Sampling,
         progress: Callable[[int], None],
+        ended: Callable[[int, int, np.ndarray], None] = lambda prompt, vote, ids: None,
     ) -> Rollouts:
         """Sample `votes` responses to each prompt.
 
         weights: as `decoder.sampling_weights` makes them. key: of this step; the question's uid, the vote and the
         position are folded in here. progress(tokens drawn so far) is called between segments and may raise to abandon
-        the batch. Returns host arrays [P, V, T].
+        the batch. ended(prompt, vote, its tokens int32 [length]) is called once for each response soon after its end,
+        while others are being decoded. Returns host arrays [P, V, T].
         """
         count, drawn, parts = len(prompts.lengths), 0, []
         at_once = places.prompts_at_once(prompts=count, votes=votes, rows=self.rows)
         for p in range(0, count, at_once):
             some = _take(prompts, p, at_once)
             batch = _Batch(self, weights, some, key, pad_prompts=at_once, votes=votes, sampling=sampling)
-            parts.append(batch.run(lambda tokens, before=drawn: progress(before + tokens)))
+            parts.append(
+                batch.run(
+                    lambda tokens, before=drawn: progress(before + tokens),
+                    lambda prompt, vote, ids, before=p: ended(before + prompt, vote, ids),
+                )
+            )
             drawn += int(parts[-1].lengths.sum())
         return _concatenate(parts)
 
@@ -144,12 +151,14 @@ class _Batch:
             prompt_multiple=sampler.prompt_multiple,
             vote_multiple=sampler.vote_multiple,
         )
-        ended = self._stopped(self.tokens[..., 0]) | (sampler.max_tokens == 1)
-        self.waiting = [np.flatnonzero(~row).tolist() for row in ended]  # for each prompt: votes in no group's queue
+        self.ended = self._ended(self.tokens[..., 0], self.lengths)  # [P, V], at their first token
+        self.waiting = [np.flatnonzero(~row).tolist() for row in self.ended]  # of each prompt: votes in no queue
         self.waiting += [[] for _ in range(pad_prompts - self.count)]
 
-    def run(self, progress: Callable[[int], None]) -> Rollouts:
-        """Decode until every sample has ended."""
+    def run(self, progress: Callable[[int], None], ended: Callable[[int, int, np.ndarray], None]) -> Rollouts:
+        """Decode until every sample has ended. progress and ended: as in Sampler."""
+        for prompt, vote in np.argwhere(self.ended):
+            ended(int(prompt), int(vote), self.tokens[prompt, vote, :1])
         layout, drawn, before, slot_steps = self.layouts[0], int(self.lengths.sum()), None, 0
         none = [[] for _ in self.waiting]
         self.slots, _, self.waiting = places.arrange(layout, none, self.waiting, self.first)
@@ -164,7 +173,7 @@ class _Batch:
                 np.int32(self.at), np.int32(watch), sampling=self.sampling,
             )  # fmt: skip
             if before is not None:
-                self._collect(*before)  # while the device is at work
+                self._collect(*before, ended)  # while the device is at work
             votes, tokens, lengths, taken, at, out = jax.device_get(
                 (slots.votes, slots.tokens, slots.lengths, slots.taken, at, out)
             )
@@ -174,12 +183,16 @@ class _Batch:
             drawn += int((out.votes[:steps] != IDLE).sum())
             slot_steps += steps * layout.size
         if before is not None:
-            self._collect(*before)
+            self._collect(*before, ended)
         last = np.take_along_axis(self.tokens, self.lengths[..., None] - 1, 2)[..., 0]
         return Rollouts(self.tokens, self.lengths, self.logps, ~self._stopped(last), slot_steps)
 
     def _stopped(self, tokens: np.ndarray) -> np.ndarray:
         return np.isin(tokens, self.sampler.stop_ids)
+
+    def _ended(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Whether the samples of these last tokens and lengths have ended."""
+        return self._stopped(tokens) | (lengths >= self.sampler.max_tokens)
 
     def _settle(self, layout: Layout) -> tuple[Layout, int]:
         """Move the samples where that pays. Returns the layout and how few busy slots are worth another look."""
@@ -226,14 +239,17 @@ class _Batch:
         while old:
             self.suffix += (change(old.pop(0)),)
 
-    def _collect(self, out: Drawn, prompts: np.ndarray) -> None:
-        """Write what a segment drew to its samples."""
+    def _collect(self, out: Drawn, prompts: np.ndarray, ended: Callable[[int, int, np.ndarray], None]) -> None:
+        """Write what a segment drew to its samples, and hand over those that ended."""
         for step in range(int(out.steps)):
             group, slot = np.nonzero(out.votes[step] != IDLE)
             sample = prompts[group], out.votes[step, group, slot]
             at = (*sample, self.lengths[sample])
             self.tokens[at], self.logps[at] = out.tokens[step, group, slot], out.logps[step, group, slot]
             self.lengths[sample] += 1
+            done = self._ended(self.tokens[at], self.lengths[sample])
+            for prompt, vote in zip(*(axis[done].tolist() for axis in sample), strict=True):
+                ended(prompt, vote, self.tokens[prompt, vote, : self.lengths[prompt, vote]])
 
 
 def _cache_size(tokens: int) -> int:
