@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,9 +16,12 @@ from absl import flags
 if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-# No test leaves programs in the user's folder, nor does a command that it starts.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-jax.config.update("jax_enable_compilation_cache", False)
+# The tests, and the commands that they start, compile the same programs again and again: they are kept on disk as long
+# as the tests run, and none in the user's folder.
+PROGRAMS = tempfile.TemporaryDirectory()
+for _name, _value in (("jax_compilation_cache_dir", PROGRAMS.name), ("jax_persistent_cache_min_compile_time_secs", 0)):
+    os.environ[_name.upper()] = str(_value)
+    jax.config.update(_name, _value)
 
 
 @pytest.fixture(autouse=True)

@@ -5,14 +5,11 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import jax
 import pytest
 from absl import flags
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import FrozenConfigDict
 from safetensors.numpy import save_file
 from tiny_model import on_mesh, random_params
@@ -67,23 +64,6 @@ FEW = [
     "--config.eval.top_p=1.0", "--config.model.dtype=float32",
     "--config.log.generations_every=1", "--config.log.tensorboard=false",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The runs below compile the same programs: keep them on disk, as long as these tests last."""
-    settings = {
-        "jax_enable_compilation_cache": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()  # the folder is looked up once
-        if values is settings:
-            yield
 
 
 @pytest.fixture(scope="module")
