@@ -63,7 +63,7 @@ def make_update(
         config,
         optimizer,
         loss=loss,
-        score=ScoreSettings(temperature=TEMPERATURE, dtype=jnp.float32, remat=remat),
+        score=ScoreSettings(temperature=TEMPERATURE, dtype=jnp.float32, remat=remat, unroll=pack),
         sizes=Sizes(minibatch_rows=minibatch, micro_tokens=micro, chunk_tokens=chunk, shards=shards, pack=pack),
         reference=jax.tree.map(jnp.asarray, reference),
         state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),

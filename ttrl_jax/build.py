@@ -243,7 +243,7 @@ def make_update(
     announce: Callable[[str], None],
 ) -> Update:
     """The programs that learn, likewise. layout: of the state; reference: as in Update."""
-    train = config.train
+    train, on_cpu = config.train, mesh.devices.flat[0].platform == "cpu"
     return Update(
         model,
         optimizer,
@@ -255,15 +255,17 @@ def make_update(
             entropy_coef=train.entropy_coef,
         ),
         score=ScoreSettings(
-            temperature=config.rollout.temperature, dtype=jnp.dtype(config.model.dtype), remat=train.remat
+            temperature=config.rollout.temperature,
+            dtype=jnp.dtype(config.model.dtype),
+            remat=train.remat,
+            unroll=on_cpu,  # where XLA copies all that a loop over layers has kept, at each of them
         ),
         sizes=Sizes(
             minibatch_rows=train.minibatch_prompts * train.samples,
             micro_tokens=train.micro_tokens,
             chunk_tokens=train.chunk_tokens,
             shards=mesh.shape["data"] * mesh.shape["fsdp"],
-            # Tokens are moved between rows in each layer. On CPUs that pays; on TPUs and GPUs it has not been measured.
-            pack=mesh.devices.flat[0].platform == "cpu",
+            pack=on_cpu,  # in each layer tokens are moved between rows: not measured on TPUs and GPUs
         ),
         reference=reference,
         state_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout),

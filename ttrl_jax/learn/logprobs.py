@@ -20,13 +20,14 @@ def response_logprobs(
     dtype: jnp.dtype,
     remat: bool,
     entropy_gradient: bool,
+    unroll: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probs and entropies of the response tokens of a micro-batch, as token_logprobs has them: float32 [X, Z, C].
 
     Prompts and padding never reach the vocabulary projection.
     """
     ids = constrain(micro.ids, "rows", None)
-    hidden = decoder.forward(params, config, ids, micro.packing, dtype=dtype, remat=remat)
+    hidden = decoder.forward(params, config, ids, micro.packing, dtype=dtype, remat=remat, unroll=unroll)
     shards, chunks, slots = micro.tokens.shape
     states = constrain(micro.states.reshape(shards, chunks * slots, 1), "rows", None, None)
     hidden = jnp.take_along_axis(hidden.reshape(shards, -1, hidden.shape[-1]), states, 1)

@@ -41,6 +41,7 @@ class ScoreSettings:
     temperature: float
     dtype: Any
     remat: bool
+    unroll: bool  # see decoder.forward
 
 
 @dataclasses.dataclass(frozen=True)

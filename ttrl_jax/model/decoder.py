@@ -114,11 +114,13 @@ def forward(
     *,
     dtype: jnp.dtype,
     remat: bool,
+    unroll: bool = False,
 ) -> jax.Array:
     """Final hidden states of rows, after the last norm.
 
     ids int32 [R, T], left-aligned rows, or with a packing its tokens [X, N] -> [R, T, D] or [X, N, D] in `dtype`. With
-    `remat` each layer is recomputed in the backward pass.
+    `remat` each layer is recomputed in the backward pass. With `unroll` the program has each layer anew instead of a
+    loop over them: it is compiled for longer, but keeps what the backward pass needs where it was computed.
     """
     positions = packing.positions if packing else jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     length = packing.rows.shape[2] if packing else ids.shape[1]
@@ -141,7 +143,8 @@ def forward(
         x, _ = _bind_block(config, weights)(x, positions, attend)
         return constrain(x, "rows", None, None), None
 
-    x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, (params["blocks"], scanned))
+    layers = (params["blocks"], scanned)
+    x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, layers, unroll=unroll)
     return rms_norm(x, params["norm"], config.norm_eps)
 
 
