@@ -151,13 +151,14 @@ class _Batch:
             prompt_multiple=sampler.prompt_multiple,
             vote_multiple=sampler.vote_multiple,
         )
-        self.ended = self._ended(self.tokens[..., 0], self.lengths)  # [P, V], at their first token
-        self.waiting = [np.flatnonzero(~row).tolist() for row in self.ended]  # of each prompt: votes in no queue
+        self.ended_at_once = self._ended(self.tokens[..., 0], self.lengths)  # [P, V], at their first token
+        # Votes of each prompt that are in no group's queue.
+        self.waiting = [np.flatnonzero(~row).tolist() for row in self.ended_at_once]
         self.waiting += [[] for _ in range(pad_prompts - self.count)]
 
     def run(self, progress: Callable[[int], None], ended: Callable[[int, int, np.ndarray], None]) -> Rollouts:
         """Decode until every sample has ended. progress and ended: as in Sampler."""
-        for prompt, vote in np.argwhere(self.ended):
+        for prompt, vote in np.argwhere(self.ended_at_once):
             ended(int(prompt), int(vote), self.tokens[prompt, vote, :1])
         layout, drawn, before, slot_steps = self.layouts[0], int(self.lengths.sum()), None, 0
         none = [[] for _ in self.waiting]
