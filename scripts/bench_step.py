@@ -15,7 +15,7 @@ from pathlib import Path
 
 from peers import bench
 
-SHAPE = {"prompts": 2, "samples": 32, "micro_rows": 32, "prompt_tokens": 64, "new_tokens": 64}
+SHAPE = {"prompts": 2, "samples": 32, "micro_rows": 16, "prompt_tokens": 64, "new_tokens": 64}
 QUICK = {"prompts": 2, "samples": 2, "micro_rows": 2, "prompt_tokens": 64, "new_tokens": 4}
 # prompt_tokens: about, of worker.questions; for the arithmetic and our micro-batches
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from peers import bench
 
-SHAPE = {"prompts": 2, "votes": 32, "samples": 32, "micro_rows": 32, "prompt_tokens": 64, "new_tokens": 64}
+SHAPE = {"prompts": 2, "votes": 32, "samples": 32, "micro_rows": 16, "prompt_tokens": 64, "new_tokens": 64}
 QUICK = {"prompts": 2, "votes": 2, "samples": 2, "micro_rows": 2, "prompt_tokens": 8, "new_tokens": 8}
 MOST_MATRIX_ROWS = (
     1024  # for the dots that are compared with: their products of more rows would not fit a small machine

@@ -39,9 +39,10 @@ def test_whole_rows_go_through_splash_and_the_decode_loop_does_not():
 
 
 def test_the_decode_loop_moves_no_weights_cache_or_logits_between_chips():
-    """Each chip has the whole weights and its own votes: all that it asks of the others is whether they are done."""
+    """Each chip has the whole weights and its own slots: all that it learns of the others is which samples have ended,
+    as the free slots of a group are filled in order."""
     found = programs(1)["decode"]["loop_collectives"]
-    assert found and {one["kind"] for one in found} == {"all-reduce"} and found[0]["bytes"] < 1000
+    assert found and found[0]["bytes"] < 10_000
 
 
 def test_a_vocabulary_split_over_chips_is_not_gathered_in_the_decode_loop():

@@ -183,6 +183,7 @@ def decode_step(
     places; at int32 [], the place of the ring that the new tokens take in every sample. Returns float32 [P, V, W] and
     the suffix with that place filled.
     """
+    lengths = constrain(lengths, "prompts", "votes")  # else, where draws are split further, masks [P, V, S] are moved
     positions = prefix.lengths[:, None] + lengths
     x = constrain(weights["embed"][tokens], "prompts", "votes", None)
     windows = attention.windows(config, prefix.layers[0].k.shape[2] + suffix[0].k.shape[3])
