@@ -1,6 +1,7 @@
 """The driver's side of the benchmarks: workers asked in turn, a log that a later call goes on from, and the table."""
 
 import argparse
+import contextlib
 import datetime
 import json
 import math
@@ -122,11 +123,9 @@ class Worker:
         self._process.wait()
 
     def _ask(self, request: Record) -> Record:
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended; the empty line below says so
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended; the empty line below says so
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name} ended with exit code {self._process.wait()}; see {self.printed}")
