@@ -297,8 +297,9 @@ def _prefill(
     """Prefill the prompts and draw the first token of every vote [P, V] from its prompt's logits, with log-probs."""
     prefix = decoder.prefill(weights, config, ids, lengths)
     keys = _folded(_folded(_folded(key, uids)[:, None], votes), jnp.int32(0))
-    tokens, logps = pick(constrain(prefix.logits, "prompts", None)[:, None], keys, sampling)
-    return prefix, tokens, logps
+    logits = constrain(prefix.logits, "prompts", None)
+    tokens, logps = jax.lax.map(lambda keys: pick(logits, keys, sampling), keys.T)  # never [P, V, W]
+    return prefix, tokens.T, logps.T
 
 
 def _segment(
