@@ -42,9 +42,8 @@ def keep_top_k(weights: jax.Array, k: int) -> jax.Array:
         chosen = jax.lax.top_k(blocks.max(-1), k)[1]
         near = jnp.take_along_axis(blocks, chosen[..., None], -2)
         near = near.reshape(*near.shape[:-2], -1)
-    least = jax.lax.top_k(near, k)[0].min(
-        -1, keepdims=True
-    )  # XLA sorts on CPU where the last one is taken by its index
+    highest, _ = jax.lax.top_k(near, k)
+    least = highest.min(-1, keepdims=True)  # with [-1] instead XLA sorts on CPU
     return jnp.where(weights >= least, weights, 0)
 
 
