@@ -13,6 +13,7 @@ from tiny_model import LLAMA, QWEN2, QWEN3, all_logits, on_mesh, placed, random_
 from ttrl_jax.model import cache, decoder, weights
 from ttrl_jax.model.config import read_config
 from ttrl_jax.model.rope import Rope
+from ttrl_jax.model.sharding import RULES
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "ministral"]
@@ -197,6 +198,24 @@ def test_a_mesh_changes_nothing():
 
     for got, want in zip(run((2, 2, 2)), run((1, 1, 1)), strict=True):
         assert relative_error(got, want) < 1e-5
+
+
+def test_what_long_rows_keep_is_split_over_tensor(monkeypatch):
+    """Semantics: with remat, what each layer keeps for the backward pass has its places split where its heads are."""
+    config = replace(LLAMA, layers=8)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), decoder.shapes(config))
+    ids = jax.ShapeDtypeStruct((1, 256), jnp.int32)
+
+    def bytes_between():
+        def loss(params, ids):  # of a device
+            return decoder.forward(params, config, ids, dtype=jnp.float32, remat=True).sum()
+
+        with on_mesh((1, 2, 4)):
+            return jax.jit(jax.grad(loss)).lower(params, ids).compile().memory_analysis().temp_size_in_bytes
+
+    split = bytes_between()
+    monkeypatch.delitem(RULES, "places")
+    assert bytes_between() - split > 0.7 * 3 / 4 * 8 * 256 * config.width * 4
 
 
 @pytest.mark.parametrize("config", [LLAMA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])

@@ -141,7 +141,7 @@ def forward(
             return packing.gather(context) if packing else context, None
 
         x, _ = _bind_block(config, weights)(x, positions, attend)
-        return constrain(x, "rows", None, None), None
+        return constrain(x, "rows", "places", None), None
 
     layers = (params["blocks"], scanned)
     x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, layers, unroll=unroll)

@@ -12,8 +12,9 @@ from ttrl_jax.errors import InputError
 MESH_AXES = ("data", "fsdp", "tensor")
 
 # Weights: the model dimension over fsdp, heads and ffn over tensor. Activations: rows of training over both batch
-# axes; in sampling prompts over data and their votes over fsdp, so that all votes of a prompt stay together. A token is
-# drawn from whole logits: for that, the votes are split over tensor too, where parts of the vocabulary were.
+# axes, and between layers, where no heads are, their places over tensor; in sampling prompts over data and their votes
+# over fsdp, so that all votes of a prompt stay together. A token is drawn from whole logits: for that, the votes are
+# split over tensor too, where parts of the vocabulary were.
 RULES: dict[str, str | tuple[str, ...]] = {
     "vocab": "tensor",
     "embed": "fsdp",
@@ -21,6 +22,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "kv_heads": "tensor",
     "ffn": "tensor",
     "rows": ("data", "fsdp"),
+    "places": "tensor",
     "prompts": "data",
     "votes": "fsdp",
     "draws": ("fsdp", "tensor"),
