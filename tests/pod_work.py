@@ -195,6 +195,10 @@ def meetings(folder: Path) -> None:
         large
     ) - index
 
+    assert distributed.gather(lambda: distributed.signalled(None)) == [None] * count
+    told = distributed.gather(lambda: distributed.signalled(15 if index == count - 1 else None))
+    assert told[-1] == 15 and distributed.signalled(None) == 15
+
     def fail_in_the_last():
         if index == count - 1:
             raise InputError("the last one cannot read its file")

@@ -163,6 +163,7 @@ def test_a_tpu_of_one_host_is_a_single_process(monkeypatch: pytest.MonkeyPatch, 
 def test_a_single_process_meets_itself():
     """Semantics: without a runtime, every function is the obvious."""
     assert distributed.leader() and not distributed.several() and distributed.leave(3) == 3
+    assert distributed.signalled(None) is None and distributed.signalled(15) == 15
     assert distributed.gather(lambda: 5) == [5] and distributed.each(str, [1, 2]) == ["1", "2"]
     with pytest.raises(KeyError):
         distributed.together(lambda: {}["x"])

@@ -100,8 +100,8 @@ def main() -> int:
             show = progress.tokens(what)
 
             def tick(tokens: int) -> None:
-                if interrupt.signum is not None:
-                    raise Interrupted(interrupt.signum)
+                if (number := distributed.signalled(interrupt.signum)) is not None:
+                    raise Interrupted(number)
                 show(tokens)
 
             return tick

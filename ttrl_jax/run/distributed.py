@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed as runtime
 from jax.experimental import multihost_utils
 
 from ttrl_jax.errors import InputError
@@ -28,6 +29,7 @@ T = TypeVar("T")
 RESTART = 75  # exit code (EX_TEMPFAIL): another process has gone, and the same command goes on from what was saved
 HEARTBEAT = 20  # seconds without a sign of life after which a process has gone
 _TOGETHER = 10  # seconds that a process which leaves with an error waits for the others to leave as well
+_SIGNAL = "ttrl_jax/signal"  # where a process that has got a signal says so
 _SMALLEST, _PIECE = 1 << 10, 1 << 22  # bytes gathered at once: powers of 4 between these, for few programs
 
 # The runtime ends a process whose peers have gone by abort(). This makes an exit code and a sentence of it; Python's
@@ -171,6 +173,26 @@ def require_same(facts: Mapping[str, Any]) -> None:
                 f"process {process} differs from process 0 in {', '.join(differing)}; start all processes with the "
                 "same command, the same files and the same packages"
             )
+
+
+def signalled(own: int | None) -> int | None:
+    """The number of a signal that came to this process (`own`) or to another one; None if none did.
+
+    No meeting: processes may ask at any time, and learn of it at different ones. So each host can stop what it does by
+    itself, before all agree in a `gather`.
+    """
+    if not several():
+        return own
+    board = runtime.global_state.client  # what JAX's runtime keeps in process 0, for all; Orbax uses it too
+    if own is not None:
+        board.key_value_set(_SIGNAL, str(own), allow_overwrite=True)
+        return own
+    try:
+        return int(board.key_value_try_get(_SIGNAL))
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" not in str(error):
+            raise
+        return None
 
 
 def leave(code: int) -> int:
