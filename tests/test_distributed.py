@@ -63,14 +63,6 @@ def test_every_mesh_scores_and_learns_the_same(jobs, alone, shape):
         assert_same_update(read(jobs[4], shape), alone[1, 8, 1])
 
 
-@pytest.mark.slow
-def test_every_mesh_of_four_processes(alone, tmp_path: Path):
-    """Invariance: the others too."""
-    do(["updates"], tmp_path, processes=4, devices=2)
-    for shape in pod_work.MESHES:
-        assert_same_update(read(tmp_path, shape), alone[1, 8, 1])
-
-
 @pytest.mark.parametrize(
     ("processes", "prompts", "host"), [(p, *each) for p, all_of in pod_work.SAMPLED.items() for each in all_of]
 )
