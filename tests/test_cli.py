@@ -315,6 +315,7 @@ def test_help_names_the_flags(capfd: pytest.CaptureFixture, monkeypatch: pytest.
     assert cli.run(train.main, doc=train.__doc__) == 0
     out = capfd.readouterr().out
     assert "--config" in out and "--workdir" in out and "python -m ttrl_jax.train" in out
+    assert "--coordinator" in out and "--num_processes" in out and "--process_id" in out
 
 
 def test_the_command_itself_exits_with_2(tmp_path: Path):

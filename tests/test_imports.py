@@ -13,7 +13,7 @@ LEVELS = [
     {"card", "errors", "records"},
     {"model", "data", "reward", "run"},
     {"rollout", "learn", "tasks", "source", "check"},
-    {"resolve", "cli", "huggingface"},
+    {"resolve", "cli", "huggingface", "hosts"},
     {"build"},
     {"measure", "export", "merge", "report"},
     {"train", "evaluate"},

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from ttrl_jax import hosts
 from ttrl_jax.check import check
 from ttrl_jax.data import prompts as text
 from ttrl_jax.data.problems import Problem, Problems, truths
@@ -23,15 +24,26 @@ from ttrl_jax.learn.layout import params_layout, state_layout
 from ttrl_jax.learn.update import LossSettings, ScoreSettings, Sizes, Update
 from ttrl_jax.model import attention, decoder, weights
 from ttrl_jax.model.config import ModelConfig, read_config
-from ttrl_jax.model.sharding import make_mesh, replicated, shardings
+from ttrl_jax.model.sharding import (
+    make_mesh,
+    of_hosts,
+    on_this_host,
+    replicated,
+    require_fit,
+    require_fit_of_batch,
+    shardings,
+)
 from ttrl_jax.records import Prompts, Rollouts, TrainState, padded_length
 from ttrl_jax.resolve import resolve
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
+from ttrl_jax.run import distributed
 from ttrl_jax.run.compiled import keep_programs
 from ttrl_jax.source import model_source, parameter_count, tokenizer_of
 from ttrl_jax.tasks import Task, read_tasks
+
+_FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,7 @@ def read_eval_inputs(config: FrozenConfigDict) -> EvalInputs:
         except InputError as error:
             raise InputError(f"{task.path}: {error}") from error
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    require_fit(mesh, heads=model.heads)
     kernel, why = attention.choose(
         config.model.attention,
         device=mesh.devices.flat[0],
@@ -110,6 +123,8 @@ def read_inputs(config: FrozenConfigDict) -> Inputs:
     config = shared.config
     items = shared.tasks[0].items
     problems = Problems(items, batch=config.rollout.prompts, seed=config.seed)
+    rows = config.train.minibatch_prompts * config.train.samples
+    require_fit_of_batch(shared.mesh, prompts=config.rollout.prompts, rows=rows)
     if config.reward.label == "truth" and truths(items) is None:
         raise InputError(
             f'reward.label="truth" needs a truth for each question; {config.data.path} has no column '
@@ -156,8 +171,8 @@ def build_eval(config: ConfigDict, inputs: EvalInputs, announce: Callable[[str],
     """Make the functions that an evaluation calls. Sets JAX's mesh, and where it keeps programs, for the process."""
     keep_programs(announce)
     jax.set_mesh(inputs.mesh)
-    sampler = make_sampler(config, inputs.model, inputs.mesh, stop_ids=inputs.stop_ids, announce=announce)
-    return _eval_parts(config, inputs, sampler)
+    sampler, host = _sampler_and_host(config, inputs, announce, kept_bytes=_FLOAT32)
+    return _eval_parts(config, inputs, sampler, host)
 
 
 def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -> Parts:
@@ -165,8 +180,9 @@ def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -
     keep_programs(announce)
     model, mesh, train = inputs.model, inputs.mesh, config.train
     jax.set_mesh(mesh)
-    sampler = make_sampler(config, model, mesh, stop_ids=inputs.stop_ids, announce=announce)
-    shared = _eval_parts(config, inputs, sampler)
+    reference_bytes = jnp.dtype(config.model.dtype).itemsize if train.kl_coef else 0
+    sampler, host = _sampler_and_host(config, inputs, announce, kept_bytes=3 * _FLOAT32 + reference_bytes)
+    shared = _eval_parts(config, inputs, sampler, host)
     optimizer = make_optimizer(config)
     layout = state_layout(shared.params_layout, optimizer, mesh)
     params = weights.load(inputs.source, model, mesh)
@@ -180,7 +196,7 @@ def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -
     start = jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout.optimizer))
     return Parts(
         **vars(shared),
-        state=TrainState(jax.device_put(jnp.int32(0), replicated(mesh)), params, start(params)),
+        state=TrainState(jax.device_put(np.int32(0), replicated(mesh)), params, start(params)),
         state_layout=layout,
         sample=functools.partial(shared.draw, votes=config.rollout.votes, sampling=_sampling(config.rollout)),
         extract=inputs.tasks[0].extract,
@@ -193,9 +209,33 @@ def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -
     )
 
 
-def _eval_parts(config: ConfigDict, inputs: EvalInputs, sampler: Sampler) -> EvalParts:
-    copy = sampling_copy(config, inputs.model, inputs.mesh)
-    draw = functools.partial(_sample, sampler, copy, functools.partial(text.decode, inputs.tokenizer))
+def _sampler_and_host(
+    config: ConfigDict, inputs: EvalInputs, announce: Callable[[str], None], *, kept_bytes: int
+) -> tuple[Sampler, jax.sharding.Mesh | None]:
+    """The programs that sample, and the mesh of this host if it does that by itself. kept_bytes: for each parameter."""
+    model, mesh, rollout = inputs.model, inputs.mesh, config.rollout
+    alone, why = hosts.choose(
+        mesh,
+        needed_bytes=lambda host: hosts.sampling_bytes(
+            model,
+            host,
+            mesh,
+            itemsize=jnp.dtype(config.model.dtype).itemsize,
+            rows=rollout.rows,
+            tokens=rollout.max_tokens,
+            kept_bytes=kept_bytes,
+        ),
+    )
+    if distributed.several():
+        announce(f"sampling  {why}")
+    host = of_hosts(mesh).local_mesh if alone else None
+    return make_sampler(config, model, host or mesh, stop_ids=inputs.stop_ids, announce=announce), host
+
+
+def _eval_parts(config: ConfigDict, inputs: EvalInputs, sampler: Sampler, host: jax.sharding.Mesh | None) -> EvalParts:
+    copy = host_copy if host else sampling_copy
+    decode = functools.partial(text.decode, inputs.tokenizer)
+    draw = functools.partial(_sample, sampler, copy(config, inputs.model, inputs.mesh), decode, host)
     return EvalParts(
         params_layout=params_layout(inputs.model, inputs.mesh),
         encode=functools.partial(_encode, inputs.encoder),
@@ -291,10 +331,25 @@ def sampling_copy(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mes
     return jax.jit(make, out_shardings=out)
 
 
+def host_copy(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
+    """The same for a host that samples by itself: whole on the devices of each, as arrays of this one's alone."""
+    make = functools.partial(decoder.sampling_weights, config=model, dtype=jnp.dtype(config.model.dtype))
+    axes, shapes = decoder.sampling_axes(model), jax.eval_shape(make, decoder.shapes(model))
+    cast = jax.jit(make, out_shardings=shardings(axes, shapes, mesh))
+    on_hosts = shardings(axes, shapes, of_hosts(mesh), without=("embed",))
+
+    def copy(params: decoder.Params) -> decoder.Params:
+        # First into the type, then to the hosts: half the bytes travel. The devices may be in another order there.
+        return jax.tree.map(on_this_host, jax.device_put(cast(params), on_hosts))
+
+    return copy
+
+
 def _sample(
     sampler: Sampler,
     copy: Callable[[Any], Any],
     decode: Callable[[np.ndarray], str],
+    host: jax.sharding.Mesh | None,
     params: decoder.Params,
     prompts: Prompts,
     key: jax.Array,
@@ -303,13 +358,22 @@ def _sample(
     sampling: Sampling,
     progress: Callable[[int], None],
 ) -> tuple[Rollouts, list[list[str]]]:
-    texts = [[""] * votes for _ in prompts.lengths]
+    weights = copy(params)
 
-    def ended(prompt: int, vote: int, ids: np.ndarray) -> None:
-        texts[prompt][vote] = decode(ids)
+    def draw(prompts: Prompts, key: jax.Array, *, progress: Callable[[int], None]) -> tuple[Rollouts, list[list[str]]]:
+        texts = [[""] * votes for _ in prompts.lengths]
 
-    rollouts = sampler(copy(params), prompts, key, votes=votes, sampling=sampling, progress=progress, ended=ended)
-    return rollouts, texts
+        def ended(prompt: int, vote: int, ids: np.ndarray) -> None:
+            texts[prompt][vote] = decode(ids)
+
+        rollouts = sampler(weights, prompts, key, votes=votes, sampling=sampling, progress=progress, ended=ended)
+        return rollouts, texts
+
+    if host is None:  # what progress raises, all raise: here they decode in step
+        return draw(prompts, key, progress=lambda tokens: distributed.together(lambda: progress(tokens)))
+    return hosts.sample_shares(
+        draw, prompts, key, host=host, votes=votes, max_tokens=sampler.max_tokens, progress=progress
+    )
 
 
 def _encode(encoder: text.PromptEncoder, batch: Sequence[Problem]) -> Prompts:

@@ -4,6 +4,7 @@ import errno
 import importlib
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,11 +13,13 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from ttrl_jax.errors import InputError
+from ttrl_jax.run import distributed
 
 # Commands run from a source checkout, whose configs/ lies beside the package; this finds it from any folder.
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 USAGE_ERROR = 2
+PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
 
 def define_config_flag() -> None:
@@ -36,6 +39,22 @@ def define_out_flag() -> None:
         flags.DEFINE_string("out", "", "Folder to write; of a report, the file.")
 
 
+def define_process_flags() -> None:
+    """Define --coordinator, --num_processes and --process_id. Each command that takes several processes calls this on
+    import, and `join_processes` before it uses a device."""
+    if "coordinator" in flags.FLAGS:
+        return
+    flags.DEFINE_string("coordinator", "", "Of several processes: HOST:PORT of process 0. Unneeded on TPU, GKE, SLURM.")
+    flags.DEFINE_integer("num_processes", None, "How many processes there are, likewise.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, likewise.")
+
+
+def join_processes() -> None:
+    """Join the other processes as the flags say, or the environment. Raises InputError."""
+    given = flags.FLAGS
+    distributed.start(coordinator=given.coordinator, num_processes=given.num_processes, process_id=given.process_id)
+
+
 def run(main: Callable[..., int], *, doc: str, takes: str | None = None, several: bool = False) -> int:
     """Parse the flags of sys.argv, call `main`, and return the exit code.
 
@@ -43,9 +62,13 @@ def run(main: Callable[..., int], *, doc: str, takes: str | None = None, several
     several: there may be more than one of it; `main` is called with all.
 
     That is main's own; 2, with one line on stderr, for an InputError, a flag error or a full disk; 1 for numbers that
-    are no longer finite; 130 for Ctrl-C where main does not see to it. `--help` prints `doc` and the
-    flags of the command.
+    are no longer finite; 130 for Ctrl-C where main does not see to it; 75 (from run/distributed.py) where another
+    process has gone. `--help` prints `doc` and the flags of the command.
     """
+    return distributed.leave(_run(main, doc, takes, several))
+
+
+def _run(main: Callable[..., int], doc: str, takes: str | None, several: bool) -> int:
     try:
         if {"--help", "-h"} & set(sys.argv):
             print(f"{doc.strip()}\n\n{_flag_help()}")
@@ -62,9 +85,20 @@ def run(main: Callable[..., int], *, doc: str, takes: str | None = None, several
         return 128 + signal.SIGINT
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            return _failed(error)
         print(f"error: the disk is full ({error}); free some space and run the same command again", file=sys.stderr)
         return USAGE_ERROR
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """What no user made is raised again; in one of several processes it is printed, as the others wait for this one."""
+    if not distributed.several():
+        raise error
+    traceback.print_exception(error)
+    distributed.await_verdict()
+    return 1
 
 
 def config() -> FrozenConfigDict:
@@ -165,7 +199,7 @@ def _require_keys(given: ConfigDict, default: ConfigDict, prefix: str) -> None:
 def _flag_help() -> str:
     return "\n".join(
         f"  --{flag.name}: {flag.help}"
-        for name in ("config", "workdir", "checkpoint", "out", "step", "dtype")
+        for name in ("config", "workdir", "checkpoint", "out", "step", "dtype", *PROCESS_FLAGS)
         if name in flags.FLAGS
         for flag in [flags.FLAGS[name]]
     )

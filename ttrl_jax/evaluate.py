@@ -20,18 +20,19 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from ttrl_jax import build as builder
-from ttrl_jax import cli
+from ttrl_jax import cli, hosts
 from ttrl_jax.errors import InputError
 from ttrl_jax.measure import headline, introduce, measure, table, task_keys
 from ttrl_jax.model import weights
 from ttrl_jax.model.decoder import Params
-from ttrl_jax.run import folder
+from ttrl_jax.run import distributed, folder
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.metrics import write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
 
 cli.define_config_flag()
 cli.define_out_flag()
+cli.define_process_flags()
 flags.DEFINE_string("checkpoint", "", "Run folder, RUN/checkpoints/STEP, or model folder; default: model.path.")
 
 RESULTS, GENERATIONS = "results.json", "generations.jsonl"
@@ -49,18 +50,17 @@ class Origin:
 def main() -> int:
     began = time.monotonic()
 
+    # ------------------------------------------------------------- the other processes: all run these same lines
+    cli.join_processes()
+
     # ------------------------------------------------------------- inputs: all checked before anything is written
-    config = cli.config()
-    origin = find_origin(flags.FLAGS.checkpoint, config.model.path)
-    config = with_model(config, origin.model)
-    inputs = builder.read_eval_inputs(config)
+    origin, inputs = distributed.together(read_inputs)
     config = inputs.config
     model = builder.identity(inputs)
-    if origin.run is not None:
-        folder.require_same_model(origin.run, model, flag="--checkpoint")
     out = Path(flags.FLAGS.out) if flags.FLAGS.out else default_out(origin, config)
     settings = config.as_configdict().to_dict() | {"checkpoint": checkpoint_of(origin)}
-    folder.require_same(out, settings, model, flag="--out")
+    distributed.require_same(hosts.facts(inputs.tasks, settings, model))
+    distributed.together(lambda: folder.require_same(out, settings, model, flag="--out"))
 
     # ------------------------------------------------------------- model, then one task after the other
     found, rows = {}, []
@@ -86,10 +86,13 @@ def main() -> int:
             progress.step(i + 1, f"{task.name}: {headline(result.numbers, samples=config.eval.samples)}")
 
     # ------------------------------------------------------------- results
+    params_sha256 = weights.sha256(params)
+    if not distributed.leader():
+        return 0
     results = {
         "model": origin.model,
         "checkpoint": checkpoint_of(origin),
-        "params_sha256": weights.sha256(params),
+        "params_sha256": params_sha256,
         "seed": config.seed,
         "samples": config.eval.samples,
         "seconds": round(time.monotonic() - began, 1),
@@ -101,6 +104,16 @@ def main() -> int:
     print(table(found, samples=config.eval.samples, extra_k=config.eval.k))
     print(f"wrote {RESULTS}, {GENERATIONS} and {folder.CONFIG} (the settings) to {out}")
     return 0
+
+
+def read_inputs() -> tuple[Origin, builder.EvalInputs]:
+    """What the flags ask for, checked. Raises InputError."""
+    config = cli.config()
+    origin = find_origin(flags.FLAGS.checkpoint, config.model.path)
+    inputs = builder.read_eval_inputs(with_model(config, origin.model))
+    if origin.run is not None:
+        folder.require_same_model(origin.run, builder.identity(inputs), flag="--checkpoint")
+    return origin, inputs
 
 
 def find_origin(checkpoint: str, model_path: str) -> Origin:

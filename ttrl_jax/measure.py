@@ -15,6 +15,7 @@ from ttrl_jax.reward.audit import truth_classes
 from ttrl_jax.reward.estimates import best_of_n, maj_at_k, pass_at_k
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.vote import Ballot, vote
+from ttrl_jax.run import distributed
 from ttrl_jax.source import parameter_count
 from ttrl_jax.tasks import Task
 
@@ -47,8 +48,8 @@ def measure(
     samplers = [parts.sample_for_eval, parts.sample_greedy] if greedy else [parts.sample_for_eval]
     for sample in samplers:
         rollouts, texts = sample(params, prompts, key, progress=progress)
-        answers = [[task.extract(text) for text in group] for group in texts]
-        ballots = [vote(group) for group in answers]
+        answers = distributed.each(lambda group: [task.extract(text) for text in group], texts)
+        ballots = distributed.each(vote, answers)
         rendered = parts.render(task.items)
         rows = generations(task.items, rendered, texts, answers, ballots, rollouts, None, truths(task.items))
         sets.append((rollouts, texts, answers, rows))
@@ -233,6 +234,8 @@ def introduce(inputs: builder.EvalInputs, say: Callable[[str], None]) -> None:
     count = parameter_count(inputs.model) / 1e6
     say(f"model     {config.model.path}: {count:.2f} M parameters, {config.model.dtype} compute")
     say(f"devices   {jax.device_count()} x {device.device_kind}, mesh {dict(inputs.mesh.shape)}")
+    if distributed.several():
+        say(f"processes {jax.process_count()}, with {jax.local_device_count()} devices each")
     say(f"attention {inputs.model.attention}, {inputs.attention}")
     for i, task in enumerate(inputs.tasks):
         blind = truths(task.items) is None

@@ -7,6 +7,7 @@ update the model by GRPO. The same command again resumes after the last checkpoi
 table.
 """
 
+import contextlib
 import dataclasses
 import json
 import resource
@@ -22,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from ttrl_jax import build as builder
-from ttrl_jax import cli
+from ttrl_jax import cli, hosts
 from ttrl_jax.data.problems import truths
 from ttrl_jax.errors import InputError
 from ttrl_jax.learn.advantage import group_normalised
@@ -35,7 +36,7 @@ from ttrl_jax.reward.audit import audit, truth_classes
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.score import random_classes, score, select, vote_share, with_format
 from ttrl_jax.reward.vote import Ballot, classes_of, label_keys, vote, vote_metrics
-from ttrl_jax.run import folder
+from ttrl_jax.run import distributed, folder
 from ttrl_jax.run.checkpoint import Checkpoints, Interrupt, check_disk
 from ttrl_jax.run.diagnosis import Diagnosis, diagnose
 from ttrl_jax.run.metrics import MetricsLog, read_lines, write_json, write_jsonl
@@ -43,6 +44,7 @@ from ttrl_jax.run.progress import Progress
 from ttrl_jax.tasks import OWN
 
 cli.define_config_flag()
+cli.define_process_flags()
 flags.DEFINE_string("workdir", "", "Run folder; default: runs/<config name>.")
 
 
@@ -56,38 +58,40 @@ class History:
 
 
 class Interrupted(Exception):
-    """A signal asked to leave, and this is a safe point."""
+    """A signal (its number) asked one of the processes to leave, and this is a safe point."""
 
 
 def main() -> int:
     began = time.monotonic()
 
+    # ------------------------------------------------------------- the other processes: all run these same lines
+    cli.join_processes()
+    leader = distributed.leader()  # the one that writes
+
     # ------------------------------------------------------------- inputs: all checked before anything is written
-    inputs = builder.read_inputs(cli.config())
+    inputs = distributed.together(lambda: builder.read_inputs(cli.config()))
     config = inputs.config
     workdir = Path(flags.FLAGS.workdir or f"runs/{cli.config_name()}")
     settings = config.as_configdict().to_dict()
     model = builder.identity(inputs)
-    folder.require_same(workdir, settings, model, flag="--workdir")
-    if (summary := folder.read_summary(workdir)) is not None:
+    distributed.require_same(hosts.facts(inputs.tasks, settings, model) | {"--workdir": str(workdir)})
+    distributed.together(lambda: folder.require_same(workdir, settings, model, flag="--workdir"))
+    if (summary := distributed.first(folder.read_summary(workdir))) is not None:
         print(f"{workdir} is finished:\n{report(summary, config)}")
         return 0
-    check_disk(workdir, needed_bytes=(config.checkpoint.keep + 1) * builder.state_bytes(inputs.model))
+    needed_bytes = (config.checkpoint.keep + 1) * builder.state_bytes(inputs.model)
+    distributed.together(lambda: check_disk(workdir, needed_bytes=needed_bytes))
 
     # ------------------------------------------------------------- run folder, and where an earlier process stopped
-    folder.claim(workdir, settings, model)
+    distributed.together(lambda: folder.claim(workdir, settings, model) if leader else folder.await_claim(workdir))
     checkpoints = Checkpoints(workdir / folder.CHECKPOINTS, keep=config.checkpoint.keep)
     start = checkpoints.latest() or 0
+    distributed.require_same({"the last checkpoint in --workdir": start})
     total = inputs.total_steps
     with (
         Interrupt() as interrupt,
         checkpoints,
-        MetricsLog(
-            workdir,
-            start_step=start,
-            tensorboard=config.log.tensorboard,
-            wandb_project=config.log.wandb_project or None,
-        ) as log,
+        distributed.together(lambda: open_log(config, workdir, start) if leader else contextlib.nullcontext()) as log,
         Progress(total, start=start, title=workdir.name) as progress,
     ):
 
@@ -96,8 +100,8 @@ def main() -> int:
             show = progress.tokens(what)
 
             def tick(tokens: int) -> None:
-                if interrupt.signum is not None:
-                    raise Interrupted
+                if (number := distributed.signalled(interrupt.signum)) is not None:
+                    raise Interrupted(number)
                 show(tokens)
 
             return tick
@@ -128,7 +132,7 @@ def main() -> int:
                     progress=watch(f"evaluating {task.name}"),
                 )
                 found[task.name] = result.numbers
-                if step in (0, total):
+                if leader and step in (0, total):
                     write_jsonl(workdir / "rollouts" / f"eval_{task.name}_{step:06}.jsonl", result.rows)
                 shown = headline(result.numbers, samples=config.eval.samples)
                 progress.line(f"evaluation after {step} steps | {task.name}: {shown}")
@@ -156,9 +160,8 @@ def main() -> int:
                 rollouts, texts = parts.sample(state.params, prompts, key, progress=watch("sampling"))
                 clock.lap("sample")
 
-                answers = [[parts.extract(text) for text in group] for group in texts]
                 ids = [problem.index for problem in batch]
-                ballots = cast_votes(answers, config, step=step, ids=ids)
+                answers, ballots = cast_votes(texts, parts, config, step=step, ids=ids)
                 labels = [ballot.label for ballot in ballots]
                 if config.reward.label == "offline":  # the baseline: what the start model's votes give
                     labels = classes_of(ballots, [offline[i] for i in ids])
@@ -166,6 +169,7 @@ def main() -> int:
                     labels = truth_classes(ballots, truths(batch))
                 if config.reward.label == "random":  # the control: what rewards without information give
                     labels = random_classes(ballots, seed=config.seed, step=step, ids=ids)
+                labels = distributed.first(labels)  # comparing formulas has deadlines, which not every host keeps
                 rewards = vote_share(ballots) if config.reward.kind == "vote_share" else score(ballots, labels)
                 formed = in_format(texts, parts.in_format)
                 if formed is not None:
@@ -183,7 +187,7 @@ def main() -> int:
                 votes |= {} if formed is None else {"format_rate": float(formed.mean())}
                 audited = audit(ballots, labels, rewards, chosen, truths(batch)) if truths(batch) else {}
                 history.labels |= dict(zip(ids, label_keys(ballots), strict=True))
-                if config.log.generations_every and step % config.log.generations_every == 0:
+                if leader and config.log.generations_every and step % config.log.generations_every == 0:
                     rendered = parts.render(batch)
                     rows = generations(batch, rendered, texts, answers, ballots, rollouts, rewards, truths(batch))
                     write_jsonl(workdir / "rollouts" / f"train_{step:06}.jsonl", rows)
@@ -198,7 +202,8 @@ def main() -> int:
                     | named("speed", speed(rollouts, clock.laps["sample"]))
                     | named("memory", {"peak_gb": peak_memory_gb()})
                 )
-                log.write(step, metrics)  # before the checkpoint, so that a resumed run misses no row
+                if leader:
+                    log.write(step, metrics)  # before the checkpoint, so that a resumed run misses no row
                 if (step + 1) % inputs.problems.steps_per_episode == 0:
                     history.seconds = earlier_seconds + time.monotonic() - began
                     checkpoints.save(step + 1, state, dataclasses.asdict(history))
@@ -206,18 +211,22 @@ def main() -> int:
                 progress.step(step + 1, line_of(inputs.problems.episode(step), votes, audited, learned))
             step = total
             last = evaluate(total)
-            log.write(total, last)
-        except Interrupted:
+            if leader:
+                log.write(total, last)
+        except Interrupted as signalled:
             history.seconds = earlier_seconds + time.monotonic() - began
             if step > start:
                 checkpoints.save(step, state, dataclasses.asdict(history))
             progress.line(f"interrupted after {step} of {total} steps; the same command goes on from there")
-            return 128 + interrupt.signum
+            return 128 + signalled.args[0]
 
     # ------------------------------------------------------------- results
+    params_sha256 = sha256(state.params)
+    if not leader:
+        return 0
     diagnosis = diagnose(read_lines(workdir / "metrics.jsonl")[0])  # of all steps, those before a resume too
     seconds = earlier_seconds + time.monotonic() - began
-    summary = summarise(history, total, sha256(state.params), seconds, diagnosis)
+    summary = summarise(history, total, params_sha256, seconds, diagnosis)
     write_json(workdir / folder.SUMMARY, summary)
     print(report(summary, config))
     print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}")
@@ -243,26 +252,39 @@ def offline_labels(
     if a run that goes on has lost them: the start model is gone by then.
     """
     path, items = workdir / "labels.jsonl", inputs.problems.items
-    if not path.is_file():
+    if not distributed.first(path.is_file()):
         if resumed:
             raise InputError(f"{path} is missing, without which the run cannot go on; put it back or begin a new run")
         rollouts, texts = parts.sample(parts.state.params, parts.encode(items), key, progress=progress)
-        answers = [[parts.extract(text) for text in group] for group in texts]
         ids = [problem.index for problem in items]
-        ballots = cast_votes(answers, config, step=inputs.total_steps, ids=ids)
+        answers, ballots = cast_votes(texts, parts, config, step=inputs.total_steps, ids=ids)
         rows = generations(items, parts.render(items), texts, answers, ballots, rollouts, None, truths(items))
-        write_jsonl(path, rows)
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    labels = [None if row["label"] is None else Answer(row["label"]) for row in rows]
+        if distributed.leader():
+            write_jsonl(path, rows)
+    lines = distributed.first(path.read_text(encoding="utf-8") if distributed.leader() else "").splitlines()
+    labels = [None if (label := json.loads(line)["label"]) is None else Answer(label) for line in lines]
     return {problem.index: label for problem, label in zip(items, labels, strict=True)}
 
 
 def cast_votes(
-    answers: Sequence[Sequence[Answer | None]], config: Any, *, step: int, ids: Sequence[int]
-) -> list[Ballot]:
-    """The ballots on the questions `ids`, with ties as the config has them."""
-    draws = [(config.seed, step, i) if config.reward.ties == "random" else None for i in ids]
-    return [vote(group, draw=draw) for group, draw in zip(answers, draws, strict=True)]
+    texts: Sequence[Sequence[str]], parts: builder.Parts, config: Any, *, step: int, ids: Sequence[int]
+) -> tuple[list[list[Answer | None]], list[Ballot]]:
+    """The answers in the responses to the questions `ids`, and the ballots on them, with ties as the config has them.
+    With several processes each reads a share of the questions."""
+
+    def read(question: int) -> tuple[list[Answer | None], Ballot]:
+        answers = [parts.extract(text) for text in texts[question]]
+        draw = (config.seed, step, ids[question]) if config.reward.ties == "random" else None
+        return answers, vote(answers, draw=draw)
+
+    found = distributed.each(read, range(len(ids)))
+    return [answers for answers, _ in found], [ballot for _, ballot in found]
+
+
+def open_log(config: Any, workdir: Path, start: int) -> MetricsLog:
+    """The metrics of a run that goes on after step `start`."""
+    project = config.log.wandb_project or None
+    return MetricsLog(workdir, start_step=start, tensorboard=config.log.tensorboard, wandb_project=project)
 
 
 # ---------------------------------------------------------------------- what main says

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ttrl_jax.errors import InputError
@@ -34,6 +35,7 @@ Axes = tuple[str | None, ...]
 def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Build the `data, fsdp, tensor` mesh over `devices` (None: all there are); one size may be -1: whatever is left.
 
+    The devices of a process are neighbours along tensor first, then fsdp, unless the network of TPUs has better ones.
     Raises InputError when the sizes do not multiply to the number of devices.
     """
     sizes, devices = [data, fsdp, tensor], jax.devices() if devices is None else list(devices)
@@ -43,8 +45,40 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device
         known = -(data * fsdp * tensor)
         sizes[sizes.index(-1)] = len(devices) // known
     if sizes[0] * sizes[1] * sizes[2] != len(devices):
-        raise InputError(f"mesh data x fsdp x tensor = {data} x {fsdp} x {tensor} does not fit {len(devices)} devices")
+        raise InputError(
+            f"mesh data x fsdp x tensor = {data} x {fsdp} x {tensor} does not fit {len(devices)} devices; choose from "
+            f"{_divisors(len(devices))} with a product of {len(devices)}, or -1 for one of them, which is the rest"
+        )
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+
+
+def require_fit(mesh: Mesh, *, heads: int) -> None:
+    """Raise InputError if the model's query heads cannot be split evenly over `tensor`."""
+    if heads % mesh.shape["tensor"]:
+        raise InputError(
+            f"mesh.tensor={mesh.shape['tensor']} does not divide the {heads} heads of the model; set it to one of "
+            f"{_divisors(math.gcd(heads, mesh.size))}"
+        )
+
+
+def require_fit_of_batch(mesh: Mesh, *, prompts: int, rows: int) -> None:
+    """Raise InputError if devices would have nothing to do: prompts of a step that `data` does not divide, or fewer
+    rows of an optimizer step than data x fsdp."""
+    data, shards = mesh.shape["data"], mesh.shape["data"] * mesh.shape["fsdp"]
+    if prompts % data:
+        raise InputError(
+            f"mesh.data={data} does not divide rollout.prompts={prompts}; set it to one of "
+            f"{_divisors(math.gcd(prompts, mesh.size))}"
+        )
+    if rows < shards:
+        raise InputError(
+            f"mesh data x fsdp = {shards} is more than the {rows} rows of an optimizer step (train.minibatch_prompts x "
+            f"train.samples); let it be at most that, with the rest in mesh.tensor, or train on more rows"
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def partition(axes: Axes, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
@@ -72,6 +106,27 @@ def shardings(axes: Any, shapes: Any, mesh: Mesh, *, without: tuple[str, ...] = 
         return NamedSharding(mesh, partition(names, shape.shape, mesh))
 
     return jax.tree.map(one, shapes, axes)
+
+
+def of_hosts(mesh: Mesh) -> Mesh:
+    """The devices of `mesh` by host: axes "hosts", data (1), fsdp and tensor. Its `local_mesh` is that of one host.
+
+    tensor is as large as on `mesh` if that divides the devices of a host. What names no axis "hosts" lies whole on
+    each of them.
+    """
+    rows = {}
+    for device in mesh.devices.flat:
+        rows.setdefault(device.process_index, []).append(device)
+    devices = np.array([rows[process] for process in sorted(rows)])
+    tensor = math.gcd(devices.shape[1], mesh.shape["tensor"])
+    shape = (len(devices), 1, devices.shape[1] // tensor, tensor)
+    return Mesh(devices.reshape(shape), ("hosts", *MESH_AXES), axis_types=(jax.sharding.AxisType.Auto,) * 4)
+
+
+def on_this_host(x: jax.Array) -> jax.Array:
+    """What this host holds of an array on a mesh of hosts that each hold it whole, as an array of this host alone."""
+    sharding = NamedSharding(x.sharding.mesh.local_mesh, x.sharding.spec)
+    return jax.make_array_from_single_device_arrays(x.shape, sharding, [part.data for part in x.addressable_shards])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import decoder, gguf
 from ttrl_jax.model.config import ModelConfig
-from ttrl_jax.model.sharding import shardings
+from ttrl_jax.model.sharding import replicated, shardings
 
 _DTYPES = {"F32", "F16", "BF16"}
 _CHUNK = 1 << 20  # numbers of a tensor that are converted to float32 at once
@@ -213,8 +213,26 @@ def sha256(params: decoder.Params) -> str:
     """SHA-256 over the float32 bytes of all parameters in their tree's order: two runs agree only bit by bit."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf).data)
+        for part in _readable(leaf):
+            digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
+
+
+def _readable(leaf: Any) -> Iterator[Any]:
+    """The values in their order. Of an array that other processes hold parts of, a layer at a time, which each process
+    then holds whole for a moment."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        yield leaf
+        return
+    stacked = leaf if leaf.ndim > 2 else leaf[None]
+    for i in range(len(stacked)):
+        yield _layer(stacked, i, sharding=replicated(leaf.sharding.mesh))
+
+
+@functools.partial(jax.jit, static_argnames="sharding")
+def _layer(stack: jax.Array, index: int, *, sharding: NamedSharding) -> jax.Array:
+    layer = jax.lax.dynamic_index_in_dim(stack, index, 0, keepdims=False)
+    return jax.lax.with_sharding_constraint(layer, sharding)
 
 
 def _is_entry(node: object) -> bool:

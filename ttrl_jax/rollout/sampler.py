@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ from ttrl_jax.rollout import slots as places
 from ttrl_jax.rollout.sampling import Sampling, pick
 from ttrl_jax.rollout.slots import IDLE, Layout, Slots
 from ttrl_jax.run.compiled import Compiled
+
+PyTree = Any
 
 SEGMENT = 64  # decode steps, at most, between two looks of the host (progress, interrupts, moves)
 FIRST_CACHE = 64  # tokens; it grows as the responses do, and shrinks, so that short ones never pay for long ones
@@ -299,7 +302,7 @@ def _prefill(
     keys = _folded(_folded(_folded(key, uids)[:, None], votes), jnp.int32(0))
     logits = constrain(prefix.logits, "prompts", None)
     tokens, logps = jax.lax.map(lambda keys: pick(logits, keys, sampling), keys.T)  # never [P, V, W]
-    return prefix, tokens.T, logps.T
+    return prefix, *_for_the_host((tokens.T, logps.T))
 
 
 def _segment(
@@ -349,7 +352,13 @@ def _segment(
 
     shape = (SEGMENT, *slots.votes.shape)
     out = Drawn(jnp.int32(0), jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
-    return jax.lax.while_loop(more, step, (suffix, slots, at, out))
+    suffix, *for_the_host = jax.lax.while_loop(more, step, (suffix, slots, at, out))
+    return suffix, *_for_the_host(tuple(for_the_host))
+
+
+def _for_the_host(x: PyTree) -> PyTree:
+    """Arrays that the host reads: whole on every device, as a host reads its own devices alone."""
+    return jax.tree.map(lambda leaf: constrain(leaf, *(None,) * leaf.ndim), x)
 
 
 def _refill(slots: Slots, tokens: jax.Array, ended: jax.Array, first: jax.Array) -> Slots:

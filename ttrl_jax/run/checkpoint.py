@@ -23,6 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ttrl_jax.errors import InputError
+from ttrl_jax.run import distributed
 
 PyTree = Any
 _NAMED_IN_ERRORS = 3  # how many differing leaves an error message lists
@@ -154,7 +155,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        # Orbax waits for all processes to finish a save. After an error the others may never come.
+        if exception == (None, None, None) or not distributed.several():
+            self.close()
 
 
 @contextlib.contextmanager

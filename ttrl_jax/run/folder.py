@@ -4,6 +4,7 @@ The folder of an evaluation is one of the same kind: it too belongs to one confi
 """
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ CONFIG, SUMMARY, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 
 # Sections that change where a run computes or what it shows, not what it learns.
 _MAY_DIFFER = ("mesh", "log")
+_SECONDS_TO_SEE = 60  # as long as network disks may believe that there is no such file
 
 
 def require_same(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any], *, flag: str) -> None:
@@ -31,7 +33,7 @@ def require_same(folder: Path, config: Mapping[str, Any], model: Mapping[str, An
             raise InputError(f"{folder} is not empty and not a run folder (no {CONFIG}); choose another {flag}")
         return
     made, _ = made_with(folder, flag=flag)
-    old, new = _flat(made), _flat(json.loads(json.dumps(config)))
+    old, new = flat(made), flat(json.loads(json.dumps(config)))
     differing = [
         f"{name} ({old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now)"
         for name in sorted(old.keys() | new.keys())
@@ -65,7 +67,7 @@ def made_with(folder: Path, *, flag: str) -> tuple[dict[str, Any], dict[str, Any
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
         config, model = made["config"], made["model"]
-        _flat(config)
+        flat(config)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error!r}); choose another {flag}") from error
     return config, model
@@ -84,14 +86,30 @@ def claim(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> 
         write_json(folder / CONFIG, {"config": config, "model": model})
 
 
+def await_claim(folder: Path) -> None:
+    """Return once this process sees that another one has claimed the folder: on a network disk that may take a while.
+
+    Raises InputError if it does not in time: then it is another folder.
+    """
+    end = time.monotonic() + _SECONDS_TO_SEE
+    while not (folder / CONFIG).is_file():
+        if time.monotonic() > end:
+            raise InputError(
+                f"{folder} has no {CONFIG} here, which process 0 wrote; give all processes a --workdir on a disk that "
+                "they share"
+            )
+        time.sleep(1)
+
+
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a finished run, or None."""
     path = folder / SUMMARY
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one, with names such as "model.path"."""
     found = {}
     for name, value in section.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found

@@ -1,0 +1,234 @@
+"""What each of several processes does in tests/test_distributed.py: python pod_work.py WORK FOLDER --coordinator ...
+
+The same functions, called in a single process, give what is expected.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tiny_model import LLAMA, random_params
+
+from ttrl_jax import cli, hosts
+from ttrl_jax.errors import InputError
+from ttrl_jax.learn.batch import train_batch
+from ttrl_jax.learn.layout import params_layout, state_layout
+from ttrl_jax.learn.optimizer import make_optimizer
+from ttrl_jax.learn.update import LossSettings, ScoreSettings, Sizes, Update
+from ttrl_jax.model import decoder
+from ttrl_jax.model.sharding import make_mesh, of_hosts, on_this_host, shardings
+from ttrl_jax.records import Prompts, Rollouts, TrainState
+from ttrl_jax.rollout.sampler import Sampler
+from ttrl_jax.rollout.sampling import Sampling
+from ttrl_jax.run import distributed
+from ttrl_jax.run.checkpoint import Checkpoints
+
+# The last has more devices along tensor than the model has kv heads.
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 2, 4)]
+SOME_MESHES = [(1, 8, 1), (2, 2, 2)]
+# By the number of processes: prompts, and whether each host draws by itself. None can be shared evenly.
+SAMPLED = {2: [(5, True), (5, False)], 4: [(3, True)]}
+MAX_TOKENS = 12
+
+
+def placed(tree, layout):
+    """Host arrays laid over all devices as `layout` has it."""
+    return jax.tree.map(
+        lambda x, like: jax.make_array_from_callback(like.shape, like.sharding, lambda index: np.asarray(x)[index]),
+        tree,
+        layout,
+    )
+
+
+def whole(x):
+    """The values of an array that may lie on several hosts."""
+    everywhere = jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())
+    return np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(x))
+
+
+def scores_and_gradients(shape):
+    """Log-probs [R, T'] of fixed rows (0 where there is no token), and the gradient of each parameter, on a mesh."""
+    rng = np.random.default_rng(0)
+    prompts = Prompts(rng.integers(64, size=(2, 6)), np.array([6, 3], np.int32), np.arange(2))
+    lengths = rng.integers(1, 13, size=(2, 8)).astype(np.int32)
+    tokens, logps = rng.integers(64, size=(2, 8, 12)), np.zeros((2, 8, 12))
+    rollouts = Rollouts(tokens, lengths, logps, lengths == 12, 0)
+    batch = train_batch(prompts, rollouts, np.tile(np.arange(8), (2, 1)), rng.normal(size=(2, 8)))
+    numbers = np.arange(batch.mask.size, dtype=np.float32).reshape(batch.mask.shape)
+    batch.sampler_logps[:] = numbers  # so that each token can be found again in a micro-batch
+    mesh = make_mesh(data=shape[0], fsdp=shape[1], tensor=shape[2])
+    with jax.set_mesh(mesh):
+        layout = params_layout(LLAMA, mesh)
+        params = placed(random_params(LLAMA), layout)
+        optimizer = make_optimizer(b1=0.9, b2=0.99, weight_decay=0.01, grad_clip=1.0)
+        update = Update(
+            LLAMA,
+            optimizer,
+            loss=LossSettings(clip_low=0.2, clip_high=0.2, dual_clip=3.0, kl_coef=0.05, entropy_coef=0.01),
+            score=ScoreSettings(temperature=0.8, dtype=jnp.float32, remat=False, unroll=False),
+            sizes=Sizes(minibatch_rows=16, micro_tokens=192, chunk_tokens=24, shards=shape[0] * shape[1], pack=True),
+            reference=None,
+            state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state_layout(layout, optimizer, mesh)),
+            announce=lambda line: None,
+        )
+        total, found = update._zeros(params), np.zeros(batch.mask.size)
+        for micro in update.micro_batches(batch):
+            scores = update._score(params, micro)
+            at = micro.sampler_logps[micro.mask > 0].astype(int)
+            found[at] = whole(scores)[micro.mask > 0]
+            total, _ = update._gradient(params, total, micro, scores, scores)
+        return found.reshape(batch.mask.shape), [whole(leaf) for leaf in jax.tree.leaves(total)]
+
+
+def updates(folder: Path, shapes=MESHES) -> None:
+    """Log-probs and gradients on meshes."""
+    for shape in shapes:
+        logps, gradients = scores_and_gradients(shape)
+        if distributed.leader():
+            np.savez(folder / f"{shape}.npz", logps, *gradients)
+
+
+def some_updates(folder: Path) -> None:
+    updates(folder, SOME_MESHES)
+
+
+def sampled(shape, *, prompts: int, host: bool):
+    """Responses to so many prompts, drawn by each host by itself or by all devices together."""
+    rng = np.random.default_rng(1)
+    batch = Prompts(
+        rng.integers(64, size=(prompts, 7)).astype(np.int32),
+        rng.integers(1, 8, size=prompts).astype(np.int32),
+        np.arange(prompts, dtype=np.uint32) * 7,
+    )
+    mesh = make_mesh(data=shape[0], fsdp=shape[1], tensor=shape[2])
+    jax.set_mesh(mesh)
+    group = of_hosts(mesh) if host else mesh
+    copy = decoder.sampling_weights(random_params(LLAMA), LLAMA, jnp.float32)
+    axes = shardings(decoder.sampling_axes(LLAMA), copy, group, without=("embed",))
+    weights = placed(copy, jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), copy, axes))
+    if host:
+        weights, mesh = jax.tree.map(on_this_host, weights), group.local_mesh
+    sampler = Sampler(
+        LLAMA,
+        dtype=jnp.float32,
+        rows=16,
+        max_tokens=MAX_TOKENS,
+        stop_ids=(3, 5, 9, 11),
+        prompt_multiple=mesh.shape["data"],
+        vote_multiple=mesh.shape["fsdp"],
+        announce=lambda line: None,
+    )
+
+    def draw(prompts, key, *, progress):
+        texts = [[""] * 4 for _ in prompts.lengths]
+
+        def ended(prompt, vote, ids):
+            texts[prompt][vote] = " ".join(map(str, ids))
+
+        settings = Sampling(temperature=1.0)
+        return sampler(weights, prompts, key, votes=4, sampling=settings, progress=progress, ended=ended), texts
+
+    key = jax.random.key(5)
+    if not host:
+        return draw(batch, key, progress=lambda tokens: None)
+    return hosts.sample_shares(
+        draw, batch, key, host=mesh, votes=4, max_tokens=MAX_TOKENS, progress=lambda tokens: None
+    )
+
+
+def samples(folder: Path) -> None:
+    """Responses on every host by itself and on all devices together."""
+    for prompts, host in SAMPLED[jax.process_count()]:
+        rollouts, texts = sampled((1, 4, 2), prompts=prompts, host=host)
+        found = dict(tokens=rollouts.tokens, lengths=rollouts.lengths, logps=rollouts.logps)
+        found |= dict(truncated=rollouts.truncated, slot_steps=rollouts.slot_steps, texts=np.array(texts))
+        everywhere = distributed.gather(
+            lambda found=found: {name: x.tobytes() for name, x in found.items() if name != "slot_steps"}
+        )
+        assert all(other == everywhere[0] for other in everywhere), "processes know other responses"
+        if distributed.leader():
+            np.savez(folder / f"{prompts}-{host}.npz", **found)
+
+
+def state_on(shape):
+    """A state with parameters of random numbers, and how it lies on a mesh over all devices."""
+    mesh = make_mesh(data=shape[0], fsdp=shape[1], tensor=shape[2])
+    optimizer = make_optimizer(b1=0.9, b2=0.99, weight_decay=0.01, grad_clip=1.0)
+    layout = state_layout(params_layout(LLAMA, mesh), optimizer, mesh)
+    params = random_params(LLAMA)
+    state = TrainState(np.int32(3), params, optimizer.init(jax.tree.map(jnp.asarray, params)))
+    return state, layout
+
+
+def save(folder: Path) -> None:
+    state, layout = state_on((1, 4, 2))
+    with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(3, placed(state, layout), {"seed": 7})
+
+
+def restore(folder: Path) -> None:
+    """Read what `save` saved, on another mesh, and compare."""
+    state, layout = state_on((2, -1, 1) if jax.device_count() > 1 else (1, 1, 1))
+    with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
+        restored = checkpoints.restore(checkpoints.latest(), layout)
+        assert checkpoints.meta(3) == {"seed": 7}
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for got, want in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert got.dtype == want.dtype and whole(got).tobytes() == np.asarray(want).tobytes()
+    if distributed.leader():
+        (folder / "restored").write_text(str(len(jax.tree.leaves(restored))))
+
+
+def meetings(folder: Path) -> None:
+    """What passes between processes, and how they refuse to go on."""
+    count, index = jax.process_count(), jax.process_index()
+    assert distributed.gather(lambda: (index, "é" * 3000 * index)) == [(i, "é" * 3000 * i) for i in range(count)]
+    assert distributed.each(lambda x: (x * x, index), range(7)) == [
+        (x * x, next(i for i in range(count) if 7 * (i + 1) // count > x)) for x in range(7)
+    ]
+    assert distributed.first(("a", index)) == ("a", 0)
+    large = np.random.default_rng(index).integers(256, size=6_000_000, dtype=np.uint8)
+    assert [len(x) for x in distributed.gather(lambda: large.tobytes()[: 6_000_000 - index])][index] == len(
+        large
+    ) - index
+
+    assert distributed.gather(lambda: distributed.signalled(None)) == [None] * count
+    told = distributed.gather(lambda: distributed.signalled(15 if index == count - 1 else None))
+    assert told[-1] == 15 and distributed.signalled(None) == 15
+
+    def fail_in_the_last():
+        if index == count - 1:
+            raise InputError("the last one cannot read its file")
+        return index
+
+    refusals = []
+    for meet in (
+        lambda: distributed.together(fail_in_the_last),
+        lambda: distributed.require_same({"seed": 5, "the files of model.path": index == count - 1}),
+    ):
+        try:
+            meet()
+        except InputError as error:
+            refusals.append(str(error))
+    distributed.require_same({"seed": 5})
+    (folder / f"refusals{index}").write_text("\n".join(refusals))
+
+
+WORK = {each.__name__: each for each in (updates, some_updates, samples, save, restore, meetings)}
+
+
+def main(*arguments: str) -> int:
+    cli.join_processes()
+    *names, folder = arguments
+    for name in names:
+        WORK[name](Path(folder))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.define_process_flags()
+    flags.FLAGS.unparse_flags()
+    sys.exit(cli.run(main, doc=__doc__, takes="WORK", several=True))

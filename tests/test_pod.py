@@ -1,0 +1,158 @@
+"""Pulse and invariance: training by several processes, one of which is killed, or told to leave, or differs."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pod
+import pytest
+
+KILLS = int(os.environ["TTRL_KILLS"]) if "TTRL_KILLS" in os.environ else 2  # of process 0 and 1 in turn
+STEPS = 2 + 2 * KILLS
+ARGUMENTS = [
+    "-m", "ttrl_jax.train", "--config=configs/quickstart.py", "--config.eval.tasks=()", f"--config.episodes={STEPS}",
+    "--config.rollout.prompts=2", "--config.data.limit=2", "--config.rollout.votes=8", "--config.train.samples=8",
+    "--config.train.micro_tokens=384", "--config.train.minibatch_prompts=1", "--config.train.kl_coef=0.001",
+    "--config.train.learning_rate=4e-5", "--config.eval.samples=2", "--config.eval.every=2",
+    "--config.log.generations_every=1",
+]  # fmt: skip
+SECONDS_TO_END = 60  # of the others, after one has gone
+LEFT_BEHIND = "as a rule because another one has gone"
+
+
+def start(workdir: Path, *changes: str, processes: int = 2, devices: int = 2) -> list[subprocess.Popen]:
+    return pod.start([*ARGUMENTS, f"--workdir={workdir}", *changes], processes=processes, devices=devices)
+
+
+def finish(workdir: Path, *changes: str, processes: int = 2, devices: int = 2) -> list[str]:
+    codes, said = pod.finish(start(workdir, *changes, processes=processes, devices=devices))
+    assert codes == [0] * processes, "\n".join(said)
+    return said
+
+
+def steps_saved(workdir: Path) -> list[int]:
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def wait_for_step(workdir: Path, step: int, processes: list[subprocess.Popen]) -> None:
+    while max(steps_saved(workdir), default=0) < step:
+        assert all(process.poll() is None for process in processes), pod.finish(processes)
+        time.sleep(0.01)
+
+
+def results(workdir: Path) -> dict[str, object]:
+    """All that a run leaves, but for what depends on the clock or the machine's memory."""
+    timed = ("time/", "speed/", "memory/")
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((workdir / "summary.json").read_text())
+    del summary["seconds"]
+    return {
+        "metrics": [{name: x for name, x in row.items() if not name.startswith(timed)} for row in rows],
+        "summary": summary,  # with the SHA-256 of the parameters
+        "generations": {path.name: path.read_text() for path in (workdir / "rollouts").iterdir()},
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes."""
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    said = finish(workdir)
+    assert "process 0 of 2" in said[0] and "sampling  by each host for its own questions" in said[0]
+    assert "process 1 of 2: process 0 speaks for all" in said[1] and "evaluation after" not in said[1]
+    assert [row["step"] for row in results(workdir)["metrics"]] == list(range(STEPS + 1))
+    assert len(list((workdir / "tensorboard").iterdir())) == 1, "more than one process wrote"
+    return workdir
+
+
+def test_one_process_learns_the_same(undisturbed: Path, tmp_path: Path):
+    """Invariance: as many devices in one process draw the same tokens, and their numbers differ by rounding alone."""
+    finish(tmp_path / "run", processes=1, devices=4)
+    got, want = results(tmp_path / "run"), results(undisturbed)
+    for name in ("eval_data_000000.jsonl", "train_000000.jsonl"):
+        pairs = [[json.loads(line) for line in run["generations"][name].splitlines()] for run in (got, want)]
+        for one, other in zip(*pairs, strict=True):
+            for sample, twin in zip(one.pop("samples"), other.pop("samples"), strict=True):
+                assert sample.pop("mean_logp") == pytest.approx(twin.pop("mean_logp"), abs=1e-5)
+                assert sample == twin  # text, answer, class and reward
+            assert one == other
+    for name in ("update/loss", "update/grad_norm", "update/entropy", "vote/majority_ratio"):
+        assert got["metrics"][0][name] == pytest.approx(want["metrics"][0][name], rel=1e-4, abs=1e-6)
+
+
+def test_killed_processes_end_all_and_nothing_is_lost(undisturbed: Path, tmp_path: Path):
+    """Invariance: SIGKILL to one of two at random times ends the other with 75 and a sentence; started again and again,
+    the run agrees bit by bit with one on the same mesh that was left alone."""
+    workdir, rng = tmp_path / "run", random.Random(0)
+    for kill in range(KILLS):
+        victim, other = (kill % 2, 1 - kill % 2)
+        started = start(workdir)
+        wait_for_step(workdir, max(steps_saved(workdir), default=0) + 1, started)
+        time.sleep(rng.uniform(0, 0.5))
+        assert started[victim].poll() is None, "the kill came too late"
+        started[victim].kill()
+        killed = time.monotonic()
+        codes, said = pod.finish(started, seconds=SECONDS_TO_END)
+        seconds = time.monotonic() - killed
+        print(f"process {victim} killed after step {max(steps_saved(workdir))}; the other ended {seconds:.1f} s later")
+        assert seconds < SECONDS_TO_END and codes[victim] == -signal.SIGKILL
+        assert codes[other] == 75 and LEFT_BEHIND in said[other].splitlines()[-1], "\n".join(said)
+    assert not (workdir / "summary.json").exists()
+    saved = max(steps_saved(workdir))
+    assert f"resumed after step {saved}" in finish(workdir)[0]
+    assert results(workdir) == results(undisturbed)
+
+
+def test_a_signal_to_one_makes_all_save_the_same_step_and_another_shape_goes_on(undisturbed: Path, tmp_path: Path):
+    """Semantics: SIGTERM to process 1 alone; then one process goes on, on devices of another number."""
+    workdir = tmp_path / "run"
+    started = start(workdir)
+    wait_for_step(workdir, 2, started)
+    started[1].send_signal(signal.SIGTERM)
+    codes, said = pod.finish(started)
+    assert codes == [128 + signal.SIGTERM] * 2, "\n".join(said)
+    saved = max(steps_saved(workdir))
+    assert f"interrupted after {saved} of {STEPS} steps" in said[0] and 2 <= saved < STEPS
+    assert f"resumed after step {saved}" in finish(workdir, processes=1, devices=1)[0]
+    got, want = results(workdir)["metrics"], results(undisturbed)["metrics"]
+    assert got[:saved] == want[:saved] and len(got) == len(want)
+    assert np.isfinite(got[-2]["update/grad_norm"])
+
+
+def test_two_processes_evaluate_what_two_have_trained(undisturbed: Path, tmp_path: Path):
+    """Invariance: the numbers of the last checkpoint are those that the run itself wrote down."""
+    changes = [each for each in ARGUMENTS if each.startswith("--config")]
+    out = tmp_path / "out"
+    command = ["-m", "ttrl_jax.evaluate", *changes, f"--checkpoint={undisturbed}", f"--out={out}"]
+    codes, said = pod.finish(pod.start(command, processes=2, devices=2))
+    assert codes == [0, 0], "\n".join(said)
+    found, summary = (
+        json.loads((out / "results.json").read_text()),
+        json.loads((undisturbed / "summary.json").read_text()),
+    )
+    assert found["params_sha256"] == summary["params_sha256"] and found["results"]["data"] == summary["after"]
+    assert "wrote results.json" in said[0] and "wrote" not in said[1]
+
+
+def test_processes_that_differ_are_refused(tmp_path: Path):
+    """Semantics: another setting in one process, and a file that one cannot read; nothing is written."""
+    command = [*ARGUMENTS, f"--workdir={tmp_path / 'run'}"]
+    port = pod.free_port()
+    for change, words in [
+        ("--config.seed=3", "process 1 differs from process 0 in --config.seed; start all processes"),
+        ("--config.data.path=missing.json", "missing.json"),
+    ]:
+        started = [pod.start_one([*command, *more], index=i, processes=2, devices=1, port=port)
+                   for i, more in enumerate([[], [change]])]  # fmt: skip
+        codes, said = pod.finish(started)
+        assert codes == [2, 2], "\n".join(said)
+        for each in said:
+            assert words in each and "error: " in each and "Traceback" not in each
+        assert not (tmp_path / "run").exists()
+        port = pod.free_port()

@@ -1,0 +1,126 @@
+"""Where responses are sampled when there are several processes: on each host by itself, or on all devices together.
+
+A host by itself decodes without a word to the others, its share of the questions alone, and all responses to a question
+are on one host. What was drawn is then known to all.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ttrl_jax.data.problems import truths
+from ttrl_jax.model.config import ModelConfig
+from ttrl_jax.model.sharding import of_hosts
+from ttrl_jax.records import Prompts, Rollouts
+from ttrl_jax.run import distributed, folder
+from ttrl_jax.source import parameter_count
+from ttrl_jax.tasks import Task
+
+Sampled = tuple[Rollouts, list[list[str]]]  # with texts [P][V]
+
+_USABLE = 0.9  # of a device's memory; the rest is for what programs hold while they run
+
+
+def choose(mesh: jax.sharding.Mesh, *, needed_bytes: Callable[[jax.sharding.Mesh], float]) -> tuple[bool, str]:
+    """Whether each host samples by itself, and why, in words; the same in all processes.
+
+    needed_bytes: of each device of a host that does, by the mesh of one host. Where devices do not say how much memory
+    they have, as CPUs, each host does.
+    """
+    if not distributed.several():
+        return False, "by one process"
+    limits = [stats["bytes_limit"] for device in jax.local_devices() if (stats := device.memory_stats())]
+    limit = min(distributed.gather(lambda: min(limits, default=math.inf)))
+    needed, usable = needed_bytes(of_hosts(mesh).local_mesh), _USABLE * limit
+    if needed <= usable:
+        room = "" if limit == math.inf else f" of the {usable / 1e9:.1f} GB that they have"
+        return True, f"by each host for its own questions: its devices need {needed / 1e9:.1f} GB{room}"
+    return False, (
+        f"by all devices together: those of one host would need {needed / 1e9:.1f} GB each, and have {usable / 1e9:.1f}"
+    )
+
+
+def sampling_bytes(
+    model: ModelConfig,
+    host: jax.sharding.Mesh,
+    mesh: jax.sharding.Mesh,
+    *,
+    itemsize: int,
+    rows: int,
+    tokens: int,
+    kept_bytes: int,
+) -> float:
+    """Bytes that each device of a host needs which samples by itself.
+
+    The weights, of `itemsize` bytes each and split over the host's tensor axis alone; the cache of `rows` responses of
+    `tokens` tokens; and its part of what training keeps, kept_bytes for each parameter, split over `mesh`.
+    """
+    count, tensor = parameter_count(model), host.shape["tensor"]
+    heads = model.kv_heads / (tensor if model.kv_heads % tensor == 0 else 1)
+    cache = 2 * model.layers * heads * model.head_dim * itemsize * rows * tokens / host.shape["fsdp"]
+    kept = kept_bytes * count / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    return itemsize * count / tensor + cache + kept
+
+
+def sample_shares(
+    draw: Callable[..., Sampled],
+    prompts: Prompts,
+    key: jax.Array,
+    *,
+    host: jax.sharding.Mesh,
+    votes: int,
+    max_tokens: int,
+    progress: Callable[[int], None],
+) -> Sampled:
+    """Each host draws responses to its share of the prompts; returns all responses to all prompts, in all processes.
+
+    draw(prompts, key, progress=...): samples on the devices of `host`, the mesh of this one. What `progress` raises in
+    one process, all raise.
+    """
+    own = distributed.share(len(prompts.lengths))
+    numbers = np.asarray(jax.random.key_data(key))  # the key lies on all devices; the host's own need one of theirs
+
+    def make() -> tuple[tuple[np.ndarray, ...], list[list[str]]]:
+        if own.start == own.stop:  # fewer prompts than processes
+            progress(0)
+            nothing = np.zeros((0, votes), np.int32)
+            return (nothing, nothing.astype(bool), np.int64(0), np.zeros(0, np.int32), np.zeros(0, np.float32)), []
+        with jax.set_mesh(host):
+            mine = Prompts(prompts.ids[own], prompts.lengths[own], prompts.uids[own])
+            rollouts, texts = draw(mine, jax.random.wrap_key_data(numbers), progress=progress)
+        real = _real(rollouts.lengths, max_tokens)
+        counts = rollouts.lengths, rollouts.truncated, np.int64(rollouts.slot_steps)
+        return (*counts, rollouts.tokens[real], rollouts.logps[real]), texts  # padding does not travel
+
+    parts = distributed.gather(make)
+    lengths, truncated, slot_steps, tokens, logps = zip(*(numbers for numbers, _ in parts), strict=True)
+    lengths = np.concatenate(lengths)
+    real = _real(lengths, max_tokens)
+    whole = Rollouts(
+        tokens=np.zeros(real.shape, np.int32),
+        lengths=lengths,
+        logps=np.zeros(real.shape, np.float32),
+        truncated=np.concatenate(truncated),
+        slot_steps=int(sum(slot_steps)),
+    )
+    whole.tokens[real], whole.logps[real] = np.concatenate(tokens), np.concatenate(logps)
+    return whole, [texts for _, part in parts for texts in part]
+
+
+def facts(tasks: Sequence[Task], settings: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in all processes of a command, by the name that an error gives it: the config's settings,
+    the questions, the model's identity, the version of jax."""
+    data = {
+        f"the questions of {task.path}": [[[p.id, p.question] for p in task.items], truths(task.items)]
+        for task in tasks
+    }
+    named = {f"--config.{name}": value for name, value in folder.flat(settings).items()}
+    return named | data | {"the files of model.path": model, "the version of jax": jax.__version__}
+
+
+def _real(lengths: np.ndarray, max_tokens: int) -> np.ndarray:
+    """bool [P, V, max_tokens], where there is a token."""
+    return np.arange(max_tokens) < lengths[..., None]
