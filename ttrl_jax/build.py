@@ -92,16 +92,21 @@ def read_eval_inputs(config: FrozenConfigDict) -> EvalInputs:
         except InputError as error:
             raise InputError(f"{task.path}: {error}") from error
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    model, why = with_kernel(config, model, mesh)
+    weights.check(source, model)
+    return EvalInputs(config, sources, source, model, tokenizer, stop_ids, encoder, tasks, mesh, why)
+
+
+def with_kernel(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, str]:
+    """The model with the kernel that attends to whole rows on this mesh, and why, in words."""
     kernel, why = attention.choose(
         config.model.attention,
         device=mesh.devices.flat[0],
         config=model,
         dtype=jnp.dtype(config.model.dtype),
-        length=padded_length(longest),
+        length=padded_length(config.prompt.max_tokens + config.rollout.max_tokens),
     )
-    model = dataclasses.replace(model, attention=kernel)
-    weights.check(source, model)
-    return EvalInputs(config, sources, source, model, tokenizer, stop_ids, encoder, tasks, mesh, why)
+    return dataclasses.replace(model, attention=kernel), why
 
 
 def read_inputs(config: FrozenConfigDict) -> Inputs:
