@@ -70,12 +70,7 @@ def read_eval_inputs(config: FrozenConfigDict) -> EvalInputs:
     text.check_vocabulary(tokenizer, model.vocab, str(source))
     stop_ids = tuple(sorted({*stop_ids, *text.stop_text_ids(tokenizer, config.rollout.stop)}))
     config, sources = resolve(config, template=text.chat_template(tokenizer), max_positions=model.max_positions)
-    longest = config.prompt.max_tokens + config.rollout.max_tokens
-    if longest > model.max_positions:
-        raise InputError(
-            f"prompt.max_tokens + rollout.max_tokens is {longest}, more than the {model.max_positions} positions of "
-            f"{config.model.path}; lower one of them"
-        )
+    check_length(config, model)
     encoder = text.PromptEncoder(
         tokenizer,
         chat_template=config.prompt.chat_template,
@@ -95,6 +90,16 @@ def read_eval_inputs(config: FrozenConfigDict) -> EvalInputs:
     model, why = with_kernel(config, model, mesh)
     weights.check(source, model)
     return EvalInputs(config, sources, source, model, tokenizer, stop_ids, encoder, tasks, mesh, why)
+
+
+def check_length(config: ConfigDict, model: ModelConfig) -> None:
+    """Raise InputError if prompt and response are longer than the model can see."""
+    longest = config.prompt.max_tokens + config.rollout.max_tokens
+    if longest > model.max_positions:
+        raise InputError(
+            f"prompt.max_tokens + rollout.max_tokens is {longest}, more than the {model.max_positions} positions of "
+            f"{config.model.path}; lower one of them"
+        )
 
 
 def with_kernel(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, str]:
@@ -187,7 +192,7 @@ def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -
         **vars(shared),
         state=TrainState(jax.device_put(jnp.int32(0), replicated(mesh)), params, start(params)),
         state_layout=layout,
-        sample=functools.partial(shared.draw, votes=config.rollout.votes, sampling=_sampling(config.rollout)),
+        sample=functools.partial(shared.draw, votes=config.rollout.votes, sampling=sampling_of(config.rollout)),
         extract=inputs.tasks[0].extract,
         in_format=inputs.tasks[0].in_format,
         learning_rate=functools.partial(
@@ -206,7 +211,7 @@ def _eval_parts(config: ConfigDict, inputs: EvalInputs, sampler: Sampler) -> Eva
         encode=functools.partial(_encode, inputs.encoder),
         render=lambda batch: [inputs.encoder.render(problem.question) for problem in batch],
         draw=draw,
-        sample_for_eval=functools.partial(draw, votes=config.eval.samples, sampling=_sampling(config.eval)),
+        sample_for_eval=functools.partial(draw, votes=config.eval.samples, sampling=sampling_of(config.eval)),
         sample_greedy=functools.partial(draw, votes=1, sampling=Sampling(temperature=0.0)),
     )
 
@@ -283,17 +288,29 @@ def state_bytes(model: ModelConfig) -> int:
     return 3 * 4 * parameter_count(model)
 
 
-def _sampling(section: ConfigDict) -> Sampling:
+def sampling_of(section: ConfigDict) -> Sampling:
+    """How `rollout` or `eval` samples."""
     return Sampling(temperature=section.temperature, top_k=section.top_k, top_p=section.top_p)
 
 
+def sampling_layout(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
+    """The weights that sampling likes, as params_layout: in the config's type, whole on each fsdp group."""
+    shapes = jax.eval_shape(_sampling_weights(config, model), decoder.shapes(model))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings(decoder.sampling_axes(model), shapes, mesh, without=("embed",)),
+    )
+
+
 def sampling_copy(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
-    """One jitted program from the masters to the weights that sampling likes: in the config's type, whole on each fsdp
-    group."""
-    make = functools.partial(decoder.sampling_weights, config=model, dtype=jnp.dtype(config.model.dtype))
-    axes = decoder.sampling_axes(model)
-    out = shardings(axes, jax.eval_shape(make, decoder.shapes(model)), mesh, without=("embed",))
-    return jax.jit(make, out_shardings=out)
+    """One jitted program from the masters to the weights that sampling likes."""
+    out = jax.tree.map(lambda leaf: leaf.sharding, sampling_layout(config, model, mesh))
+    return jax.jit(_sampling_weights(config, model), out_shardings=out)
+
+
+def _sampling_weights(config: ConfigDict, model: ModelConfig) -> Callable[[decoder.Params], decoder.Params]:
+    return functools.partial(decoder.sampling_weights, config=model, dtype=jnp.dtype(config.model.dtype))
 
 
 def _sample(

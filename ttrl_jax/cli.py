@@ -165,7 +165,7 @@ def _require_keys(given: ConfigDict, default: ConfigDict, prefix: str) -> None:
 def _flag_help() -> str:
     return "\n".join(
         f"  --{flag.name}: {flag.help}"
-        for name in ("config", "workdir", "checkpoint", "out", "step", "dtype", "topology", "json")
+        for name in ("config", "workdir", "checkpoint", "out", "step", "dtype", "topology", "questions", "json")
         if name in flags.FLAGS
         for flag in [flags.FLAGS[name]]
     )

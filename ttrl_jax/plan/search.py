@@ -1,112 +1,142 @@
 """Where the settings do not fit: the nearest that should, by arithmetic. XLA has the last word (programs.py)."""
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-import jax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from ttrl_jax import build
 from ttrl_jax.errors import InputError
-from ttrl_jax.model import decoder
-from ttrl_jax.model.sharding import make_mesh, shardings
-from ttrl_jax.plan.arithmetic import cache_bytes, chip_bytes, count
-from ttrl_jax.plan.programs import Setting
+from ttrl_jax.model.sharding import make_mesh
+from ttrl_jax.plan.arithmetic import Draw, cache_bytes, chip_bytes
+from ttrl_jax.plan.programs import Program, Setting
 from ttrl_jax.records import padded_length
 from ttrl_jax.rollout import slots as places
 
-MARGIN = 0.95  # of a chip's memory is planned with: the arithmetic does not know all that XLA does
+MARGIN = 0.97  # of a chip's memory is planned with
 
 
-def sampling_bytes(setting: Setting) -> float:
-    """Bytes of a chip while the cache is at its longest."""
-    config, model, mesh = setting.config, setting.model, setting.mesh
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of a chip while a program runs."""
+
+    state: int  # laid out by us, and known
+    more: float  # by rule of thumb
+
+
+def estimates(setting: Setting) -> dict[str, Estimate]:
+    """Of the programs that may need the most, by name."""
     layout = setting.layout()
-    shapes = jax.eval_shape(lambda tree: decoder.sampling_weights(tree, model, setting.dtype), decoder.shapes(model))
-    axes = decoder.sampling_axes(model)
-    whole = shardings(axes, shapes, mesh, without=("embed",))
-    copy = sum(
-        math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(whole), strict=True)
-    )
-    votes, tokens = config.rollout.votes, config.rollout.max_tokens
-    questions = places.prompts_at_once(prompts=config.rollout.prompts, votes=votes, rows=config.rollout.rows)
-    padded = -(-questions // mesh.shape["data"]) * mesh.shape["data"]
-    multiples = dict(prompt_multiple=mesh.shape["data"], vote_multiple=mesh.shape["fsdp"])
-    slots = places.layouts(prompts=padded, votes=votes, rows=config.rollout.rows, **multiples)[0].size
-    heads = mesh.shape["tensor"] if model.kv_heads % mesh.shape["tensor"] == 0 else 1
-    own = slots / (mesh.shape["data"] * mesh.shape["fsdp"])
-    item = setting.dtype.itemsize
-    prefix = 2 * cache_bytes(model, questions * padded_length(config.prompt.max_tokens), itemsize=item)
-    held = chip_bytes((layout, setting.frozen(layout))) + copy
-    return (
-        held + cache_bytes(model, 1, itemsize=item) * own * tokens / heads + prefix / heads + 4 * 4 * own * model.vocab
-    )
+    state = chip_bytes((layout, setting.start(layout)))
+    copied = chip_bytes(build.sampling_layout(setting.config, setting.model, setting.mesh))
+    draws = [drawn for _, (drawn, *_), _ in setting.draws()]
+    params = chip_bytes(layout.params)
+    return {
+        "copy": Estimate(state + copied, copied),
+        "prefill": Estimate(state + copied, max(_prefill_bytes(setting, drawn) for drawn in draws)),
+        "decode": Estimate(state + copied, max(_decode_bytes(setting, drawn) for drawn in draws)),
+        "gradient": Estimate(state + params, _gradient_bytes(setting, params)),
+    }
 
 
-def training_bytes(setting: Setting) -> float:
-    """Bytes of a chip in the backward pass of its longest micro-batch."""
-    config, model, mesh = setting.config, setting.model, setting.mesh
-    layout, tensor = setting.layout(), mesh.shape["tensor"]
-    length = padded_length(config.prompt.max_tokens + config.rollout.max_tokens)
-    tokens = max(1, config.train.micro_tokens // length) * length
-    item = setting.dtype.itemsize
-    block = count(decoder.shapes(model)["blocks"]) / model.layers
-    kept = item * tokens * model.width * model.layers  # what goes into each layer; with remat nothing else is kept
-    layer = tokens * (4 * model.width + (3 * model.ffn + 2 * model.heads * model.head_dim) / tensor)
-    layer *= item * (2 if config.train.remat else model.layers)
-    table = model.vocab * model.width / tensor * (4 + item)  # its gradient and the gathered copy
-    logits = 3 * 4 * min(config.train.chunk_tokens, tokens) * model.vocab / tensor
-    held = chip_bytes((layout, setting.frozen(layout), layout.params))
-    return held + kept + layer + table + logits + 3 * item * block / tensor
+def found(setting: Setting, programs: Sequence[Program], before: Mapping[str, float]) -> dict[str, float]:
+    """By how much XLA's account of `programs` differs from their estimates: factors of Estimate.more. Those of earlier
+    settings (`before`) stay where a program did not compile."""
+    factors = dict(before)
+    for name, estimate in estimates(setting).items():
+        sizes = [program.together for program in programs if program.name == name]
+        if sizes:
+            factors[name] = (max(sizes) - estimate.state) / estimate.more
+    return factors
 
 
-def nearest(setting: Setting, memory: float) -> Iterator[dict[str, int]]:
-    """Changes of mesh.tensor, rollout.rows and train.micro_tokens with which it should fit, the smallest first."""
-    config, devices = setting.config, list(setting.mesh.devices.flat)
+def nearest(setting: Setting, memory: float, factors: Mapping[str, float]) -> Iterator[dict[str, int]]:
+    """Changes of train.micro_tokens, rollout.rows and mesh.tensor with which it should fit, those of the fewest
+    doublings and halvings first. factors: as `found` has them, 1 for programs that are not there."""
+    config, mesh = setting.config, setting.mesh
     given = {
-        "mesh.tensor": setting.mesh.shape["tensor"],
+        "mesh.tensor": mesh.shape["tensor"],
         "rollout.rows": config.rollout.rows,
         "train.micro_tokens": config.train.micro_tokens,
     }
     row = padded_length(config.prompt.max_tokens + config.rollout.max_tokens)
     ways = (
-        _doublings(given["mesh.tensor"], min(len(devices), setting.model.heads)),
-        _halvings(given["rollout.rows"], setting.mesh.shape["data"] * 4),
+        _doublings(given["mesh.tensor"], math.gcd(mesh.size // mesh.shape["data"], setting.model.heads)),
+        _halvings(given["rollout.rows"], places.SHARING * mesh.shape["data"]),
         _halvings(given["train.micro_tokens"], row),
     )
     tries = sorted(itertools.product(*map(enumerate, ways)), key=lambda each: sum(steps for steps, _ in each))
-    for each in tries:
+    for each in tries[1:]:
         change = {name: value for (name, old), (_, value) in zip(given.items(), each, strict=True) if value != old}
-        if not change:
-            continue
+        if "mesh.tensor" in change and config.mesh.fsdp != -1:
+            change["mesh.fsdp"] = -1
         try:
             other = changed(setting, change)
         except InputError:
-            continue  # a mesh that does not divide
-        if max(sampling_bytes(other), training_bytes(other)) <= MARGIN * memory:
+            continue  # a mesh that does not divide the devices
+        needs = estimates(other).items()
+        most = max(one.state + one.more * (factors[name] if name in factors else 1) for name, one in needs)
+        if most <= MARGIN * memory:
             yield change
 
 
 def changed(setting: Setting, change: dict[str, int]) -> Setting:
-    """The setting with other values. Raises InputError for a mesh that does not fit the devices or the model."""
-    config = ConfigDict(setting.config)
-    with config.unlocked():
-        for key, value in change.items():
-            section, leaf = key.split(".")
-            config[section][leaf] = value
-        if "mesh.tensor" in change:
-            config.mesh.fsdp = -1
-    mesh = make_mesh(
-        data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=list(setting.mesh.devices.flat)
-    )
-    return Setting(config, build.with_kernel(config, setting.model, mesh)[0], mesh)
+    """The setting with other values. Raises InputError for a mesh that does not fit the devices."""
+    config, mesh = ConfigDict(setting.config.to_dict()), setting.mesh
+    for key, value in change.items():
+        section, leaf = key.split(".")
+        config[section][leaf] = value
+    if "mesh.tensor" in change:
+        devices = list(mesh.devices.flat)
+        mesh = make_mesh(data=mesh.shape["data"], fsdp=-1, tensor=change["mesh.tensor"], devices=devices)
+    model, _ = build.with_kernel(config, setting.model, mesh)
+    return dataclasses.replace(setting, config=FrozenConfigDict(config), model=model, mesh=mesh)
+
+
+def _prefill_bytes(setting: Setting, drawn: Draw) -> float:
+    """Of keys and values that come out, and of what one layer computes, some of it in float32."""
+    config, model, mesh = setting.config, setting.model, setting.mesh
+    tokens = drawn.at_once * padded_length(config.prompt.max_tokens) / mesh.shape["data"]
+    layer = 4 * (4 * model.width + 3 * model.ffn / mesh.shape["tensor"])
+    return tokens * (_token_bytes(setting) + layer) + 4 * drawn.at_once * model.vocab
+
+
+def _decode_bytes(setting: Setting, drawn: Draw) -> float:
+    """Of the keys and values of prompts, which the program copies for its groups, and of responses; and of logits."""
+    config, mesh = setting.config, setting.mesh
+    prompts = (drawn.at_once + drawn.slots.groups) / mesh.shape["data"] * padded_length(config.prompt.max_tokens)
+    slots = drawn.slots.size / (mesh.shape["data"] * mesh.shape["fsdp"])
+    cache = _token_bytes(setting) * (prompts + slots * config.rollout.max_tokens)
+    return cache + 4 * 4 * slots * setting.model.vocab
+
+
+def _token_bytes(setting: Setting) -> float:
+    """Keys and values of one token on a chip: kv heads are split over tensor where that divides them."""
+    tensor, model = setting.mesh.shape["tensor"], setting.model
+    parts = tensor if model.kv_heads % tensor == 0 else 1
+    return cache_bytes(model, 1, itemsize=setting.dtype.itemsize) / parts
+
+
+def _gradient_bytes(setting: Setting, params: int) -> float:
+    """Of the longest micro-batch on its way back: its own gradient, and the weights in the type that computes; what
+    goes into each layer, and what a layer needs (all of it at once without remat)."""
+    config, model, tensor = setting.config, setting.model, setting.mesh.shape["tensor"]
+    length = padded_length(config.prompt.max_tokens + config.rollout.max_tokens)
+    tokens = max(1, config.train.micro_tokens // length) * length
+    item, layers = setting.dtype.itemsize, 1 if config.train.remat else model.layers
+    kept = item * tokens * model.width * model.layers
+    layer = 4 * tokens * (8 * model.width + (8 * model.ffn + 4 * model.heads * model.head_dim) / tensor)
+    table = (4 + 4 + item) * model.vocab * model.width / tensor
+    logits = 4 * 4 * min(config.train.chunk_tokens, tokens) * model.vocab / tensor
+    return params * (1 + item / 4) + 2 * kept + layers * layer + table + logits
 
 
 def _doublings(start: int, most: int) -> list[int]:
-    return [start * 2**i for i in range(20) if start * 2**i <= max(start, most)]
+    return [start * 2**i for i in range(20) if i == 0 or start * 2**i <= most]
 
 
 def _halvings(start: int, least: int) -> list[int]:
-    return [start] + [start // 2**i for i in range(1, 20) if start // 2**i >= least]
+    return [start // 2**i for i in range(20) if i == 0 or start // 2**i >= least]
