@@ -69,7 +69,6 @@ def main() -> int:
     one["tpu-vm"].add_argument("--spot", action="store_true", help="one that may be taken away at any time")
     one["gke"].add_argument("--cluster", required=True)
     one["gke"].add_argument("--project", required=True)
-    one["gke"].add_argument("--slices", type=int, default=1, help="default: %(default)s")
     one["gke"].add_argument("--image", default="python:3.12", help="with Python 3.11 or newer; default: %(default)s")
     one["slurm"].add_argument("--nodes", type=int, required=True)
     one["slurm"].add_argument("--gpus", type=int, required=True, help="of each node")
@@ -142,7 +141,7 @@ def gke(given: argparse.Namespace, training: list[str]) -> Plan:
     # What it is started again after by itself are exit codes 42 and 127 to 255.
     create = [
         "xpk", "workload", "create", f"--workload={given.name}", *place, f"--tpu-type={kind}",
-        f"--num-slices={given.slices}", f"--base-docker-image={given.image}", f"--script-dir={ROOT}",
+        "--num-slices=1", f"--base-docker-image={given.image}", f"--script-dir={ROOT}",
         "--max-restarts=100", f"--restart-on-exit-codes={GONE}", f"--command={command}",
     ]  # fmt: skip
     return Plan([create], shlex.join(["xpk", "workload", "delete", f"--workload={given.name}", *place]))

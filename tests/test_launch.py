@@ -85,10 +85,10 @@ def test_a_slice_out_of_the_queue(tmp_path: Path):
 
 
 def test_a_jobset_by_xpk():
-    lines = shown("gke", "--name=one", "--topology=v6e:4x4", "--cluster=c", "--zone=z", "--project=p", "--slices=2")
+    lines = shown("gke", "--name=one", "--topology=v6e:4x4", "--cluster=c", "--zone=z", "--project=p")
     command = shlex.split(lines[0])
     assert command[:3] == ["xpk", "workload", "create"]
-    expected = {"--workload=one", "--cluster=c", "--project=p", "--zone=z", "--tpu-type=v6e-16", "--num-slices=2"}
+    expected = {"--workload=one", "--cluster=c", "--project=p", "--zone=z", "--tpu-type=v6e-16", "--num-slices=1"}
     expected |= {"--base-docker-image=python:3.12", f"--script-dir={SCRIPT.parent.parent}", "--max-restarts=100"}
     expected |= {"--restart-on-exit-codes=75"}  # a run that another host has left
     assert set(command[3:-1]) == expected

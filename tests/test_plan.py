@@ -143,8 +143,9 @@ def test_training_compiles_the_programs_that_were_planned_for(call):
     """JAX's folder of compiled programs gets none more of a name when a run follows its plan. (Of the update, rows of
     one prompt are packed on CPUs, so that its passes are smaller.)"""
     settings = ["--config.episodes=1", "--config.data.limit=8", "--config.mesh.tensor=2", "--config.train.kl_coef=0.0"]
-    # Sizes that no other test has, so that nothing is there yet; prompts of 25 to 32 tokens.
+    # Sizes that no other test has, so that nothing is there yet; the prompts have 22 to 24 tokens.
     settings += ["--config.rollout.max_tokens=11", "--config.rollout.votes=20", "--config.train.samples=20"]
+    settings += ["--config.prompt.max_tokens=24"]
     settings += ["--config.train.minibatch_prompts=4", "--config.eval.samples=10", "--config.eval.tasks=()"]
 
     def kept() -> Counter:
@@ -156,7 +157,6 @@ def test_training_compiles_the_programs_that_were_planned_for(call):
     planned = kept()
     assert call(*settings, "--workdir=run", command=train)[0] == 0
     trained = kept()
-    print(planned - before, trained - planned)
     for name in ("jit_sampling_weights", "jit__prefill", "jit__segment", "jit__step"):
         assert planned[name] > before[name], name
         assert trained[name] == planned[name], name
@@ -177,9 +177,9 @@ def test_what_does_not_fit_is_made_to(capsys: pytest.CaptureFixture):
     """With a byte less than the first setting needs, another is found that XLA says fits."""
     setting = small_setting()
     largest = max(program.together for program in compiled(setting))
-    (plain,) = plan.search(setting, None, largest, False, print)
+    (plain,) = plan.search(setting, None, largest, print)
     assert plain["fits"] and plain["change"] == {}
-    first, *_, last = plan.search(setting, None, 0.8 * largest, False, print)
+    first, *_, last = plan.search(setting, None, 0.8 * largest, print)
     assert not first["fits"] and "needs" in first["reason"]
     assert last["fits"] and last["change"]
     assert max(program["together"] for program in last["programs"]) <= 0.8 * largest
@@ -195,7 +195,7 @@ def compiled(setting: Setting) -> list:
 
 def test_nothing_fits_a_thimble():
     setting = small_setting()
-    (only,) = plan.search(setting, None, 1e5, False, print)
+    (only,) = plan.search(setting, None, 1e5, print)
     assert not only["fits"]
 
 

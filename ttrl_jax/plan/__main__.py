@@ -19,7 +19,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from ttrl_jax.model.config import ModelConfig, read_config
 from ttrl_jax.model.shapes import named
 from ttrl_jax.model.sharding import make_mesh
 from ttrl_jax.plan.arithmetic import CHIPS, GB, Chip
-from ttrl_jax.plan.programs import Compiler, DoesNotCompile, Setting
+from ttrl_jax.plan.programs import Compiler, DoesNotCompile, Say, Setting
 from ttrl_jax.plan.search import changed, found, nearest
 from ttrl_jax.plan.tables import table
 from ttrl_jax.resolve import resolve
@@ -57,19 +57,19 @@ KINDS = ("v5e", "v5p", "v6e")
 def main() -> int:
     quiet = flags.FLAGS.json
     say = lambda line: print(line, file=sys.stderr if quiet else sys.stdout, flush=True)  # noqa: E731
-    setting, known = read(flags.FLAGS.topology)
+    setting = read(flags.FLAGS.topology)
     device = setting.mesh.devices.flat[0]
     chip = CHIPS[device.device_kind] if device.device_kind in CHIPS else None
     memory = chip.memory if chip else device_memory(device)
     say(f"model     {setting.config.model.path}")
     say(f"devices   {setting.mesh.size} x {device.device_kind}, {memory / GB:.1f} GB each")
     say(f"attention {setting.model.attention}")
-    if not known:
+    if not setting.known:
         say(
             f"the questions are not here: evaluations are planned for {setting.questions[0]} of them, as many as are "
             "sampled at once; --questions=N says how many there are"
         )
-    plans = search(setting, chip, memory, known, say)
+    plans = search(setting, chip, memory, say)
     fits = plans[-1]["fits"]
     if not fits:
         say("nothing like these settings fits; take more chips, a smaller model, or shorter responses")
@@ -78,7 +78,9 @@ def main() -> int:
     if quiet:
         told = {"model": setting.config.model.path, "device": device.device_kind, "devices": setting.mesh.size}
         told |= {"memory": memory, "attention": setting.model.attention, "jax": jax.__version__}
-        print(json.dumps(told | {"questions": setting.questions if known else None, "fits": fits, "plans": plans}))
+        print(
+            json.dumps(told | {"questions": setting.questions if setting.known else None, "fits": fits, "plans": plans})
+        )
     return 0 if fits else 1
 
 
@@ -89,15 +91,13 @@ def settings_of(change: dict[str, int]) -> str:
 # ---------------------------------------------------------------------- what is planned for
 
 
-def read(topology: str) -> tuple[Setting, bool]:
-    """What the flags ask for, and whether its questions are known."""
+def read(topology: str) -> Setting:
+    """What the flags ask for. Where the questions are not known, as many as are sampled at once."""
     config = cli.config()
     check(config)
     config, model, stop_ids = resolved(config)
     questions = number_of_questions(config, flags.FLAGS.questions)
-    assumed = max(1, config.rollout.rows // min(config.eval.samples, SHARING))  # as many as are sampled at once
-    setting = setting_of(config, model, devices(topology), questions or (assumed,), stop_ids)
-    return setting, questions is not None
+    return setting_of(config, model, devices(topology), questions, stop_ids)
 
 
 def resolved(config: FrozenConfigDict) -> tuple[FrozenConfigDict, ModelConfig, tuple[int, ...]]:
@@ -123,11 +123,14 @@ def setting_of(
     config: FrozenConfigDict,
     model: ModelConfig,
     devices: Sequence[jax.Device],
-    questions: tuple[int, ...],
+    questions: tuple[int, ...] | None,
     stop_ids: tuple[int, ...],
 ) -> Setting:
+    """questions: None where they are not known."""
+    most = max(1, config.rollout.rows // min(config.eval.samples, SHARING))
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices)
-    return Setting(config, build.with_kernel(config, model, mesh)[0], mesh, questions, stop_ids)
+    model, _ = build.with_kernel(config, model, mesh)
+    return Setting(config, model, mesh, questions or (most,), questions is not None, stop_ids)
 
 
 def devices(topology: str) -> list[jax.Device]:
@@ -194,14 +197,12 @@ def number_of_questions(config: FrozenConfigDict, given: list[str]) -> tuple[int
 # ---------------------------------------------------------------------- the plan
 
 
-def search(
-    setting: Setting, chip: Chip | None, memory: float, known: bool, say: Callable[[str], None]
-) -> list[dict[str, Any]]:
+def search(setting: Setting, chip: Chip | None, memory: float, say: Say) -> list[dict[str, Any]]:
     """The plan of a setting, and where it does not fit those of others, until one does."""
     plans, factors, other, change = [], {}, setting, {}
     while True:
         compiler = Compiler(other, say)
-        plans.append({"change": change} | plan_of(compiler, chip, memory, known, say))
+        plans.append({"change": change} | plan_of(compiler, chip, memory, say))
         if plans[-1]["fits"] or len(plans) > TRIES:
             return plans
         factors = found(other, compiler.programs, factors)
@@ -213,9 +214,7 @@ def search(
         other = changed(setting, change)
 
 
-def plan_of(
-    compiler: Compiler, chip: Chip | None, memory: float, known: bool, say: Callable[[str], None]
-) -> dict[str, Any]:
+def plan_of(compiler: Compiler, chip: Chip | None, memory: float, say: Say) -> dict[str, Any]:
     """Compile everything for one setting, print its table, and return what is known as JSON has it."""
     setting, reason = compiler.setting, None
     try:
@@ -228,7 +227,7 @@ def plan_of(
         reason = f"{largest.label} needs {largest.together / GB:.2f} GB of {memory / GB:.2f}"
     plan = {"mesh": dict(setting.mesh.shape), **compiler.sizes(), "fits": reason is None}
     plan |= {"reason": reason, "programs": [program.as_dict() for program in compiler.programs]}
-    plan |= {"seconds": seconds, "run": run_of(setting, seconds) if known else None}
+    plan |= {"seconds": seconds, "run": run_of(setting, seconds) if setting.known else None}
     if compiler.programs:
         say(table(plan, memory))
     if reason is not None:

@@ -42,6 +42,7 @@ class Setting:
     model: ModelConfig
     mesh: jax.sharding.Mesh  # of devices that need not be there
     questions: tuple[int, ...]  # of the config's data, and of each of eval.tasks
+    known: bool  # whether there are so many, or it is only assumed
     stop_ids: tuple[int, ...]
 
     @property

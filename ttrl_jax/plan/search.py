@@ -97,11 +97,13 @@ def changed(setting: Setting, change: dict[str, int]) -> Setting:
 
 
 def _prefill_bytes(setting: Setting, drawn: Draw) -> float:
-    """Of keys and values that come out, and of what one layer computes, some of it in float32."""
-    config, model, mesh = setting.config, setting.model, setting.mesh
+    """Of keys and values that come out, and of what one layer computes; and of the table of embeddings, which is
+    gathered where the vocabulary is split."""
+    config, model, mesh, item = setting.config, setting.model, setting.mesh, setting.dtype.itemsize
     tokens = drawn.at_once * padded_length(config.prompt.max_tokens) / mesh.shape["data"]
-    layer = 4 * (4 * model.width + 3 * model.ffn / mesh.shape["tensor"])
-    return tokens * (_token_bytes(setting) + layer) + 4 * drawn.at_once * model.vocab
+    layer = item * (4 * model.width + 3 * model.ffn / mesh.shape["tensor"])
+    table = item * model.vocab * model.width if mesh.shape["tensor"] > 1 else 0
+    return tokens * (_token_bytes(setting) + layer) + table
 
 
 def _decode_bytes(setting: Setting, drawn: Draw) -> float:
@@ -122,16 +124,15 @@ def _token_bytes(setting: Setting) -> float:
 
 def _gradient_bytes(setting: Setting, params: int) -> float:
     """Of the longest micro-batch on its way back: its own gradient, and the weights in the type that computes; what
-    goes into each layer, and what a layer needs (all of it at once without remat)."""
+    goes into each layer, twice, and what a layer needs (all of it at once without remat); a chunk of logits."""
     config, model, tensor = setting.config, setting.model, setting.mesh.shape["tensor"]
     length = padded_length(config.prompt.max_tokens + config.rollout.max_tokens)
     tokens = max(1, config.train.micro_tokens // length) * length
     item, layers = setting.dtype.itemsize, 1 if config.train.remat else model.layers
-    kept = item * tokens * model.width * model.layers
-    layer = 4 * tokens * (8 * model.width + (8 * model.ffn + 4 * model.heads * model.head_dim) / tensor)
-    table = (4 + 4 + item) * model.vocab * model.width / tensor
-    logits = 4 * 4 * min(config.train.chunk_tokens, tokens) * model.vocab / tensor
-    return params * (1 + item / 4) + 2 * kept + layers * layer + table + logits
+    kept = 2 * item * tokens * model.width * model.layers
+    layer = 4 * tokens * (8 * model.width + (3 * model.ffn + 2 * model.heads * model.head_dim) / tensor)
+    head = model.vocab / tensor * (item * model.width + 4 * min(config.train.chunk_tokens, tokens))
+    return params * (1 + item / 4) + kept + layers * layer + head
 
 
 def _doublings(start: int, most: int) -> list[int]:
