@@ -12,6 +12,8 @@ when the first step had ended. Linux only.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import shutil
@@ -105,7 +107,8 @@ def measure(config: FrozenConfigDict) -> dict[str, dict[str, int]]:
     for step in range(2):
         key, batch = jax.random.key(step), inputs.problems.take(step)
         prompts = parts.encode(batch)
-        besides = anonymous_bytes() - live_bytes()
+        besides = settled_bytes() - live_bytes()
+        quiet(f"before step {step}: {besides / 1e6:.0f} MB besides {live_bytes() / 1e6:.0f} MB of arrays")
         with Watch() as sampling:
             rollouts, _ = parts.sample(state.params, prompts, key, progress=lambda tokens: None)
         chosen = np.tile(np.arange(config.train.samples), (len(batch), 1))
@@ -143,6 +146,13 @@ class Watch:
 
 def anonymous_bytes() -> int:
     return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
+
+
+def settled_bytes() -> int:
+    """The same, after what nobody needs any more has gone back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return anonymous_bytes()
 
 
 def live_bytes() -> int:

@@ -59,11 +59,7 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
 def sampling_weights(params: Params, config: ModelConfig, dtype: jnp.dtype) -> Params:
     """A copy of the parameters for sampling: in `dtype`, layers apart (a tuple of L trees under "blocks")."""
     cast = jax.tree.map(lambda x: x.astype(dtype), params)
-    # A layer is taken off while it is still split, so that the whole stack is never gathered on a device.
-    blocks = tuple(
-        jax.tree.map(lambda x, names, i=i: constrain(x[i], *names), cast["blocks"], axes)
-        for i, axes in enumerate(sampling_axes(config)["blocks"])
-    )
+    blocks = tuple(jax.tree.map(lambda x, i=i: x[i], cast["blocks"]) for i in range(config.layers))
     return {**cast, "blocks": blocks}
 
 

@@ -139,7 +139,7 @@ def devices(topology: str) -> list[jax.Device]:
         return jax.devices()
     kind, _, shape = topology.partition(":")
     sizes = [int(size) for size in shape.split("x") if size.isdigit()]
-    if kind not in KINDS or "x".join(map(str, sizes)) != shape:
+    if kind not in KINDS or not sizes or "x".join(map(str, sizes)) != shape:
         raise InputError(
             f"--topology={topology} is no slice that can be planned for; expected one of {', '.join(KINDS)} with its "
             "shape, such as v5e:4x4 or v5p:2x2x2"

@@ -18,6 +18,7 @@ from ttrl_jax.learn.layout import params_layout, state_layout
 from ttrl_jax.learn.microbatch import MicroBatch
 from ttrl_jax.model import decoder
 from ttrl_jax.model.config import ModelConfig
+from ttrl_jax.model.sharding import replicated
 from ttrl_jax.plan import arithmetic
 from ttrl_jax.plan.arithmetic import Draw, Work, chip_bytes
 from ttrl_jax.records import TrainBatch, TrainState, padded_length
@@ -160,7 +161,9 @@ class Compiler:
         config, model, item = setting.config, setting.model, setting.dtype.itemsize
         length, tokens = padded_length(config.prompt.max_tokens), config.rollout.max_tokens
         ids, lengths = np.zeros((drawn.at_once, length), np.int32), np.full(drawn.at_once, length, np.int32)
-        key, uids = jax.eval_shape(lambda: jax.random.key(0)), np.zeros(drawn.at_once, np.uint32)
+        key = jax.eval_shape(lambda: jax.random.key(0))  # not made: the mesh's devices may not be there
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setting.mesh))
+        uids = np.zeros(drawn.at_once, np.uint32)
         votes = np.arange(drawn.votes, dtype=np.int32)
         held, copied, sizes = self.state, chip_bytes(weights), dict(length=length, itemsize=item)
 
