@@ -89,7 +89,7 @@ def settings(model: Path) -> FrozenConfigDict:
     c.eval.tasks = ()
     c.prompt.max_tokens = 24
     c.rollout.prompts, c.rollout.votes, c.rollout.rows, c.rollout.max_tokens = 4, 32, 128, 160
-    c.train.minibatch_prompts, c.train.samples, c.train.micro_tokens = 4, 16, 3_072
+    c.train.minibatch_prompts, c.train.samples, c.train.micro_tokens = 4, 16, 768
     c.train.chunk_tokens = 512
     return FrozenConfigDict(c)
 

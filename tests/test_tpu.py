@@ -107,3 +107,13 @@ def test_the_notebook_of_math500_is_for_one_chip():
     assert done.returncode == 0, done.stderr
     (plan,) = json.loads(done.stdout)["plans"]  # the first fits
     assert plan["fits"] and 10e9 < max(program["together"] for program in plan["programs"]) < 16e9
+
+
+@pytest.mark.parametrize("sizes", [(1, 32, 2), (2, 16, 2), (1, 8, 8), (4, 16, 1)])
+def test_a_mesh_may_split_an_axis_of_any_slice(sizes: tuple[int, int, int]):
+    """8 x 8 chips of v6e, whose axes hold neither 32 nor 2 as they are; the devices only, nothing is compiled."""
+    code = "from ttrl_jax.model.sharding import make_mesh; from ttrl_jax.plan.__main__ import devices; "
+    code += f"mesh = make_mesh(data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]}, devices=devices('v6e:8x8')); "
+    code += "print(*mesh.devices.shape, len({device.id for device in mesh.devices.flat}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == [*map(str, sizes), "64"], done.stdout + done.stderr

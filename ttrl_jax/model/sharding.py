@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ttrl_jax.errors import InputError
@@ -42,7 +43,9 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device
         sizes[sizes.index(-1)] = len(devices) // known
     if sizes[0] * sizes[1] * sizes[2] != len(devices):
         raise InputError(f"mesh data x fsdp x tensor = {data} x {fsdp} x {tensor} does not fit {len(devices)} devices")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+    # jax.make_mesh splits an axis of a TPU slice only on v5e; else 32 x 2 on 8 x 8 chips would be an error.
+    placed = mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
 def partition(axes: Axes, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
