@@ -4,6 +4,7 @@ Skipped without libtpu, which `pip install -e ".[tpu,test]"` brings; then `pytes
 machine, in two minutes on 2 quiet cores.
 """
 
+import ast
 import importlib.util
 import json
 import os
@@ -80,8 +81,8 @@ def test_a_step_of_training_gathers_weights(model: Path):
 
 
 def test_what_does_not_fit_one_chip_is_made_to(model: Path):
-    """Six gigabytes of cache for each of two layers; the nearest settings have fewer slots."""
-    told = planned(model, "v5e:1x1", "--config.rollout.rows=65536", "--config.rollout.prompts=512")
+    """100 GB of cache for 32,768 responses at once; the nearest settings have fewer slots."""
+    told = planned(model, "v5e:1x1", "--config.rollout.rows=65536", "--config.rollout.prompts=512", "--questions=512")
     first, *_, last = told["plans"]
     assert told["memory"] == 16e9 and not first["fits"] and first["reason"]
     assert last["fits"] and last["change"]["rollout.rows"] < 65536
@@ -99,8 +100,8 @@ def test_a_slice_that_there_is_not(model: Path):
 def test_the_notebook_of_math500_is_for_one_chip():
     """The settings of its parameters, with the shape of the real model, on a chip with 16 GB."""
     cells = json.loads((ROOT / "colab" / "math500_level1.ipynb").read_text())["cells"]
-    parameters: dict = {}
-    exec("".join(next(cell["source"] for cell in cells if "parameters" in str(cell["metadata"]))), parameters)
+    source = "".join(next(cell["source"] for cell in cells if "parameters" in str(cell["metadata"])))
+    parameters = {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(source).body}
     command = [sys.executable, "-m", "ttrl_jax.plan", "--json", "--topology=v5e:1x1"]
     command += ["--config", parameters["CONFIG"], f"--questions={parameters['QUESTIONS']}", *parameters["SETTINGS"]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
