@@ -51,6 +51,9 @@ EXTRAS["test"] = [
     "pytest-timeout>=2.4,<3",  # likewise
     "ruff>=0.17,<0.18",  # a minor release may format otherwise
     "hypothesis>=6.170,<7",  # random input for keys and extraction; a major release may change its settings
+    "nbclient>=0.11,<0.12",  # runs the notebooks of colab/; a minor release may run cells otherwise
+    "nbformat>=5.11,<6",  # reads them; a major release may read another format
+    "ipykernel>=7.4,<8",  # the kernel that they run in; a major release may change what it captures of a shell command
     "scipy>=1.14,<2",  # chi-square tests; below: as jax has it; above: drops what 1 deprecated
 ]
 

@@ -15,7 +15,7 @@ LEVELS = [
     {"rollout", "learn", "tasks", "source", "check"},
     {"resolve", "cli", "huggingface", "hosts"},
     {"build"},
-    {"measure", "export", "merge", "report"},
+    {"measure", "export", "merge", "report", "plan"},
     {"train", "evaluate"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -82,12 +82,7 @@ def read_eval_inputs(config: FrozenConfigDict) -> EvalInputs:
     text.check_vocabulary(tokenizer, model.vocab, str(source))
     stop_ids = tuple(sorted({*stop_ids, *text.stop_text_ids(tokenizer, config.rollout.stop)}))
     config, sources = resolve(config, template=text.chat_template(tokenizer), max_positions=model.max_positions)
-    longest = config.prompt.max_tokens + config.rollout.max_tokens
-    if longest > model.max_positions:
-        raise InputError(
-            f"prompt.max_tokens + rollout.max_tokens is {longest}, more than the {model.max_positions} positions of "
-            f"{config.model.path}; lower one of them"
-        )
+    check_length(config, model)
     encoder = text.PromptEncoder(
         tokenizer,
         chat_template=config.prompt.chat_template,
@@ -105,16 +100,31 @@ def read_eval_inputs(config: FrozenConfigDict) -> EvalInputs:
             raise InputError(f"{task.path}: {error}") from error
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     require_fit(mesh, heads=model.heads)
+    model, why = with_kernel(config, model, mesh)
+    weights.check(source, model)
+    return EvalInputs(config, sources, source, model, tokenizer, stop_ids, encoder, tasks, mesh, why)
+
+
+def check_length(config: ConfigDict, model: ModelConfig) -> None:
+    """Raise InputError if prompt and response are longer than the model can see."""
+    longest = config.prompt.max_tokens + config.rollout.max_tokens
+    if longest > model.max_positions:
+        raise InputError(
+            f"prompt.max_tokens + rollout.max_tokens is {longest}, more than the {model.max_positions} positions of "
+            f"{config.model.path}; lower one of them"
+        )
+
+
+def with_kernel(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, str]:
+    """The model with the kernel that attends to whole rows on this mesh, and why, in words."""
     kernel, why = attention.choose(
         config.model.attention,
         device=mesh.devices.flat[0],
         config=model,
         dtype=jnp.dtype(config.model.dtype),
-        length=padded_length(longest),
+        length=padded_length(config.prompt.max_tokens + config.rollout.max_tokens),
     )
-    model = dataclasses.replace(model, attention=kernel)
-    weights.check(source, model)
-    return EvalInputs(config, sources, source, model, tokenizer, stop_ids, encoder, tasks, mesh, why)
+    return dataclasses.replace(model, attention=kernel), why
 
 
 def read_inputs(config: FrozenConfigDict) -> Inputs:
@@ -198,7 +208,7 @@ def build(config: ConfigDict, inputs: Inputs, announce: Callable[[str], None]) -
         **vars(shared),
         state=TrainState(jax.device_put(np.int32(0), replicated(mesh)), params, start(params)),
         state_layout=layout,
-        sample=functools.partial(shared.draw, votes=config.rollout.votes, sampling=_sampling(config.rollout)),
+        sample=functools.partial(shared.draw, votes=config.rollout.votes, sampling=sampling_of(config.rollout)),
         extract=inputs.tasks[0].extract,
         in_format=inputs.tasks[0].in_format,
         learning_rate=functools.partial(
@@ -241,7 +251,7 @@ def _eval_parts(config: ConfigDict, inputs: EvalInputs, sampler: Sampler, host: 
         encode=functools.partial(_encode, inputs.encoder),
         render=lambda batch: [inputs.encoder.render(problem.question) for problem in batch],
         draw=draw,
-        sample_for_eval=functools.partial(draw, votes=config.eval.samples, sampling=_sampling(config.eval)),
+        sample_for_eval=functools.partial(draw, votes=config.eval.samples, sampling=sampling_of(config.eval)),
         sample_greedy=functools.partial(draw, votes=1, sampling=Sampling(temperature=0.0)),
     )
 
@@ -318,22 +328,34 @@ def state_bytes(model: ModelConfig) -> int:
     return 3 * 4 * parameter_count(model)
 
 
-def _sampling(section: ConfigDict) -> Sampling:
+def sampling_of(section: ConfigDict) -> Sampling:
+    """How `rollout` or `eval` samples."""
     return Sampling(temperature=section.temperature, top_k=section.top_k, top_p=section.top_p)
 
 
+def sampling_layout(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
+    """The weights that sampling likes, as params_layout: in the config's type, whole on each fsdp group."""
+    shapes = jax.eval_shape(_sampling_weights(config, model), decoder.shapes(model))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings(decoder.sampling_axes(model), shapes, mesh, without=("embed",)),
+    )
+
+
 def sampling_copy(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
-    """One jitted program from the masters to the weights that sampling likes: in the config's type, whole on each fsdp
-    group."""
-    make = functools.partial(decoder.sampling_weights, config=model, dtype=jnp.dtype(config.model.dtype))
-    axes = decoder.sampling_axes(model)
-    out = shardings(axes, jax.eval_shape(make, decoder.shapes(model)), mesh, without=("embed",))
-    return jax.jit(make, out_shardings=out)
+    """One jitted program from the masters to the weights that sampling likes."""
+    out = jax.tree.map(lambda leaf: leaf.sharding, sampling_layout(config, model, mesh))
+    return jax.jit(_sampling_weights(config, model), out_shardings=out)
+
+
+def _sampling_weights(config: ConfigDict, model: ModelConfig) -> Callable[[decoder.Params], decoder.Params]:
+    return functools.partial(decoder.sampling_weights, config=model, dtype=jnp.dtype(config.model.dtype))
 
 
 def host_copy(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
     """The same for a host that samples by itself: whole on the devices of each, as arrays of this one's alone."""
-    make = functools.partial(decoder.sampling_weights, config=model, dtype=jnp.dtype(config.model.dtype))
+    make = _sampling_weights(config, model)
     axes, shapes = decoder.sampling_axes(model), jax.eval_shape(make, decoder.shapes(model))
     cast = jax.jit(make, out_shardings=shardings(axes, shapes, mesh))
     on_hosts = shardings(axes, shapes, of_hosts(mesh), without=("embed",))

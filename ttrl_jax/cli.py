@@ -19,6 +19,7 @@ from ttrl_jax.run import distributed
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 USAGE_ERROR = 2
+OWN_FLAGS = ("config", "workdir", "checkpoint", "out", "step", "dtype", "topology", "questions", "json")
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
 
@@ -199,7 +200,7 @@ def _require_keys(given: ConfigDict, default: ConfigDict, prefix: str) -> None:
 def _flag_help() -> str:
     return "\n".join(
         f"  --{flag.name}: {flag.help}"
-        for name in ("config", "workdir", "checkpoint", "out", "step", "dtype", *PROCESS_FLAGS)
+        for name in (*OWN_FLAGS, *PROCESS_FLAGS)
         if name in flags.FLAGS
         for flag in [flags.FLAGS[name]]
     )

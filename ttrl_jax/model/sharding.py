@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ttrl_jax.errors import InputError
@@ -49,7 +50,9 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device
             f"mesh data x fsdp x tensor = {data} x {fsdp} x {tensor} does not fit {len(devices)} devices; choose from "
             f"{_divisors(len(devices))} with a product of {len(devices)}, or -1 for one of them, which is the rest"
         )
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+    # jax.make_mesh splits an axis of a TPU slice only on v5e; else 32 x 2 on 8 x 8 chips would be an error.
+    placed = mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
 def require_fit(mesh: Mesh, *, heads: int) -> None:

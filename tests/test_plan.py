@@ -1,0 +1,293 @@
+"""Hand-worked: what a step computes and moves. Semantics: what is planned for is what training compiles, what does not
+fit is made to, and what a user can get wrong is one sentence."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import jax
+import pytest
+from ml_collections import FrozenConfigDict
+
+from configs import quickstart
+from tests.tiny_model import QWEN3, on_mesh
+from ttrl_jax import cli, train
+from ttrl_jax.plan import __main__ as plan
+from ttrl_jax.plan import arithmetic
+from ttrl_jax.plan.arithmetic import Chip, Work
+from ttrl_jax.plan.programs import Compiler, Setting, loop_collectives
+from ttrl_jax.plan.search import changed, estimates, found, nearest
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.usefixtures("fresh_flags")
+
+
+# ---------------------------------------------------------------------- hand-worked
+
+
+def test_numbers_of_a_model():
+    """A layer has 512 + 256 + 256 + 512 weights of attention, 3 x 16 x 24 of ffn and 48 of norms."""
+    assert arithmetic.pair_flops(QWEN3) == 4 * 2 * 4 * 8
+    assert arithmetic.cache_bytes(QWEN3, 10, itemsize=2) == 2 * 2 * 2 * 2 * 8 * 10
+    blocks = 2 * (512 + 256 + 256 + 512 + 1152 + 48)
+    by_hand = 3 * (2 * blocks * 5 + 10 * 256) + 6 * 2 * 64 * 16
+    assert arithmetic.forward_flops(QWEN3, 3, 5, logits=6) == by_hand == 184_128
+
+
+def test_work_of_a_step():
+    """Hand-worked: 6 questions x 8 votes on 16 slots, data 2 x fsdp 2 x tensor 2; 7,536 weights in float32."""
+    with on_mesh((2, 2, 2)) as mesh:
+        drawn = arithmetic.draw(questions=6, votes=8, rows=16, mesh=mesh)
+    assert (drawn.at_once, drawn.batches, drawn.slots.groups, drawn.slots.slots) == (4, 2, 4, 4)
+    sizes = dict(length=16, itemsize=4)
+    # 2 batches of 4 questions, each on both chips of fsdp: 16 rows of 16 tokens.
+    expected = Work(16 * (175_104 + 30_720) + 32_768, 2 * 4 * 7_536 * 4 + 65_536)
+    assert arithmetic.prefill_work(QWEN3, drawn, mesh, **sizes) == expected
+    # 2 batches of 32 responses on 16 slots: 4 rounds of 2 steps, which read 3 places of the cache.
+    flops = 4 * (2 * 16 * 12_992 + 16 * (6 + 32) * 256)
+    moved = 4 * (2 * (4 * 7_536 * 4 + 32_768) + 24_576)
+    assert arithmetic.decode_work(QWEN3, drawn, mesh, tokens=3, **sizes) == Work(flops, moved)
+    assert arithmetic.copy_work(QWEN3, mesh, itemsize=2).moved == 6 * 7_536 * 4
+    assert arithmetic.step_work(QWEN3, 3).moved == 28 * 7_536 * 3
+
+
+def test_the_roofline_is_the_longer_of_the_two():
+    chip = Chip(flops=10.0, bandwidth=5.0, memory=0.0)
+    assert Work(100.0, 20.0).seconds(chip, 2) == 5.0
+    assert Work(100.0, 80.0).seconds(chip, 2) == 8.0
+
+
+def test_collectives_are_looked_for_in_loops_alone():
+    hlo = """HloModule x
+
+%inner (p: f32[4]) -> f32[4] {
+  %a = f32[4,8]{1,0} all-gather(f32[4] %p), dimensions={0}
+}
+
+%body (p: f32[4]) -> f32[4] {
+  %c = f32[4] fusion(f32[4] %p), calls=%inner
+  %r = bf16[2,3]{1,0} all-reduce(bf16[2,3] %c), to_apply=%sum
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %w = f32[4] while(f32[4] %p), condition=%cond, body=%body
+  %g = f32[100] all-gather(f32[4] %w), dimensions={0}
+}
+"""
+    found = [(one["kind"], one["shape"], one["bytes"], one["count"]) for one in loop_collectives(hlo)]
+    assert found == [("all-gather", "f32[4,8]", 128, 1), ("all-reduce", "bf16[2,3]", 12, 1)]
+
+
+# ---------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def call(tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, fresh_flags):
+    """Call a command with the quickstart's config and some arguments -> (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, command=plan) -> tuple[int, str, str]:
+        fresh_flags()
+        monkeypatch.setattr(sys, "argv", ["plan", f"--config={ROOT / 'configs' / 'quickstart.py'}", *arguments])
+        code = cli.run(command.main, doc=command.__doc__)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+LABELS = (
+    "sample copy, sample prefill, sample decode, evaluate prefill, evaluate decode, score, update gradient, update step"
+)
+
+
+def test_the_plan_of_the_quickstart_here(call):
+    """Hand-worked: 599,936 weights over 8 devices; 64 questions in steps of 8, 36 times."""
+    code, out, err = call("--json")
+    assert code == 0 and "compiled update gradient" in err
+    told = json.loads(out)
+    assert told["questions"] == [64, 256] and told["devices"] == 8 and told["fits"]
+    (only,) = told["plans"]
+    assert only["run"] == {"steps": 288, "evaluations": 2, "hours": None, "chip_hours": None}
+    assert only["seconds"] is None  # nobody publishes the speed of this machine
+    programs = {program["label"]: program for program in only["programs"]}
+    assert ", ".join(programs) == LABELS
+    masters = 599_936 * 4 // 8
+    assert programs["score"]["weights"] == 2 * masters  # and the start's, for the KL term
+    assert programs["sample decode"]["weights"] == 2 * masters + 599_936 * 4  # whole, where sampled
+    assert 2 * masters <= programs["sample decode"]["optimizer"] < 2 * masters + 1_000  # and Adam's counters
+    assert 3 * masters <= programs["update gradient"]["optimizer"] < 3 * masters + 1_000
+    # 512 responses of 13 tokens on 64 slots a device, and prompts of 32 for each of 8 questions, on all devices.
+    cache = (64 * 13 + 8 * 32) * 3 * 2 * 2 * 32 * 4
+    assert cache <= programs["sample decode"]["cache"] < 1.2 * cache
+    for program in only["programs"]:
+        parts = [program[part] for part in ("weights", "optimizer", "cache", "activations")]
+        assert program["together"] == sum(parts) and min(parts) >= 0, program
+
+
+def test_the_table_and_the_json_have_the_same_numbers(call):
+    code, out, _ = call("--config.episodes=1", "--questions=16,8")
+    assert code == 0
+    told = json.loads(call("--config.episodes=1", "--questions=16,8", "--json")[1])
+    rows = {line[2:22].strip(): line[22:].split() for line in out.splitlines() if line.startswith("  ")}
+    for program in told["plans"][0]["programs"]:
+        assert rows[program["label"]][4] == f"{program['together'] / 1e9:.2f}"
+        assert rows[program["label"]][6] == f"{program['work']['flops']:.3g}"
+    assert told["plans"][0]["run"]["steps"] == 2
+
+
+def test_training_compiles_the_programs_that_were_planned_for(call):
+    """JAX's folder of compiled programs gets none more of a name when a run follows its plan. (Of the update, rows of
+    one prompt are packed on CPUs, so that its passes are smaller.)"""
+    settings = ["--config.episodes=1", "--config.data.limit=8", "--config.mesh.tensor=2", "--config.train.kl_coef=0.0"]
+    # Sizes that no other test has, so that nothing is there yet; the prompts have 22 to 24 tokens.
+    settings += ["--config.rollout.max_tokens=11", "--config.rollout.votes=20", "--config.train.samples=20"]
+    settings += ["--config.prompt.max_tokens=24"]
+    settings += ["--config.train.minibatch_prompts=4", "--config.eval.samples=10", "--config.eval.tasks=()"]
+
+    def kept() -> Counter:
+        files = Path(jax.config.jax_compilation_cache_dir).glob("*-cache")
+        return Counter(file.name.rpartition("-")[0].rpartition("-")[0] for file in files)
+
+    before = kept()
+    assert call("--json", *settings)[0] == 0
+    planned = kept()
+    assert call(*settings, "--workdir=run", command=train)[0] == 0
+    trained = kept()
+    for name in ("jit_sampling_weights", "jit__prefill", "jit__segment", "jit__step"):
+        assert planned[name] > before[name], name
+        assert trained[name] == planned[name], name
+
+
+# ---------------------------------------------------------------------- what does not fit
+
+
+def small_setting() -> Setting:
+    """The quickstart on 8 devices, with 4 questions a step."""
+    config = quickstart.get_config()
+    config.rollout.prompts, config.train.minibatch_prompts, config.rollout.votes = 4, 4, 32
+    config, model, stop_ids = plan.resolved(FrozenConfigDict(config))
+    return plan.setting_of(config, model, jax.devices(), (64, 256), stop_ids)
+
+
+def test_what_does_not_fit_is_made_to(capsys: pytest.CaptureFixture):
+    """With a byte less than the first setting needs, another is found that XLA says fits."""
+    setting = small_setting()
+    largest = max(program.together for program in compiled(setting))
+    (plain,) = plan.search(setting, None, largest, print)
+    assert plain["fits"] and plain["change"] == {}
+    first, *_, last = plan.search(setting, None, 0.8 * largest, print)
+    assert not first["fits"] and "needs" in first["reason"]
+    assert last["fits"] and last["change"]
+    assert max(program["together"] for program in last["programs"]) <= 0.8 * largest
+    section, key = next(iter(last["change"])).split(".")
+    assert setting.config[section][key] == quickstart.get_config()[section][key], "the first setting was changed"
+
+
+def compiled(setting: Setting) -> list:
+    compiler = Compiler(setting, print)
+    compiler.all()
+    return compiler.programs
+
+
+def test_nothing_fits_a_thimble():
+    setting = small_setting()
+    (only,) = plan.search(setting, None, 1e5, print)
+    assert not only["fits"]
+
+
+def test_smaller_steps_come_first_and_estimates_go_down():
+    setting = small_setting()
+    needs = {name: one.state + one.more for name, one in estimates(setting).items()}
+    changes = list(nearest(setting, 0.99 * max(needs.values()), {}))
+    assert changes[0] in ({"train.micro_tokens": 3072}, {"rollout.rows": 512}, {"mesh.tensor": 2})
+    sizes = [sum(map(abs, map(doublings, change.items()))) for change in changes]
+    assert sizes == sorted(sizes)
+    split = changed(setting, {"mesh.tensor": 2})
+    assert (
+        dict(split.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+        and split.config.train.to_dict() == setting.config.train.to_dict()
+    )
+    assert estimates(split)["copy"].more < estimates(setting)["copy"].more
+
+
+def doublings(change: tuple[str, int]) -> int:
+    key, value = change
+    given = {"train.micro_tokens": 6144, "rollout.rows": 1024, "mesh.tensor": 1}[key]
+    return round(max(value, given) / min(value, given)).bit_length() - 1
+
+
+def test_estimates_learn_from_what_xla_said():
+    """A factor that makes the estimate of the same setting XLA's own."""
+    setting = small_setting()
+    programs = [program for program in compiled(setting) if program.name == "gradient"]
+    factors = found(setting, programs, {"decode": 3.0})
+    one = estimates(setting)["gradient"]
+    assert one.state + factors["gradient"] * one.more == pytest.approx(programs[0].together)
+    assert factors["decode"] == 3.0
+
+
+# ---------------------------------------------------------------------- what a user can get wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--topology=v9:4x4"], ("v9:4x4", "v5e", "v6e")),
+        (["--topology=v5e"], ("v5e", "v5e:4x4")),
+        (["--topology=v5e:4xfour"], ("4xfour",)),
+        (["--questions=16"], ("2 whole numbers", "'16'")),
+        (["--questions=a,b"], ("2 whole numbers", "'a,b'")),
+        (["--questions=4,8"], ("4 questions", "rollout.prompts")),
+        (["--config.mesh.tensor=3"], ("mesh", "8 devices")),
+        (["--config.model.path=nowhere.gguf"], ("model.path",)),
+        (["--config.rollout.max_tokens=200"], ("positions", "lower one")),
+        (["--config.model.attention=splash"], ("splash runs on TPUs",)),
+    ],
+)
+def test_mistakes_are_one_sentence(call, arguments: list[str], words: tuple[str, ...]):
+    code, out, err = call(*arguments)
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1, (out, err)
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_a_slice_without_the_compiler_for_it(call):
+    code, _, err = call("--topology=v5e:4x4")
+    assert code == 2 and 'pip install -e ".[tpu]"' in err and err.count("\n") == 1
+
+
+def test_well_known_models_need_no_files(call):
+    """Two layers' worth of arithmetic only: the shape is read, and the run is refused for its mesh."""
+    code, _, err = call("--config.model.path=Qwen/Qwen2.5-Math-7B", "--config.mesh.tensor=3")
+    assert code == 2 and "mesh" in err
+
+
+def test_questions_that_are_not_here_are_assumed():
+    """As many as are sampled at once, so that the plan holds for any number."""
+    config = quickstart.get_config()
+    config.data.path, config.eval.tasks = "someone/questions", ()
+    assert plan.number_of_questions(FrozenConfigDict(config), []) is None
+    assert plan.number_of_questions(FrozenConfigDict(config), ["30"]) == (30,)
+    setting = dataclasses.replace(small_setting(), questions=(256,))
+    _, (evaluation, *_), _ = setting.draws()[-1]
+    assert evaluation.at_once == 256 and evaluation.batches == 1
+
+
+def test_all_that_a_run_samples_is_planned_for():
+    """Also one greedy response to each question, and labels that the start model votes for once."""
+    config = quickstart.get_config()
+    config.eval.greedy, config.reward.label, config.rollout.rows = True, "offline", 64
+    setting = dataclasses.replace(small_setting(), config=FrozenConfigDict(config))
+    drawn = {
+        phase: [(draw.questions, draw.votes, draw.at_once) for draw in draws] for phase, draws, _ in setting.draws()
+    }
+    assert drawn == {
+        "sample": [(8, 64, 8)],
+        "label": [(64, 64, 16)],
+        "evaluate": [(256, 16, 16), (64, 16, 16)],
+        "greedy": [(256, 1, 64), (64, 1, 64)],
+    }

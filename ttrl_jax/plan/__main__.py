@@ -1,0 +1,265 @@
+"""Will a run fit, and how long does a step take at best? Compiles the programs of training, without running them.
+
+    python -m ttrl_jax.plan --config configs/aime.py:Qwen/Qwen2.5-Math-7B --topology v5e:4x4 [--config.a.b=value ...]
+
+--topology is a slice of TPU v5e, v5p or v6e, which need not be there (it takes `pip install -e ".[tpu]"`, and a few
+minutes); without it the devices of this machine are planned for. The model is looked for as training does, but a
+well-known hub name needs no download: its shape is built in. No weights are read. --questions says how many questions
+there are (30, or 30,43 with one set in eval.tasks) where they are not on this machine; nothing is downloaded.
+
+Bytes of a chip are XLA's own account of the very programs that training runs, at their longest: prompts and responses
+up to their limits. Operations (FLOP) and bytes from and to memory are the model's arithmetic, padding and idle slots
+included; the roofline is the longer of the two at the published speed of the chips, so that no run is faster. If it
+does not fit, the nearest settings that should are looked for, and compiled. --json prints everything as one JSON
+object. Exit code 1 if nothing fits.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from jax.experimental import topologies
+from ml_collections import FrozenConfigDict
+
+from ttrl_jax import build, cli
+from ttrl_jax.check import check
+from ttrl_jax.data import prompts as text
+from ttrl_jax.data.problems import BUILTIN
+from ttrl_jax.errors import InputError
+from ttrl_jax.model.config import ModelConfig, read_config
+from ttrl_jax.model.shapes import named
+from ttrl_jax.model.sharding import make_mesh, require_fit, require_fit_of_batch
+from ttrl_jax.plan.arithmetic import CHIPS, GB, Chip
+from ttrl_jax.plan.programs import Compiler, DoesNotCompile, Say, Setting
+from ttrl_jax.plan.search import changed, found, nearest
+from ttrl_jax.plan.tables import table
+from ttrl_jax.resolve import resolve
+from ttrl_jax.rollout.slots import SHARING
+from ttrl_jax.source import model_source, tokenizer_of
+from ttrl_jax.tasks import read_tasks
+
+cli.define_config_flag()
+flags.DEFINE_string("topology", "", "TPU slice, such as v5e:4x4; default: the devices of this machine.")
+flags.DEFINE_list("questions", [], "Numbers of questions, of the data and of each set in eval.tasks.")
+flags.DEFINE_bool("json", False, "Print the plan as JSON.")
+
+TRIES = 3  # settings that are compiled before the search gives up
+KINDS = ("v5e", "v5p", "v6e")
+
+
+def main() -> int:
+    quiet = flags.FLAGS.json
+    say = lambda line: print(line, file=sys.stderr if quiet else sys.stdout, flush=True)  # noqa: E731
+    setting = read(flags.FLAGS.topology)
+    device = setting.mesh.devices.flat[0]
+    chip = CHIPS[device.device_kind] if device.device_kind in CHIPS else None
+    memory = chip.memory if chip else device_memory(device)
+    say(f"model     {setting.config.model.path}")
+    say(f"devices   {setting.mesh.size} x {device.device_kind}, {memory / GB:.1f} GB each")
+    say(f"attention {setting.model.attention}")
+    if not setting.known:
+        say(
+            f"the questions are not here: evaluations are planned for {setting.questions[0]} of them, as many as are "
+            "sampled at once; --questions=N says how many there are"
+        )
+    plans = search(setting, chip, memory, say)
+    fits = plans[-1]["fits"]
+    if not fits:
+        say("nothing like these settings fits; take more chips, a smaller model, or shorter responses")
+    elif len(plans) > 1:
+        say("it fits with " + settings_of(plans[-1]["change"]))
+    if quiet:
+        told = {"model": setting.config.model.path, "device": device.device_kind, "devices": setting.mesh.size}
+        told |= {"memory": memory, "attention": setting.model.attention, "jax": jax.__version__}
+        print(
+            json.dumps(told | {"questions": setting.questions if setting.known else None, "fits": fits, "plans": plans})
+        )
+    return 0 if fits else 1
+
+
+def settings_of(change: dict[str, int]) -> str:
+    return " ".join(f"--config.{key}={value}" for key, value in change.items())
+
+
+# ---------------------------------------------------------------------- what is planned for
+
+
+def read(topology: str) -> Setting:
+    """What the flags ask for. Where the questions are not known, as many as are sampled at once."""
+    config = cli.config()
+    check(config)
+    config, model, stop_ids = resolved(config)
+    questions = number_of_questions(config, flags.FLAGS.questions)
+    return setting_of(config, model, devices(topology), questions, stop_ids)
+
+
+def resolved(config: FrozenConfigDict) -> tuple[FrozenConfigDict, ModelConfig, tuple[int, ...]]:
+    """The config with every value set, the model's shape, and what ends a response.
+
+    Of a well-known name that is no folder here only the shape is known. That will do: how the model is asked changes
+    no program's size, and which token ends a response does not either.
+    """
+    path = config.model.path
+    model, template, stop_ids = named(path), None, (0,)
+    if model is None or Path(path).expanduser().exists():
+        source = model_source(path)
+        model = read_config(source)
+        tokenizer, stop_ids = tokenizer_of(source)
+        template = text.chat_template(tokenizer)
+        stop_ids = tuple(sorted({*stop_ids, *text.stop_text_ids(tokenizer, config.rollout.stop)}))
+    config, _ = resolve(config, template=template, max_positions=model.max_positions)
+    build.check_length(config, model)
+    return config, model, stop_ids
+
+
+def setting_of(
+    config: FrozenConfigDict,
+    model: ModelConfig,
+    devices: Sequence[jax.Device],
+    questions: tuple[int, ...] | None,
+    stop_ids: tuple[int, ...],
+) -> Setting:
+    """questions: None where they are not known."""
+    most = max(1, config.rollout.rows // min(config.eval.samples, SHARING))
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices)
+    require_fit(mesh, heads=model.heads)
+    rows = config.train.minibatch_prompts * config.train.samples
+    require_fit_of_batch(mesh, prompts=config.rollout.prompts, rows=rows)
+    model, _ = build.with_kernel(config, model, mesh)
+    return Setting(config, model, mesh, questions or (most,), questions is not None, stop_ids)
+
+
+def devices(topology: str) -> list[jax.Device]:
+    """Those of a TPU slice, or of this machine. Raises InputError for a slice that cannot be planned for."""
+    if not topology:
+        return jax.devices()
+    kind, _, shape = topology.partition(":")
+    sizes = [int(size) for size in shape.split("x") if size.isdigit()]
+    if kind not in KINDS or not sizes or "x".join(map(str, sizes)) != shape:
+        raise InputError(
+            f"--topology={topology} is no slice that can be planned for; expected one of {', '.join(KINDS)} with its "
+            "shape, such as v5e:4x4 or v5p:2x2x2"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError(
+            '--topology needs the TPU compiler, libtpu, which is not installed; run: pip install -e ".[tpu]"'
+        )
+    # There is no metadata server to ask for a TPU, and nothing runs on one that two processes could quarrel about.
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    ):  # fmt: skip
+        os.environ.setdefault(name, value)
+    jax.config.update("jax_platforms", "cpu")  # of what is not compiled for the slice
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(sizes) == 1 else {}  # else hosts have more
+    try:
+        return list(topologies.get_topology_desc(topology, platform="tpu", **alone).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(
+            f"--topology={topology} is no slice of this kind ({str(error).splitlines()[0]}); see "
+            f"https://cloud.google.com/tpu/docs/{kind} for those that there are"
+        ) from error
+
+
+def device_memory(device: jax.Device) -> float:
+    """Bytes of a device here: what it says itself, or a CPU's share of the machine's memory."""
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
+
+
+def number_of_questions(config: FrozenConfigDict, given: list[str]) -> tuple[int, ...] | None:
+    """Of the data, and of each of eval.tasks; None if they are neither given nor here. Raises InputError."""
+    if given:
+        sets = 1 + len(config.eval.tasks)
+        if len(given) != sets or not all(number.isdigit() and int(number) > 0 for number in given):
+            raise InputError(
+                f"--questions must be {sets} whole number{'s' if sets > 1 else ''}, of the data"
+                f"{' and of each set in eval.tasks' if sets > 1 else ''}, got {','.join(given)!r}"
+            )
+        questions = tuple(map(int, given))
+    else:
+        paths = [config.data.path] + [entry.partition("=")[2] for entry in config.eval.tasks]
+        if not all(path.startswith(BUILTIN) or Path(path).expanduser().is_file() for path in paths):
+            return None
+        questions = tuple(len(task.items) for task in read_tasks(config))
+    if questions[0] < config.rollout.prompts:
+        raise InputError(
+            f"there are {questions[0]} questions and a step wants {config.rollout.prompts}; lower rollout.prompts"
+        )
+    return questions
+
+
+# ---------------------------------------------------------------------- the plan
+
+
+def search(setting: Setting, chip: Chip | None, memory: float, say: Say) -> list[dict[str, Any]]:
+    """The plan of a setting, and where it does not fit those of others, until one does."""
+    plans, factors, other, change = [], {}, setting, {}
+    while True:
+        compiler = Compiler(other, say)
+        plans.append({"change": change} | plan_of(compiler, chip, memory, say))
+        if plans[-1]["fits"] or len(plans) > TRIES:
+            return plans
+        factors = found(other, compiler.programs, factors)
+        tried = [plan["change"] for plan in plans]
+        change = next((change for change in nearest(setting, memory, factors) if change not in tried), None)
+        if change is None:
+            return plans
+        say("it should fit with " + settings_of(change))
+        other = changed(setting, change)
+
+
+def plan_of(compiler: Compiler, chip: Chip | None, memory: float, say: Say) -> dict[str, Any]:
+    """Compile everything for one setting, print its table, and return what is known as JSON has it."""
+    setting, reason = compiler.setting, None
+    try:
+        compiler.all()
+    except DoesNotCompile as error:
+        reason = str(error)
+    seconds = seconds_of(compiler, chip) if chip is not None and reason is None else None
+    largest = max(compiler.programs, key=lambda program: program.together, default=None)
+    if reason is None and largest.together > memory:
+        reason = f"{largest.label} needs {largest.together / GB:.2f} GB of {memory / GB:.2f}"
+    plan = {"mesh": dict(setting.mesh.shape), **compiler.sizes(), "fits": reason is None}
+    plan |= {"reason": reason, "programs": [program.as_dict() for program in compiler.programs]}
+    plan |= {"seconds": seconds, "run": run_of(setting, seconds) if setting.known else None}
+    if compiler.programs:
+        say(table(plan, memory))
+    if reason is not None:
+        say(f"it does not fit: {reason}")
+    return plan
+
+
+def seconds_of(compiler: Compiler, chip: Chip) -> dict[str, float]:
+    """The roofline of each phase, of a whole step, and of an evaluation."""
+    found: dict[str, float] = {}
+    for program in compiler.programs:
+        seconds = program.work.seconds(chip, compiler.setting.mesh.size)
+        found[program.phase] = found.setdefault(program.phase, 0.0) + seconds
+    return found | {"step": sum(found[phase] for phase in ("sample", "score", "update") if phase in found)}
+
+
+def run_of(setting: Setting, seconds: dict[str, float] | None) -> dict[str, float | None]:
+    """Steps and evaluations of the whole run; where the speed of the chips is known, also its hours."""
+    config = setting.config
+    steps = config.episodes * (setting.questions[0] // config.rollout.prompts)
+    before = len(range(0, steps, config.eval.every)) if config.eval.every else min(steps, 1)
+    run = {"steps": steps, "evaluations": before + 1, "hours": None, "chip_hours": None}
+    if seconds is None:
+        return run
+    once = seconds["label"] if "label" in seconds else 0.0
+    evaluation = sum(seconds[phase] for phase in ("evaluate", "greedy") if phase in seconds)
+    hours = (once + steps * seconds["step"] + (before + 1) * evaluation) / 3600
+    return run | {"hours": hours, "chip_hours": hours * setting.mesh.size}
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, doc=__doc__))

@@ -1,0 +1,143 @@
+"""Where the settings do not fit: the nearest that should, by arithmetic. XLA has the last word (programs.py)."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from ttrl_jax import build
+from ttrl_jax.errors import InputError
+from ttrl_jax.model.sharding import make_mesh
+from ttrl_jax.plan.arithmetic import Draw, cache_bytes, chip_bytes
+from ttrl_jax.plan.programs import Program, Setting
+from ttrl_jax.records import padded_length
+from ttrl_jax.rollout import slots as places
+
+MARGIN = 0.97  # of a chip's memory is planned with
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of a chip while a program runs."""
+
+    state: int  # laid out by us, and known
+    more: float  # by rule of thumb
+
+
+def estimates(setting: Setting) -> dict[str, Estimate]:
+    """Of the programs that may need the most, by name."""
+    layout = setting.layout()
+    state = chip_bytes((layout, setting.start(layout)))
+    copied = chip_bytes(build.sampling_layout(setting.config, setting.model, setting.mesh))
+    draws = [drawn for _, (drawn, *_), _ in setting.draws()]
+    params = chip_bytes(layout.params)
+    return {
+        "copy": Estimate(state + copied, copied),
+        "prefill": Estimate(state + copied, max(_prefill_bytes(setting, drawn) for drawn in draws)),
+        "decode": Estimate(state + copied, max(_decode_bytes(setting, drawn) for drawn in draws)),
+        "gradient": Estimate(state + params, _gradient_bytes(setting, params)),
+    }
+
+
+def found(setting: Setting, programs: Sequence[Program], before: Mapping[str, float]) -> dict[str, float]:
+    """By how much XLA's account of `programs` differs from their estimates: factors of Estimate.more. Those of earlier
+    settings (`before`) stay where a program did not compile."""
+    factors = dict(before)
+    for name, estimate in estimates(setting).items():
+        sizes = [program.together for program in programs if program.name == name]
+        if sizes:
+            factors[name] = (max(sizes) - estimate.state) / estimate.more
+    return factors
+
+
+def nearest(setting: Setting, memory: float, factors: Mapping[str, float]) -> Iterator[dict[str, int]]:
+    """Changes of train.micro_tokens, rollout.rows and mesh.tensor with which it should fit, those of the fewest
+    doublings and halvings first. factors: as `found` has them, 1 for programs that are not there."""
+    config, mesh = setting.config, setting.mesh
+    given = {
+        "mesh.tensor": mesh.shape["tensor"],
+        "rollout.rows": config.rollout.rows,
+        "train.micro_tokens": config.train.micro_tokens,
+    }
+    row = padded_length(config.prompt.max_tokens + config.rollout.max_tokens)
+    ways = (
+        _doublings(given["mesh.tensor"], math.gcd(mesh.size // mesh.shape["data"], setting.model.heads)),
+        _halvings(given["rollout.rows"], places.SHARING * mesh.shape["data"]),
+        _halvings(given["train.micro_tokens"], row),
+    )
+    tries = sorted(itertools.product(*map(enumerate, ways)), key=lambda each: sum(steps for steps, _ in each))
+    for each in tries[1:]:
+        change = {name: value for (name, old), (_, value) in zip(given.items(), each, strict=True) if value != old}
+        if "mesh.tensor" in change and config.mesh.fsdp != -1:
+            change["mesh.fsdp"] = -1
+        try:
+            other = changed(setting, change)
+        except InputError:
+            continue  # a mesh that does not divide the devices
+        needs = estimates(other).items()
+        most = max(one.state + one.more * (factors[name] if name in factors else 1) for name, one in needs)
+        if most <= MARGIN * memory:
+            yield change
+
+
+def changed(setting: Setting, change: dict[str, int]) -> Setting:
+    """The setting with other values. Raises InputError for a mesh that does not fit the devices."""
+    config, mesh = ConfigDict(setting.config.to_dict()), setting.mesh
+    for key, value in change.items():
+        section, leaf = key.split(".")
+        config[section][leaf] = value
+    if "mesh.tensor" in change:
+        devices = list(mesh.devices.flat)
+        mesh = make_mesh(data=mesh.shape["data"], fsdp=-1, tensor=change["mesh.tensor"], devices=devices)
+    model, _ = build.with_kernel(config, setting.model, mesh)
+    return dataclasses.replace(setting, config=FrozenConfigDict(config), model=model, mesh=mesh)
+
+
+def _prefill_bytes(setting: Setting, drawn: Draw) -> float:
+    """Of keys and values that come out, and of what one layer computes; and of the table of embeddings, which is
+    gathered where the vocabulary is split."""
+    config, model, mesh, item = setting.config, setting.model, setting.mesh, setting.dtype.itemsize
+    tokens = drawn.at_once * padded_length(config.prompt.max_tokens) / mesh.shape["data"]
+    layer = item * (4 * model.width + 3 * model.ffn / mesh.shape["tensor"])
+    table = item * model.vocab * model.width if mesh.shape["tensor"] > 1 else 0
+    return tokens * (_token_bytes(setting) + layer) + table
+
+
+def _decode_bytes(setting: Setting, drawn: Draw) -> float:
+    """Of the keys and values of prompts, which the program copies for its groups, and of responses; and of logits."""
+    config, mesh = setting.config, setting.mesh
+    prompts = (drawn.at_once + drawn.slots.groups) / mesh.shape["data"] * padded_length(config.prompt.max_tokens)
+    slots = drawn.slots.size / (mesh.shape["data"] * mesh.shape["fsdp"])
+    cache = _token_bytes(setting) * (prompts + slots * config.rollout.max_tokens)
+    return cache + 4 * 4 * slots * setting.model.vocab
+
+
+def _token_bytes(setting: Setting) -> float:
+    """Keys and values of one token on a chip: kv heads are split over tensor where that divides them."""
+    tensor, model = setting.mesh.shape["tensor"], setting.model
+    parts = tensor if model.kv_heads % tensor == 0 else 1
+    return cache_bytes(model, 1, itemsize=setting.dtype.itemsize) / parts
+
+
+def _gradient_bytes(setting: Setting, params: int) -> float:
+    """Of the longest micro-batch on its way back: its own gradient, and the weights in the type that computes; what
+    goes into each layer, twice, and what a layer needs (all of it at once without remat); a chunk of logits."""
+    config, model, tensor = setting.config, setting.model, setting.mesh.shape["tensor"]
+    length = padded_length(config.prompt.max_tokens + config.rollout.max_tokens)
+    tokens = max(1, config.train.micro_tokens // length) * length
+    item, layers = setting.dtype.itemsize, 1 if config.train.remat else model.layers
+    kept = 2 * item * tokens * model.width * model.layers / tensor
+    layer = 4 * tokens * (8 * model.width + (3 * model.ffn + 2 * model.heads * model.head_dim) / tensor)
+    head = model.vocab / tensor * (item * model.width + 4 * min(config.train.chunk_tokens, tokens))
+    return params * (1 + item / 4) + kept + layers * layer + head
+
+
+def _doublings(start: int, most: int) -> list[int]:
+    return [start * 2**i for i in range(20) if i == 0 or start * 2**i <= most]
+
+
+def _halvings(start: int, least: int) -> list[int]:
+    return [start // 2**i for i in range(20) if i == 0 or start // 2**i >= least]
