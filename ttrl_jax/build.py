@@ -27,15 +27,14 @@ from ttrl_jax.model.config import ModelConfig, read_config
 from ttrl_jax.model.sharding import (
     make_mesh,
     of_hosts,
-    on_this_host,
     replicated,
     require_fit,
     require_fit_of_batch,
-    shardings,
 )
 from ttrl_jax.records import Prompts, Rollouts, TrainState, padded_length
 from ttrl_jax.resolve import resolve
 from ttrl_jax.reward.extract import Answer
+from ttrl_jax.rollout import copies
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
 from ttrl_jax.run import distributed
@@ -243,9 +242,10 @@ def _sampler_and_host(
 
 
 def _eval_parts(config: ConfigDict, inputs: EvalInputs, sampler: Sampler, host: jax.sharding.Mesh | None) -> EvalParts:
-    copy = host_copy if host else sampling_copy
+    make = copies.of_each_host if host else copies.of_the_mesh
+    copy = make(inputs.model, inputs.mesh, jnp.dtype(config.model.dtype))
     decode = functools.partial(text.decode, inputs.tokenizer)
-    draw = functools.partial(_sample, sampler, copy(config, inputs.model, inputs.mesh), decode, host)
+    draw = functools.partial(_sample, sampler, copy, decode, host)
     return EvalParts(
         params_layout=params_layout(inputs.model, inputs.mesh),
         encode=functools.partial(_encode, inputs.encoder),
@@ -331,40 +331,6 @@ def state_bytes(model: ModelConfig) -> int:
 def sampling_of(section: ConfigDict) -> Sampling:
     """How `rollout` or `eval` samples."""
     return Sampling(temperature=section.temperature, top_k=section.top_k, top_p=section.top_p)
-
-
-def sampling_layout(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
-    """The weights that sampling likes, as params_layout: in the config's type, whole on each fsdp group."""
-    shapes = jax.eval_shape(_sampling_weights(config, model), decoder.shapes(model))
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        shardings(decoder.sampling_axes(model), shapes, mesh, without=("embed",)),
-    )
-
-
-def sampling_copy(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
-    """One jitted program from the masters to the weights that sampling likes."""
-    out = jax.tree.map(lambda leaf: leaf.sharding, sampling_layout(config, model, mesh))
-    return jax.jit(_sampling_weights(config, model), out_shardings=out)
-
-
-def _sampling_weights(config: ConfigDict, model: ModelConfig) -> Callable[[decoder.Params], decoder.Params]:
-    return functools.partial(decoder.sampling_weights, config=model, dtype=jnp.dtype(config.model.dtype))
-
-
-def host_copy(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
-    """The same for a host that samples by itself: whole on the devices of each, as arrays of this one's alone."""
-    make = _sampling_weights(config, model)
-    axes, shapes = decoder.sampling_axes(model), jax.eval_shape(make, decoder.shapes(model))
-    cast = jax.jit(make, out_shardings=shardings(axes, shapes, mesh))
-    on_hosts = shardings(axes, shapes, of_hosts(mesh), without=("embed",))
-
-    def copy(params: decoder.Params) -> decoder.Params:
-        # First into the type, then to the hosts: half the bytes travel. The devices may be in another order there.
-        return jax.tree.map(on_this_host, jax.device_put(cast(params), on_hosts))
-
-    return copy
 
 
 def _sample(

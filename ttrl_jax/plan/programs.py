@@ -22,6 +22,7 @@ from ttrl_jax.model.sharding import replicated
 from ttrl_jax.plan import arithmetic
 from ttrl_jax.plan.arithmetic import Draw, Work, chip_bytes
 from ttrl_jax.records import TrainBatch, TrainState, padded_length
+from ttrl_jax.rollout import copies
 from ttrl_jax.rollout import slots as places
 from ttrl_jax.rollout.sampler import FIRST_CACHE, Sampler
 from ttrl_jax.rollout.sampling import Sampling
@@ -129,8 +130,8 @@ class Compiler:
         """Compile what training runs. Raises DoesNotCompile with the reason; `programs` has those before."""
         config, model, mesh = self.setting.config, self.setting.model, self.setting.mesh
         with jax.set_mesh(mesh):
-            program = build.sampling_copy(config, model, mesh).lower(self.layout.params)
-            copied = build.sampling_layout(config, model, mesh)
+            program = copies.of_the_mesh(model, mesh, self.setting.dtype).lower(self.layout.params)
+            copied = copies.layout(model, mesh, self.setting.dtype)
             work = arithmetic.copy_work(model, mesh, itemsize=self.setting.dtype.itemsize)
             held = self.state - chip_bytes(self.layout.params)
             self.compile("copy", "sample", program, held=held, more_weights=chip_bytes(copied), work=work)

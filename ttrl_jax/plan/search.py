@@ -14,6 +14,7 @@ from ttrl_jax.model.sharding import make_mesh
 from ttrl_jax.plan.arithmetic import Draw, cache_bytes, chip_bytes
 from ttrl_jax.plan.programs import Program, Setting
 from ttrl_jax.records import padded_length
+from ttrl_jax.rollout import copies
 from ttrl_jax.rollout import slots as places
 
 MARGIN = 0.97  # of a chip's memory is planned with
@@ -31,7 +32,7 @@ def estimates(setting: Setting) -> dict[str, Estimate]:
     """Of the programs that may need the most, by name."""
     layout = setting.layout()
     state = chip_bytes((layout, setting.start(layout)))
-    copied = chip_bytes(build.sampling_layout(setting.config, setting.model, setting.mesh))
+    copied = chip_bytes(copies.layout(setting.model, setting.mesh, setting.dtype))
     draws = [drawn for _, (drawn, *_), _ in setting.draws()]
     params = chip_bytes(layout.params)
     return {
