@@ -122,7 +122,8 @@ def test_the_plan_of_the_quickstart_here(call):
     assert 3 * masters <= programs["update gradient"]["optimizer"] < 3 * masters + 1_000
     # 512 responses of 13 tokens on 64 slots a device, and prompts of 32 for each of 8 questions, on all devices.
     cache = (64 * 13 + 8 * 32) * 3 * 2 * 2 * 32 * 4
-    assert cache <= programs["sample decode"]["cache"] < 1.2 * cache
+    drawn = 64 * 512 * 3 * 4  # tokens, log-probs and whose they are, of 64 steps: whole on each device
+    assert cache + drawn <= programs["sample decode"]["cache"] < 1.1 * cache + drawn
     for program in only["programs"]:
         parts = [program[part] for part in ("weights", "optimizer", "cache", "activations")]
         assert program["together"] == sum(parts) and min(parts) >= 0, program
