@@ -174,12 +174,14 @@ class Compiler:
 
         places_of = dict(prompts=drawn.slots.groups, votes=drawn.slots.slots)
         before = _rung_before(tokens)
-        suffix = _outputs(sampler._empty.lower(**places_of, slots=before or tokens))
+        program = sampler._empty.lower(**places_of, slots=before or tokens)
+        suffix = _outputs(program, _compiled(program, f"{phase} cache"))
         if before is not None:
             program = sampler._resize.lower(suffix[0], np.int32(0), slots=tokens)
             moved = arithmetic.cache_bytes(model, drawn.slots.size * (before + tokens), itemsize=item)
+            grown = _compiled(program, f"{phase} grow").memory_analysis()
             # A layer at a time: when the last one grows, the others have, and are as large as what comes out.
-            others = held + chip_bytes((weights, prefix)) + (model.layers - 1) * _out_bytes(program)
+            others = held + chip_bytes((weights, prefix)) + (model.layers - 1) * grown.output_size_in_bytes
             layer = self.compile("grow", phase, program, held=others, more_weights=copied, work=Work(0, moved))
             suffix = (layer,) * model.layers
 
@@ -235,10 +237,7 @@ class Compiler:
         """
         self.say(f"compiling {phase} {name} ...")
         began = time.perf_counter()
-        try:
-            done = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            raise DoesNotCompile(f"{phase} {name} does not compile: {str(error).splitlines()[0]}") from error
+        done = _compiled(lowered, f"{phase} {name}")
         seconds, stats, hlo = time.perf_counter() - began, done.memory_analysis(), done.as_text()
         weights = chip_bytes((self.layout.params, self.start)) + more_weights
         optimizer = chip_bytes(self.layout.optimizer) + more_optimizer
@@ -294,18 +293,20 @@ def _pass_rows(micro: MicroBatch) -> int:
     return micro.packing.rows.shape[0] * micro.packing.rows.shape[1] if micro.packing else len(micro.ids)
 
 
-def _outputs(lowered: jax.stages.Lowered, done: jax.stages.Compiled | None = None) -> Any:
+def _compiled(lowered: jax.stages.Lowered, label: str) -> jax.stages.Compiled:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise DoesNotCompile(f"{label} does not compile: {str(error).splitlines()[0]}") from error
+
+
+def _outputs(lowered: jax.stages.Lowered, done: jax.stages.Compiled) -> Any:
     """What stands for the outputs of a program, in the layout that XLA gave them."""
-    done = done or lowered.compile()
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         lowered.out_info,
         done.output_shardings,
     )
-
-
-def _out_bytes(lowered: jax.stages.Lowered) -> int:
-    return lowered.compile().memory_analysis().output_size_in_bytes
 
 
 def loop_collectives(hlo: str) -> list[dict[str, Any]]:
