@@ -162,18 +162,16 @@ def test_a_single_process_meets_itself():
 
 
 def test_meshes_that_do_not_fit_are_refused_with_those_that_would():
-    """Semantics: sizes against devices, heads, questions and rows."""
+    """Semantics: sizes against devices, heads and questions."""
     with pytest.raises(InputError, match=r"3 x -1 x 1 does not fit 8 devices; choose from \[1, 2, 4, 8\]"):
         make_mesh(data=3, fsdp=-1, tensor=1)
     mesh = make_mesh(data=2, fsdp=1, tensor=4)
     require_fit(mesh, heads=12)
     with pytest.raises(InputError, match=r"mesh.tensor=4 does not divide the 6 heads of the model; .* \[1, 2\]"):
         require_fit(mesh, heads=6)
-    require_fit_of_batch(mesh, prompts=6, rows=2)
+    require_fit_of_batch(mesh, prompts=6)
     with pytest.raises(InputError, match=r"mesh.data=2 does not divide rollout.prompts=5; set it to one of \[1\]"):
-        require_fit_of_batch(mesh, prompts=5, rows=8)
-    with pytest.raises(InputError, match="= 2 is more than the 1 rows"):
-        require_fit_of_batch(mesh, prompts=2, rows=1)
+        require_fit_of_batch(mesh, prompts=5)
 
 
 def test_a_host_samples_by_itself_where_it_can_hold_what_that_needs():

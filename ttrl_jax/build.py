@@ -132,8 +132,7 @@ def read_inputs(config: FrozenConfigDict) -> Inputs:
     config = shared.config
     items = shared.tasks[0].items
     problems = Problems(items, batch=config.rollout.prompts, seed=config.seed)
-    rows = config.train.minibatch_prompts * config.train.samples
-    require_fit_of_batch(shared.mesh, prompts=config.rollout.prompts, rows=rows)
+    require_fit_of_batch(shared.mesh, prompts=config.rollout.prompts)
     if config.reward.label == "truth" and truths(items) is None:
         raise InputError(
             f'reward.label="truth" needs a truth for each question; {config.data.path} has no column '

@@ -300,6 +300,10 @@ def introduce(config: Any, inputs: builder.Inputs, workdir: Path, start: int, sa
         f"{rollout.votes} votes, {config.train.samples} of them trained on; label: {config.reward.label}"
         + (f"; another {left_out} questions are left out of each episode" if left_out else "")
     )
+    sizes, rows = inputs.mesh.shape, config.train.minibatch_prompts * config.train.samples
+    shards = sizes["data"] * sizes["fsdp"]
+    if shards > rows:
+        say(f"mesh      {shards} parts (data x fsdp) share {rows} rows of an optimizer step: some devices idle in it")
     say(f"run       {workdir}" + (f", resumed after step {start}" if start else ""))
 
 

@@ -64,19 +64,13 @@ def require_fit(mesh: Mesh, *, heads: int) -> None:
         )
 
 
-def require_fit_of_batch(mesh: Mesh, *, prompts: int, rows: int) -> None:
-    """Raise InputError if devices would have nothing to do: prompts of a step that `data` does not divide, or fewer
-    rows of an optimizer step than data x fsdp."""
-    data, shards = mesh.shape["data"], mesh.shape["data"] * mesh.shape["fsdp"]
+def require_fit_of_batch(mesh: Mesh, *, prompts: int) -> None:
+    """Raise InputError if `data` does not divide the prompts of a step."""
+    data = mesh.shape["data"]
     if prompts % data:
         raise InputError(
             f"mesh.data={data} does not divide rollout.prompts={prompts}; set it to one of "
             f"{_divisors(math.gcd(prompts, mesh.size))}"
-        )
-    if rows < shards:
-        raise InputError(
-            f"mesh data x fsdp = {shards} is more than the {rows} rows of an optimizer step (train.minibatch_prompts x "
-            f"train.samples); let it be at most that, with the rest in mesh.tensor, or train on more rows"
         )
 
 

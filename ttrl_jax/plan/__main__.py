@@ -130,8 +130,7 @@ def setting_of(
     most = max(1, config.rollout.rows // min(config.eval.samples, SHARING))
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices)
     require_fit(mesh, heads=model.heads)
-    rows = config.train.minibatch_prompts * config.train.samples
-    require_fit_of_batch(mesh, prompts=config.rollout.prompts, rows=rows)
+    require_fit_of_batch(mesh, prompts=config.rollout.prompts)
     model, _ = build.with_kernel(config, model, mesh)
     return Setting(config, model, mesh, questions or (most,), questions is not None, stop_ids)
 
