@@ -11,10 +11,9 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "check_plan_memory.py"
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="measured through Linux's /proc")
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_takes_what_was_planned(devices: int):
+def test_a_run_takes_what_was_planned():
     """A random model of 28 million weights; the script says what is measured."""
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent.parent)}
-    command = [sys.executable, SCRIPT, f"--devices={devices}"]
+    command = [sys.executable, SCRIPT, "--devices=2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "update: planned" in done.stdout, done.stdout + done.stderr
