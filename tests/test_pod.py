@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pod
 import pytest
+from finished_run import results
 
 KILLS = int(os.environ["TTRL_KILLS"]) if "TTRL_KILLS" in os.environ else 2  # of process 0 and 1 in turn
 STEPS = 2 + 2 * KILLS
@@ -44,19 +45,6 @@ def wait_for_step(workdir: Path, step: int, processes: list[subprocess.Popen]) -
     while max(steps_saved(workdir), default=0) < step:
         assert all(process.poll() is None for process in processes), pod.finish(processes)
         time.sleep(0.01)
-
-
-def results(workdir: Path) -> dict[str, object]:
-    """All that a run leaves, but for what depends on the clock or the machine's memory."""
-    timed = ("time/", "speed/", "memory/")
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    summary = json.loads((workdir / "summary.json").read_text())
-    del summary["seconds"]
-    return {
-        "metrics": [{name: x for name, x in row.items() if not name.startswith(timed)} for row in rows],
-        "summary": summary,  # with the SHA-256 of the parameters
-        "generations": {path.name: path.read_text() for path in (workdir / "rollouts").iterdir()},
-    }
 
 
 @pytest.fixture(scope="module")

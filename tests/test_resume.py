@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from finished_run import results
 
 from ttrl_jax.run.diagnosis import diagnose
 
@@ -51,19 +52,6 @@ def wait_for(condition, process: subprocess.Popen) -> bool:
 def saved(workdir: Path) -> list[str]:
     folder = workdir / "checkpoints"
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
-
-
-def results(workdir: Path) -> dict[str, object]:
-    """All that a run leaves, but for what depends on the clock or the machine's memory."""
-    timed = ("time/", "speed/", "memory/")
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    summary = json.loads((workdir / "summary.json").read_text())
-    del summary["seconds"]
-    return {
-        "metrics": [{name: x for name, x in row.items() if not name.startswith(timed)} for row in rows],
-        "summary": summary,  # with the SHA-256 of the parameters
-        "generations": {path.name: path.read_text() for path in (workdir / "rollouts").iterdir()},
-    }
 
 
 @pytest.fixture(scope="module")

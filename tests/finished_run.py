@@ -1,0 +1,17 @@
+"""What a finished run left, for tests that compare two."""
+
+import json
+from pathlib import Path
+
+
+def results(workdir: Path) -> dict[str, object]:
+    """All that a run leaves, but for what depends on the clock or the machine's memory."""
+    timed = ("time/", "speed/", "memory/")
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((workdir / "summary.json").read_text())
+    del summary["seconds"]
+    return {
+        "metrics": [{name: x for name, x in row.items() if not name.startswith(timed)} for row in rows],
+        "summary": summary,  # with the SHA-256 of the parameters
+        "generations": {path.name: path.read_text() for path in (workdir / "rollouts").iterdir()},
+    }
