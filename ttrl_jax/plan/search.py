@@ -125,7 +125,8 @@ def _token_bytes(setting: Setting) -> float:
 
 def _gradient_bytes(setting: Setting, params: int) -> float:
     """Of the longest micro-batch on its way back: its own gradient, and the weights in the type that computes; what
-    goes into each layer, twice, and what a layer needs (all of it at once without remat); a chunk of logits."""
+    goes into each layer, twice, its places split over tensor; what a layer needs (all of it at once without remat); a
+    chunk of logits."""
     config, model, tensor = setting.config, setting.model, setting.mesh.shape["tensor"]
     length = padded_length(config.prompt.max_tokens + config.rollout.max_tokens)
     tokens = max(1, config.train.micro_tokens // length) * length
