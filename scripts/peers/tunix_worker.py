@@ -136,7 +136,8 @@ def cluster_config(shape: dict, mesh: jax.sharding.Mesh, tokenizer) -> rl_cluste
             eval_every_n_steps=1_000_000,
             max_steps=1_000_000,
             mini_batch_size=shape["prompts"],
-            train_micro_batch_size=shape["micro_rows"] // shape["samples"],
+            # Of questions: all samples of one are the least that it takes in a pass, here twice the rows of the others.
+            train_micro_batch_size=max(1, shape["micro_rows"] // shape["samples"]),
             rollout_micro_batch_size=shape["prompts"],
             compute_logps_micro_batch_size=shape["prompts"],
         ),
