@@ -56,8 +56,7 @@ def main() -> int:
         make_model(Path(folder), given.width)
         command = [sys.executable, __file__, f"--measure={folder}", f"--devices={given.devices}"]
         # Large arrays are given back to the system when freed, so that what is left over is not counted as used.
-        # One program after the other, as on a chip and in the plan: else a CPU may work on two at once.
-        environment = {"JAX_PLATFORMS": "cpu", "MALLOC_MMAP_THRESHOLD_": "131072", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0"}
+        environment = {"JAX_PLATFORMS": "cpu", "MALLOC_MMAP_THRESHOLD_": "131072"}
         done = subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.PIPE, text=True)
     over = False
     for phase, found in json.loads(done.stdout.splitlines()[-1]).items():

@@ -28,7 +28,6 @@ from ttrl_jax.run.checkpoint import Checkpoints
 
 # The last has more devices along tensor than the model has kv heads.
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 2, 4)]
-SOME_MESHES = [(1, 8, 1), (2, 2, 2)]
 # By the number of processes: prompts, and whether each host draws by itself. None can be shared evenly.
 SAMPLED = {2: [(5, True), (5, False)], 4: [(3, True)]}
 MAX_TOKENS = 12
@@ -69,7 +68,14 @@ def scores_and_gradients(shape):
             optimizer,
             loss=LossSettings(clip_low=0.2, clip_high=0.2, dual_clip=3.0, kl_coef=0.05, entropy_coef=0.01),
             score=ScoreSettings(temperature=0.8, dtype=jnp.float32, remat=False, unroll=False),
-            sizes=Sizes(minibatch_rows=16, micro_tokens=192, chunk_tokens=24, shards=shape[0] * shape[1], pack=True),
+            sizes=Sizes(
+                minibatch_rows=16,
+                micro_tokens=192,
+                chunk_tokens=24,
+                longest=18,
+                shards=shape[0] * shape[1],
+                pack=True,
+            ),
             reference=None,
             state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state_layout(layout, optimizer, mesh)),
             announce=lambda line: None,
@@ -83,16 +89,12 @@ def scores_and_gradients(shape):
         return found.reshape(batch.mask.shape), [whole(leaf) for leaf in jax.tree.leaves(total)]
 
 
-def updates(folder: Path, shapes=MESHES) -> None:
+def updates(folder: Path) -> None:
     """Log-probs and gradients on meshes."""
-    for shape in shapes:
+    for shape in MESHES:
         logps, gradients = scores_and_gradients(shape)
         if distributed.leader():
             np.savez(folder / f"{shape}.npz", logps, *gradients)
-
-
-def some_updates(folder: Path) -> None:
-    updates(folder, SOME_MESHES)
 
 
 def sampled(shape, *, prompts: int, host: bool):
@@ -217,7 +219,7 @@ def meetings(folder: Path) -> None:
     (folder / f"refusals{index}").write_text("\n".join(refusals))
 
 
-WORK = {each.__name__: each for each in (updates, some_updates, samples, save, restore, meetings)}
+WORK = {each.__name__: each for each in (updates, samples, save, restore, meetings)}
 
 
 def main(*arguments: str) -> int:

@@ -67,3 +67,9 @@ def test_a_limit_between_two_buckets_is_padded_up():
 )
 def test_ladder_of_lengths(length, padded):
     assert padded_length(length) == padded
+
+
+@pytest.mark.parametrize(("length", "padded"), [(2_000, 2_048), (3_072, 3_072), (3_073, 3_584), (3_584, 3_584)])
+def test_no_row_is_padded_far_beyond_the_longest(length, padded):
+    """AIME's prompts of 512 tokens and responses of 3,072."""
+    assert padded_length(length, 3_584) == padded

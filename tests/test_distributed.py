@@ -1,6 +1,8 @@
 """Invariance and semantics: one process with 8 devices, two with 4 and four with 2 compute the same; what processes
 tell each other."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -22,8 +24,8 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The folders of what two processes with 4 devices and four with 2 have done, by their number."""
     folders = {2: tmp_path_factory.mktemp("two"), 4: tmp_path_factory.mktemp("four")}
     for processes, folder in folders.items():
-        work = ["updates", "save"] if processes == 2 else ["some_updates"]
-        do(["meetings", "samples", *work], folder, processes=processes, devices=8 // processes)
+        work = ["meetings", "samples", "updates"] + ["save"] * (processes == 2)
+        do(work, folder, processes=processes, devices=8 // processes)
     return folders
 
 
@@ -56,11 +58,10 @@ def assert_same_update(got, want) -> None:
 
 @pytest.mark.parametrize("shape", pod_work.MESHES, ids=str)
 def test_every_mesh_scores_and_learns_the_same(jobs, alone, shape):
-    """Invariance: in one process, in two, and on some meshes in four."""
+    """Invariance: in one process, in two and in four."""
     assert_same_update(alone[shape], alone[1, 8, 1])
-    assert_same_update(read(jobs[2], shape), alone[1, 8, 1])
-    if shape in pod_work.SOME_MESHES:
-        assert_same_update(read(jobs[4], shape), alone[1, 8, 1])
+    for folder in jobs.values():
+        assert_same_update(read(folder, shape), alone[1, 8, 1])
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,20 @@ def test_flags_that_do_not_fit_together(coordinator, num_processes, process_id, 
     """Semantics: one sentence, before any network is used."""
     with pytest.raises(InputError, match=words):
         distributed.start(coordinator=coordinator, num_processes=num_processes, process_id=process_id)
+
+
+@pytest.mark.parametrize("process_id", [0, 1])
+def test_others_that_never_come(process_id: int):
+    """Semantics: the first waits for another one, the second for the first; one sentence, and start me again."""
+    work = (
+        "from ttrl_jax.run import distributed\n"
+        "distributed.JOIN = 2\n"
+        f"distributed.start(coordinator='localhost:{pod.free_port()}', num_processes=2, process_id={process_id})"
+    )
+    done = subprocess.run([sys.executable, "-c", work], cwd=pod.ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: the other processes did not come to localhost:") and "within 2 seconds" in last
 
 
 @pytest.mark.parametrize(

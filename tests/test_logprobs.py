@@ -100,7 +100,7 @@ def test_responses_in_whole_rows(config, mesh, remat, chunk):
     batch = example(config)
     weights = np.random.default_rng(1).normal(size=(2, config.vocab)).astype(np.float32)
     shards = mesh[0] * mesh[1]
-    [micro] = micro_batches(batch, shards=shards, tokens=1000, chunk=chunk, full=5, pack=False)
+    [micro] = micro_batches(batch, shards=shards, tokens=1000, chunk=chunk, full=5, longest=100, pack=False)
 
     def total(logps, entropies, tokens, mask):
         return ((weights[0][tokens] * logps + weights[1][tokens] * entropies) * mask).sum()

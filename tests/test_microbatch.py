@@ -24,7 +24,7 @@ def make(prompt_lengths, lengths):
 def test_two_shards_by_hand():
     """Rows of 5, 4 and 3 tokens, dealt out in turn; the fourth place is padding."""
     batch = make([2, 1, 2], [2, 2, 3])
-    [micro] = micro_batches(batch, shards=2, tokens=32, chunk=3, full=3, pack=False)
+    [micro] = micro_batches(batch, shards=2, tokens=32, chunk=3, full=3, longest=5, pack=False)
     rows = [[200, 201, 202, 203, 204], [100, 101, 102], [0, 1, 2, 3], []]
     assert micro.ids.tolist() == [row + [0] * (16 - len(row)) for row in rows]
     assert micro.chunks == 2 and micro.states.shape == (2, 11, 3)
@@ -41,9 +41,10 @@ def test_two_shards_by_hand():
     assert set(dtypes.values()) == {"float32", "int32"}
 
 
-def shapes(lengths, **settings):
+def shapes(lengths, longest=400, **settings):
     """Row shapes of the micro-batches of rows with prompts of 4 tokens."""
-    found = micro_batches(make([4] * len(lengths), np.array(lengths) - 4), chunk=8, pack=False, **settings)
+    batch = make([4] * len(lengths), np.array(lengths) - 4)
+    found = micro_batches(batch, chunk=8, longest=longest, pack=False, **settings)
     return [micro.ids.shape for micro in found]
 
 
@@ -65,6 +66,9 @@ def shapes(lengths, **settings):
         ([20] * 9, dict(shards=1, tokens=32 * 24, full=128), [(16, 24)]),
         ([20] * 17, dict(shards=1, tokens=32 * 24, full=128), [(32, 24)]),
         ([20], dict(shards=8, tokens=32 * 24, full=128), [(32, 24)]),
+        # No row can have more than 520 tokens: not 768 places but 640, the next multiple of 128.
+        ([520, 500], dict(shards=1, tokens=2_000, full=2, longest=520), [(2, 640)]),
+        ([520, 40], dict(shards=1, tokens=640, full=2, longest=520), [(1, 640), (1, 48)]),
     ],
 )
 def test_which_rows_go_together(lengths, settings, want):
@@ -73,7 +77,7 @@ def test_which_rows_go_together(lengths, settings, want):
 
 def test_no_rows_are_no_micro_batches():
     none = jax.tree.map(lambda x: x[:0], make([4], [4]))
-    assert micro_batches(none, shards=2, tokens=256, chunk=8, full=8, pack=True) == []
+    assert micro_batches(none, shards=2, tokens=256, chunk=8, full=8, longest=8, pack=True) == []
 
 
 def test_packed_by_hand():
@@ -103,7 +107,7 @@ def test_rows_without_much_in_common_are_not_packed():
 def test_every_token_is_in_one_place(shards):
     rng = np.random.default_rng(0)
     batch = make(rng.integers(1, 9, size=40), np.minimum(1 + rng.exponential(12, size=40).astype(int), 60))
-    found = micro_batches(batch, shards=shards, tokens=96, chunk=7, full=40, pack=False)
+    found = micro_batches(batch, shards=shards, tokens=96, chunk=7, full=40, longest=70, pack=False)
     assert len(found) > 1
     tokens = np.concatenate([micro.tokens[micro.mask > 0] for micro in found])
     assert sorted(tokens) == sorted(batch.responses[batch.mask > 0])

@@ -161,7 +161,7 @@ def test_shapes_stops_lengths_and_truncation(rollouts):
 @pytest.mark.parametrize("pack", [False, True], ids=["whole rows", "packed"])
 def test_logprobs_are_those_of_the_training_forward(rollouts, pack):
     batch = rows_of(PROMPTS, rollouts)
-    pieces = micro_batches(batch, shards=1, tokens=10_000, chunk=500, full=len(batch.mask), pack=pack)
+    pieces = micro_batches(batch, shards=1, tokens=10_000, chunk=500, full=len(batch.mask), longest=100, pack=pack)
     score = jax.jit(
         lambda micro: response_logprobs(
             jax.tree.map(jnp.asarray, PARAMS),

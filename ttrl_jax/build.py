@@ -106,12 +106,22 @@ def read_eval_inputs(config: FrozenConfigDict) -> EvalInputs:
 
 def check_length(config: ConfigDict, model: ModelConfig) -> None:
     """Raise InputError if prompt and response are longer than the model can see."""
-    longest = config.prompt.max_tokens + config.rollout.max_tokens
+    longest = longest_row(config)
     if longest > model.max_positions:
         raise InputError(
             f"prompt.max_tokens + rollout.max_tokens is {longest}, more than the {model.max_positions} positions of "
             f"{config.model.path}; lower one of them"
         )
+
+
+def longest_row(config: ConfigDict) -> int:
+    """Tokens of a prompt and a response that are as long as they may be."""
+    return config.prompt.max_tokens + config.rollout.max_tokens
+
+
+def row_tokens(config: ConfigDict) -> int:
+    """What the longest rows of the update are padded to."""
+    return padded_length(longest_row(config), longest_row(config))
 
 
 def with_kernel(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, str]:
@@ -121,7 +131,7 @@ def with_kernel(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh)
         device=mesh.devices.flat[0],
         config=model,
         dtype=jnp.dtype(config.model.dtype),
-        length=padded_length(config.prompt.max_tokens + config.rollout.max_tokens),
+        length=row_tokens(config),
     )
     return dataclasses.replace(model, attention=kernel), why
 
@@ -313,6 +323,7 @@ def make_update(
             minibatch_rows=train.minibatch_prompts * train.samples,
             micro_tokens=train.micro_tokens,
             chunk_tokens=train.chunk_tokens,
+            longest=longest_row(config),
             shards=mesh.shape["data"] * mesh.shape["fsdp"],
             pack=on_cpu,  # in each layer tokens are moved between rows: not measured on TPUs and GPUs
         ),

@@ -10,13 +10,18 @@ from typing import Any
 import jax
 import numpy as np
 
+VECTOR = 128  # numbers that a TPU works on at once: what long rows should be a multiple of
 
-def padded_length(length: int) -> int:
-    """The length that rows of up to `length` tokens are padded to: 16, 24, 32, 48, 64 ... (few shapes to compile)."""
+
+def padded_length(length: int, longest: int | None = None) -> int:
+    """The length that rows of up to `length` tokens are padded to: 16, 24, 32, 48, 64 ... (few shapes to compile).
+
+    longest: the most tokens of any row, if that is known; then none is padded to more than the next multiple of VECTOR.
+    """
     size = 16
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
-    return size
+    return size if longest is None else min(size, -(-longest // VECTOR) * VECTOR)
 
 
 @dataclass(frozen=True)

@@ -31,18 +31,19 @@ class MicroBatch:
 
 
 def micro_batches(
-    batch: TrainBatch, *, shards: int, tokens: int, chunk: int, full: int, pack: bool
+    batch: TrainBatch, *, shards: int, tokens: int, chunk: int, full: int, longest: int, pack: bool
 ) -> list[MicroBatch]:
     """Cut rows (host arrays) into micro-batches of at most `tokens` tokens for each shard, padding included.
 
     A longer row goes alone. The longest come first; each micro-batch is padded to the rung of its longest
-    (records.padded_length). How many rows go together depends only on that rung and on `full`, the rows of a whole
-    minibatch; or it is a half or a quarter of that, where no more have a rung of more than half of it. So there are few
-    shapes to compile. chunk: the most places of a shard whose logits exist at once. pack: whether prompts that several
-    rows have are computed once, and padding not at all, where that makes a quarter of the tokens less.
+    (records.padded_length; longest: the most tokens that any row of a run may have). How many rows go together depends
+    only on that rung and on `full`, the rows of a whole minibatch; or it is a half or a quarter of that, where no more
+    have a rung of more than half of it. So there are few shapes to compile. chunk: the most places of a shard whose
+    logits exist at once. pack: whether prompts that several rows have are computed once, and padding not at all, where
+    that makes a quarter of the tokens less.
     """
     lengths = batch.prompt_lengths + batch.mask.sum(1).astype(np.int32)
-    rungs = np.array([padded_length(int(length)) for length in lengths], np.int32)
+    rungs = np.array([padded_length(int(length), longest) for length in lengths], np.int32)
     order = np.argsort(-lengths, kind="stable")
     pieces = []
     while len(order):

@@ -51,6 +51,7 @@ class Sizes:
     minibatch_rows: int  # rows of one optimizer step
     micro_tokens: int  # tokens of a shard, padding included, in one forward and backward pass
     chunk_tokens: int  # response tokens of a shard with logits at a time
+    longest: int  # the most tokens of a row: prompt and response
     shards: int  # parts that rows are split into, over the batch axes of the mesh
     pack: bool  # whether a prompt is computed once for all of its rows in a pass, and padding not at all
 
@@ -108,9 +109,8 @@ class Update:
         size = self.sizes.minibatch_rows
         minibatches = [_rows(batch, slice(i, i + size)) for i in range(0, len(batch.mask), size)]
         work = [self.micro_batches(minibatch) for minibatch in minibatches]
-        several = len(minibatches) > 1
-        old = [[self._score(state.params, m) if several else None for m in micros] for micros in work]
-        reference = [[self._score(self.reference, m) if self.reference else None for m in micros] for micros in work]
+        old = self._scores(state.params if len(minibatches) > 1 else None, work)
+        reference = self._scores(self.reference, work)
         found, ends = [], []
         for i, (minibatch, micros) in enumerate(zip(minibatches, work, strict=True)):
             total, sums = self._zeros(state.params), []
@@ -133,6 +133,11 @@ class Update:
         metrics["rows_skipped"] = float((~self._needed(batch)).sum())
         return state, metrics
 
+    def _scores(self, params: decoder.Params | None, work: list[list[MicroBatch]]) -> list[list[jax.Array | None]]:
+        """Log-probs of each micro-batch, or None without params. One after the other: a CPU would start them all, and
+        the gradients of those that are done, and hold the memory of all of them."""
+        return [[jax.block_until_ready(self._score(params, m)) if params else None for m in micros] for micros in work]
+
     def _needed(self, batch: TrainBatch) -> np.ndarray:
         """bool [R], false where a row has no gradient."""
         return np.ones(len(batch.mask), bool) if self._all_rows else batch.advantages != 0
@@ -146,6 +151,7 @@ class Update:
             tokens=sizes.micro_tokens,
             chunk=sizes.chunk_tokens,
             full=sizes.minibatch_rows,
+            longest=sizes.longest,
             pack=sizes.pack,
         )
 

@@ -148,7 +148,7 @@ class Compiler:
             "train.micro_tokens": config.train.micro_tokens,
             "slots": drawn.slots.size,
             "responses": drawn.questions * drawn.votes,
-            "row_tokens": padded_length(config.prompt.max_tokens + config.rollout.max_tokens),
+            "row_tokens": build.row_tokens(config),
             "pass_rows": _pass_rows(micro),
             "real_rows": int(micro.mask.sum()) // config.rollout.max_tokens,
         }
@@ -199,7 +199,7 @@ class Compiler:
         setting, layout, start, update, micros = self.setting, self.layout, self.start, self.update, self.micros
         config, model, mesh, train = setting.config, setting.model, setting.mesh, setting.config.train
         steps = config.rollout.prompts // train.minibatch_prompts
-        length = padded_length(config.prompt.max_tokens + config.rollout.max_tokens)
+        length = build.row_tokens(config)
         read = setting.dtype.itemsize * arithmetic.count(layout.params) * arithmetic.copies(mesh) * steps * len(micros)
         forward = steps * sum(_forward_flops(model, micro, length) for micro in micros)
         # Under the masters where there is more than one optimizer step, and under the start for the KL term.

@@ -63,7 +63,7 @@ def nearest(setting: Setting, memory: float, factors: Mapping[str, float]) -> It
         "rollout.rows": config.rollout.rows,
         "train.micro_tokens": config.train.micro_tokens,
     }
-    row = padded_length(config.prompt.max_tokens + config.rollout.max_tokens)
+    row = build.row_tokens(config)
     ways = (
         _doublings(given["mesh.tensor"], math.gcd(mesh.size // mesh.shape["data"], setting.model.heads)),
         _halvings(given["rollout.rows"], places.SHARING * mesh.shape["data"]),
@@ -128,7 +128,7 @@ def _gradient_bytes(setting: Setting, params: int) -> float:
     goes into each layer, twice, its places split over tensor; what a layer needs (all of it at once without remat); a
     chunk of logits."""
     config, model, tensor = setting.config, setting.model, setting.mesh.shape["tensor"]
-    length = padded_length(config.prompt.max_tokens + config.rollout.max_tokens)
+    length = build.row_tokens(config)
     tokens = max(1, config.train.micro_tokens // length) * length
     item, layers = setting.dtype.itemsize, 1 if config.train.remat else model.layers
     kept = 2 * item * tokens * model.width * model.layers / tensor

@@ -27,6 +27,7 @@ from ttrl_jax.errors import InputError
 T = TypeVar("T")
 
 RESTART = 75  # exit code (EX_TEMPFAIL): another process has gone, and the same command goes on from what was saved
+JOIN = 300  # seconds that a process waits for the others to come
 HEARTBEAT = 20  # seconds without a sign of life after which a process has gone
 _TOGETHER = 10  # seconds that a process which leaves with an error waits for the others to leave as well
 _SIGNAL = "ttrl_jax/signal"  # where a process that has got a signal says so
@@ -34,7 +35,12 @@ _SMALLEST, _PIECE = 1 << 10, 1 << 22  # bytes gathered at once: powers of 4 betw
 
 # The runtime ends a process whose peers have gone by abort(). This makes an exit code and a sentence of it; Python's
 # own handlers would wait for the main thread, which hangs in a collective. Kept here, as C holds no reference to it.
-_on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: _gone())
+_on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: _abandoned())
+_GONE = (
+    "JAX's runtime has ended this process, as a rule because another one has gone, whose last lines say why; start all "
+    "of them again with the same command, which goes on from the last checkpoint"
+)
+_last_words = _GONE
 
 
 def start(*, coordinator: str, num_processes: int | None, process_id: int | None) -> None:
@@ -43,9 +49,10 @@ def start(*, coordinator: str, num_processes: int | None, process_id: int | None
     coordinator: HOST:PORT of process 0, or "". With none of the three, what has started several processes is found by
     its environment variables or, on a Cloud TPU VM, by its metadata: Cloud TPU, GKE, SLURM (srun) and Open MPI, as
     `jax.distributed.initialize` knows them. With neither there is one process, and the network is not touched. Stdout
-    of all but process 0 is closed after one line. Raises InputError if the three do not fit together, or the others do
-    not come.
+    of all but process 0 is closed after one line. Raises InputError if the three do not fit together; ends the process
+    with RESTART if the others have not come after JOIN seconds.
     """
+    global _last_words
     given = {"--coordinator": coordinator or None, "--num_processes": num_processes, "--process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
     explicit = not missing
@@ -57,6 +64,8 @@ def start(*, coordinator: str, num_processes: int | None, process_id: int | None
         return
     where = f"{coordinator}" if explicit else "the address that their launcher set"
     print(f"waiting for the other processes, at {where} ...", file=sys.stderr, flush=True)
+    advice = f"start all of them within {JOIN} seconds, with the address of process 0 and a free port there"
+    _last_words = f"the other processes did not come to {where}; {advice}"
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from checkpoint.Interrupt
     try:
@@ -65,14 +74,15 @@ def start(*, coordinator: str, num_processes: int | None, process_id: int | None
             num_processes,
             process_id,
             cluster_detection_method="deactivate" if explicit else None,
+            initialization_timeout=JOIN,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=3 * HEARTBEAT,
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(
-            f"the processes could not be joined at {where} ({str(error).splitlines()[0]}); start all of them within "
-            "five minutes, with the address of process 0 and a free port there"
+            f"the processes could not be joined at {where} ({str(error).splitlines()[0]}); {advice}"
         ) from error
+    _last_words = _GONE
     count, index = jax.process_count(), jax.process_index()
     print(f"process {index} of {count}" + ("" if index == 0 else ": process 0 speaks for all"), flush=True)
     if index != 0:
@@ -216,12 +226,8 @@ def await_verdict() -> None:
         time.sleep(HEARTBEAT + _TOGETHER / 2)
 
 
-def _gone() -> None:
-    os.write(
-        2,
-        b"error: JAX's runtime has ended this process, as a rule because another one has gone, whose last lines say "
-        b"why; start all of them again with the same command, which goes on from the last checkpoint\n",
-    )
+def _abandoned() -> None:
+    os.write(2, f"error: {_last_words}\n".encode())
     os._exit(RESTART)
 
 
