@@ -13,7 +13,9 @@ import pod
 import pytest
 from finished_run import results
 
-KILLS = int(os.environ["TTRL_KILLS"]) if "TTRL_KILLS" in os.environ else 2  # of process 0 and 1 in turn
+KILLS = int(os.environ["TTRL_KILLS"]) if "TTRL_KILLS" in os.environ else 2  # of process 0, 1 ... in turn
+PROCESSES = int(os.environ["TTRL_PROCESSES"]) if "TTRL_PROCESSES" in os.environ else 2
+DEVICES = 4 // PROCESSES  # of each
 STEPS = 2 + 2 * KILLS
 ARGUMENTS = [
     "-m", "ttrl_jax.train", "--config=configs/quickstart.py", "--config.eval.tasks=()", f"--config.episodes={STEPS}",
@@ -26,11 +28,11 @@ SECONDS_TO_END = 60  # of the others, after one has gone
 LEFT_BEHIND = "as a rule because another one has gone"
 
 
-def start(workdir: Path, *changes: str, processes: int = 2, devices: int = 2) -> list[subprocess.Popen]:
+def start(workdir: Path, *changes: str, processes: int = PROCESSES, devices: int = DEVICES) -> list[subprocess.Popen]:
     return pod.start([*ARGUMENTS, f"--workdir={workdir}", *changes], processes=processes, devices=devices)
 
 
-def finish(workdir: Path, *changes: str, processes: int = 2, devices: int = 2) -> list[str]:
+def finish(workdir: Path, *changes: str, processes: int = PROCESSES, devices: int = DEVICES) -> list[str]:
     codes, said = pod.finish(start(workdir, *changes, processes=processes, devices=devices))
     assert codes == [0] * processes, "\n".join(said)
     return said
@@ -49,11 +51,12 @@ def wait_for_step(workdir: Path, step: int, processes: list[subprocess.Popen]) -
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes."""
+    """A run of all processes."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     said = finish(workdir)
-    assert "process 0 of 2" in said[0] and "sampling  by each host for its own questions" in said[0]
-    assert "process 1 of 2: process 0 speaks for all" in said[1] and "evaluation after" not in said[1]
+    assert f"process 0 of {PROCESSES}" in said[0] and "sampling  by each host for its own questions" in said[0]
+    for i, words in enumerate(said[1:], start=1):
+        assert f"process {i} of {PROCESSES}: process 0 speaks for all" in words and "evaluation after" not in words
     assert [row["step"] for row in results(workdir)["metrics"]] == list(range(STEPS + 1))
     assert len(list((workdir / "tensorboard").iterdir())) == 1, "more than one process wrote"
     return workdir
@@ -75,11 +78,11 @@ def test_one_process_learns_the_same(undisturbed: Path, tmp_path: Path):
 
 
 def test_killed_processes_end_all_and_nothing_is_lost(undisturbed: Path, tmp_path: Path):
-    """Invariance: SIGKILL to one of two at random times ends the other with 75 and a sentence; started again and again,
-    the run agrees bit by bit with one on the same mesh that was left alone."""
+    """Invariance: SIGKILL to one at random times ends the others with 75 and a sentence; started again and again, the
+    run agrees bit by bit with one on the same mesh that was left alone."""
     workdir, rng = tmp_path / "run", random.Random(0)
     for kill in range(KILLS):
-        victim, other = (kill % 2, 1 - kill % 2)
+        victim = kill % PROCESSES
         started = start(workdir)
         wait_for_step(workdir, max(steps_saved(workdir), default=0) + 1, started)
         time.sleep(rng.uniform(0, 0.5))
@@ -88,9 +91,10 @@ def test_killed_processes_end_all_and_nothing_is_lost(undisturbed: Path, tmp_pat
         killed = time.monotonic()
         codes, said = pod.finish(started, seconds=SECONDS_TO_END)
         seconds = time.monotonic() - killed
-        print(f"process {victim} killed after step {max(steps_saved(workdir))}; the other ended {seconds:.1f} s later")
+        print(f"process {victim} killed after step {max(steps_saved(workdir))}; all had ended {seconds:.1f} s later")
         assert seconds < SECONDS_TO_END and codes[victim] == -signal.SIGKILL
-        assert codes[other] == 75 and LEFT_BEHIND in said[other].splitlines()[-1], "\n".join(said)
+        for code, words in zip(codes[:victim] + codes[victim + 1 :], said[:victim] + said[victim + 1 :], strict=True):
+            assert code == 75 and LEFT_BEHIND in words.splitlines()[-1], "\n".join(said)
     assert not (workdir / "summary.json").exists()
     saved = max(steps_saved(workdir))
     assert f"resumed after step {saved}" in finish(workdir)[0]
@@ -104,7 +108,7 @@ def test_a_signal_to_one_makes_all_save_the_same_step_and_another_shape_goes_on(
     wait_for_step(workdir, 2, started)
     started[1].send_signal(signal.SIGTERM)
     codes, said = pod.finish(started)
-    assert codes == [128 + signal.SIGTERM] * 2, "\n".join(said)
+    assert codes == [128 + signal.SIGTERM] * PROCESSES, "\n".join(said)
     saved = max(steps_saved(workdir))
     assert f"interrupted after {saved} of {STEPS} steps" in said[0] and 2 <= saved < STEPS
     assert f"resumed after step {saved}" in finish(workdir, processes=1, devices=1)[0]
@@ -113,19 +117,19 @@ def test_a_signal_to_one_makes_all_save_the_same_step_and_another_shape_goes_on(
     assert np.isfinite(got[-2]["update/grad_norm"])
 
 
-def test_two_processes_evaluate_what_two_have_trained(undisturbed: Path, tmp_path: Path):
+def test_they_evaluate_what_they_have_trained(undisturbed: Path, tmp_path: Path):
     """Invariance: the numbers of the last checkpoint are those that the run itself wrote down."""
     changes = [each for each in ARGUMENTS if each.startswith("--config")]
     out = tmp_path / "out"
     command = ["-m", "ttrl_jax.evaluate", *changes, f"--checkpoint={undisturbed}", f"--out={out}"]
-    codes, said = pod.finish(pod.start(command, processes=2, devices=2))
-    assert codes == [0, 0], "\n".join(said)
+    codes, said = pod.finish(pod.start(command, processes=PROCESSES, devices=DEVICES))
+    assert codes == [0] * PROCESSES, "\n".join(said)
     found, summary = (
         json.loads((out / "results.json").read_text()),
         json.loads((undisturbed / "summary.json").read_text()),
     )
     assert found["params_sha256"] == summary["params_sha256"] and found["results"]["data"] == summary["after"]
-    assert "wrote results.json" in said[0] and "wrote" not in said[1]
+    assert "wrote results.json" in said[0] and not any("wrote" in each for each in said[1:])
 
 
 def test_processes_that_differ_are_refused(tmp_path: Path):
