@@ -77,6 +77,7 @@ def test_one_process_learns_the_same(undisturbed: Path, tmp_path: Path):
         assert got["metrics"][0][name] == pytest.approx(want["metrics"][0][name], rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.timeout(600 + 60 * KILLS)
 def test_killed_processes_end_all_and_nothing_is_lost(undisturbed: Path, tmp_path: Path):
     """Invariance: SIGKILL to one at random times ends the others with 75 and a sentence; started again and again, the
     run agrees bit by bit with one on the same mesh that was left alone."""
