@@ -261,7 +261,7 @@ def test_rows_without_an_advantage_count_and_are_not_computed():
     state, metrics = update(state_of(random_params(LLAMA), optimizer), batch, RATE)
     want, losses = adam_twin(random_params(LLAMA), LLAMA, batch, [slice(0, 8), slice(8, 16)], loss)
     assert_close(state.params, want)
-    assert metrics["loss"] == pytest.approx(losses[0] / 2, rel=1e-5) and losses[1] == 0
+    assert metrics["loss"] == pytest.approx(losses[0] / 2, abs=1e-6) and losses[1] == 0  # of terms that are near 1
     assert metrics["rows_skipped"] == 11 and metrics["skipped"] == 0
     _, entropies = plain_scores(random_params(LLAMA), LLAMA, rows(batch, [1, 2, 5, 6, 7]))
     mask = batch.mask[[1, 2, 5, 6, 7]]
