@@ -12,6 +12,7 @@ from tiny_model import LLAMA, QWEN2, QWEN3, all_logits, on_mesh, placed, random_
 
 from ttrl_jax.model import cache, decoder, weights
 from ttrl_jax.model.config import read_config
+from ttrl_jax.model.layers import rotation_at
 from ttrl_jax.model.rope import Rope
 from ttrl_jax.model.sharding import RULES
 
@@ -44,7 +45,8 @@ def decode_all(weights, config, tokens, prefix, suffix):
 
     def step(suffix, x):
         lengths, at = jnp.full(tokens.shape[:2], x[1]), (x[1] + 7) % suffix[0].k.shape[3]
-        logits, suffix = decoder.decode_step(weights, config, x[0], prefix, suffix, lengths, at)
+        rotation = rotation_at(prefix.lengths[:, None] + lengths, config)
+        logits, suffix = decoder.decode_step(weights, config, x[0], prefix, suffix, lengths, at, rotation)
         return suffix, logits
 
     return jax.lax.scan(step, suffix, (jnp.moveaxis(tokens, 2, 0), jnp.arange(tokens.shape[2])))[1]

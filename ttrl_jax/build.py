@@ -43,6 +43,8 @@ from ttrl_jax.source import model_source, parameter_count, tokenizer_of
 from ttrl_jax.tasks import Task, read_tasks
 
 _FLOAT32 = 4  # bytes
+# How a CPU orders a program: for the least memory. Its default is for the most at once, no faster where cores are few.
+_LEAST_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 @dataclass(frozen=True)
@@ -330,6 +332,7 @@ def make_update(
         reference=reference,
         state_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout),
         announce=announce,
+        compiler_options=_LEAST_MEMORY if on_cpu else None,
     )
 
 

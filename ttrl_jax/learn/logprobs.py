@@ -9,6 +9,7 @@ from ttrl_jax.learn.microbatch import MicroBatch
 from ttrl_jax.model import decoder
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import constrain
+from ttrl_jax.records import VECTOR
 
 
 def response_logprobs(
@@ -67,6 +68,16 @@ def _logits(table: jax.Array, states: jax.Array, temperature: float) -> jax.Arra
     return constrain(logits, "rows", None, "vocab") / temperature
 
 
+def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both over the last axis, float32 [X, C, W] -> [X, C], in one pass: apart, XLA's CPU backend stores each several
+    times over. By columns first, since one number after the other would lose digits."""
+    pad = [(0, 0), (0, 0), (0, -x.shape[-1] % VECTOR)]
+    x, y = (jnp.pad(z, pad).reshape(*z.shape[:-1], -1, VECTOR) for z in (x, y))
+    zeros = (jnp.zeros((), x.dtype),) * 2
+    x, y = jax.lax.reduce((x, y), zeros, lambda one, two: (one[0] + two[0], one[1] + two[1]), (2,))
+    return x.sum(-1), y.sum(-1)
+
+
 def _gathered(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The table as the products take it, gathered over fsdp once and not chunk by chunk."""
     return constrain(table.astype(dtype), "vocab", None)
@@ -83,9 +94,9 @@ def _scores(table, hidden, tokens, chunks, temperature, entropy_gradient):
         top = logits.max(-1)
         logits = logits - top[..., None]
         weights = jnp.exp(logits)
-        total = weights.sum(-1)
+        total, moment = _sums(weights, weights * logits)
         log_total = jnp.log(total)
-        entropy = log_total - (weights * logits).sum(-1) / total
+        entropy = log_total - moment / total
         return found.at[:, :, k].set(jnp.stack([target - top - log_total, entropy, top + log_total]))
 
     found = jnp.zeros((3, *tokens.shape), jnp.float32)
@@ -102,6 +113,7 @@ def _scores_backward(temperature, entropy_gradient, kept, slopes):
     table, hidden, tokens, chunks, (_, entropies, log_z) = kept
     of_logp, of_entropy, _ = slopes
     rows = _gathered(table, hidden.dtype)
+    turned = hidden.swapaxes(2, 3)  # once: a CPU multiplies slower where the first operand is to be transposed
 
     def one(k: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         to_hidden, to_table = sums
@@ -117,12 +129,12 @@ def _scores_backward(temperature, entropy_gradient, kept, slopes):
         f32 = dict(preferred_element_type=jnp.float32)
         to_hidden = to_hidden.at[:, k].set(jnp.einsum("xcw,wd->xcd", slope, rows, **f32).astype(hidden.dtype))
         # Each shard adds up its own, so that devices exchange the sums once.
-        return to_hidden, to_table + jnp.einsum("xcw,xcd->xwd", slope, states, **f32)
+        return to_hidden, to_table + jnp.einsum("xdc,xcw->xdw", turned[:, k], slope, **f32)
 
     to_hidden = constrain(jnp.zeros_like(hidden), "rows", None, None, None)
-    to_table = constrain(jnp.zeros((len(hidden), *table.shape), jnp.float32), "rows", "vocab", None)
+    to_table = constrain(jnp.zeros((len(hidden), *table.shape[::-1]), jnp.float32), "rows", None, "vocab")
     to_hidden, to_table = jax.lax.fori_loop(0, chunks, one, (to_hidden, to_table))
-    return to_table.sum(0), to_hidden, None, None
+    return to_table.sum(0).T, to_hidden, None, None
 
 
 _scores.defvjp(_scores_forward, _scores_backward)

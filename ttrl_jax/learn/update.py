@@ -60,7 +60,7 @@ class Update:
     """Compiled learning programs for one model.
 
     reference: parameters of the frozen start, or None when there is no KL term. state_shardings: the layout that the
-    state keeps. announce: called with a line before and after each compile.
+    state keeps. announce: called with a line before and after each compile. compiler_options: as in jax.jit.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Update:
         reference: decoder.Params | None,
         state_shardings: TrainState,
         announce: Callable[[str], None],
+        compiler_options: dict[str, Any] | None = None,
     ):
         self.sizes, self.reference = sizes, reference
         # Without these two terms, a row without an advantage has no gradient.
@@ -82,18 +83,17 @@ class Update:
             response_logprobs, config=config, entropy_gradient=loss.entropy_coef != 0, **vars(score)
         )
         self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=state_shardings.params)
-        self._score = Compiled("score", functools.partial(_score, logprobs=logprobs), announce=announce)
-        self._gradient = Compiled(
+        compiled = functools.partial(Compiled, announce=announce, compiler_options=compiler_options)
+        self._score = compiled("score", functools.partial(_score, logprobs=logprobs))
+        self._gradient = compiled(
             "gradient",
             functools.partial(_gradient, logprobs=logprobs, loss=loss),
-            announce=announce,
             donate_argnames=("total",),
             out_shardings=(state_shardings.params, None),
         )
-        self._step = Compiled(
+        self._step = compiled(
             "optimizer step",
             functools.partial(_step, optimizer=optimizer),
-            announce=announce,
             donate_argnames=("state",),
             out_shardings=(state_shardings, None),
         )

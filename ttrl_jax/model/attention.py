@@ -1,7 +1,8 @@
 """The one door to attention: over a whole row (training, prefill) and of one new token over the cache (decoding).
 
 Whole rows go through one of three kernels. Which, is chosen once for a run and kept in ModelConfig.attention:
-"splash" on TPU and "cudnn" on NVIDIA GPUs never hold the scores [T, T] of a row; "xla" runs everywhere and does.
+"splash" on TPU and "cudnn" on NVIDIA GPUs never hold the scores [T, T] of a row; "xla" runs everywhere and does, of a
+layer at a time.
 """
 
 import functools
@@ -74,7 +75,8 @@ def causal(
     the logical axis of R.
     """
     if kernel == "xla":
-        return _xla(q, k, v, window=window)
+        # Like the kernels, it keeps no scores for the backward pass, but computes them again.
+        return jax.checkpoint(functools.partial(_xla, window=window))(q, k, v)
     attend = functools.partial({"cudnn": _cudnn, "splash": _splash}[kernel], window=window)
     return _on_each_device(attend, q, k, v, rows)
 

@@ -15,7 +15,7 @@ from flax import nnx
 from ttrl_jax.model import attention
 from ttrl_jax.model.cache import LayerCache, Prefix, Suffix
 from ttrl_jax.model.config import ModelConfig
-from ttrl_jax.model.layers import Block, Decoder, rms_norm
+from ttrl_jax.model.layers import Block, Decoder, Rotation, rms_norm, rotation_at
 from ttrl_jax.model.sharding import constrain
 
 Params = dict[str, Any]
@@ -123,6 +123,7 @@ def forward(
     loop over them: it is compiled for longer, but keeps what the backward pass needs where it was computed.
     """
     positions = packing.positions if packing else jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    rotation = rotation_at(positions, config)
     length = packing.rows.shape[2] if packing else ids.shape[1]
     x = constrain(params["embed"][ids].astype(dtype), "rows", None, None)  # the table's gradient adds up in float32
     windows = attention.windows(config, length)
@@ -140,7 +141,7 @@ def forward(
             context = attention.causal(q, k, v, window, kernel=config.attention, rows="rows")
             return packing.gather(context) if packing else context, None
 
-        x, _ = _bind_block(config, weights)(x, positions, attend)
+        x, _ = _bind_block(config, weights)(x, rotation, attend)
         return constrain(x, "rows", "places", None), None
 
     layers = (params["blocks"], scanned)
@@ -151,6 +152,7 @@ def forward(
 def prefill(weights: Params, config: ModelConfig, ids: jax.Array, lengths: jax.Array) -> Prefix:
     """Run the prompts once. ids int32 [P, T] padded on the right, lengths int32 [P] -> Prefix."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    rotation = rotation_at(positions, config)
     x = constrain(weights["embed"][ids], "prompts", None, None)
 
     layers = []
@@ -161,7 +163,7 @@ def prefill(weights: Params, config: ModelConfig, ids: jax.Array, lengths: jax.A
             context = attention.causal(q, k, v, window, kernel=config.attention, rows="prompts")
             return context, LayerCache(*heads_first)
 
-        x, kept = _bind_block(config, block)(x, positions, attend)
+        x, kept = _bind_block(config, block)(x, rotation, attend)
         layers.append(kept)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], 1)[:, 0]
     last = rms_norm(last, weights["norm"], config.norm_eps)
@@ -176,15 +178,15 @@ def decode_step(
     suffix: Suffix,
     lengths: jax.Array,
     at: jax.Array,
+    rotation: Rotation,
 ) -> tuple[jax.Array, Suffix]:
     """Feed each sample one more token of its response and get the logits for the next.
 
     tokens int32 [P, V]; lengths int32 [P, V], how many tokens of each response the suffix holds, fewer than it has
-    places; at int32 [], the place of the ring that the new tokens take in every sample. Returns float32 [P, V, W] and
-    the suffix with that place filled.
+    places; at int32 [], the place of the ring that the new tokens take in every sample; rotation: at their positions
+    [P, V]. Returns float32 [P, V, W] and the suffix with that place filled.
     """
     lengths = constrain(lengths, "prompts", "votes")  # else, where draws are split further, masks [P, V, S] are moved
-    positions = prefix.lengths[:, None] + lengths
     x = constrain(weights["embed"][tokens], "prompts", "votes", None)
     windows = attention.windows(config, prefix.layers[0].k.shape[2] + suffix[0].k.shape[3])
     filled = []
@@ -199,7 +201,7 @@ def decode_step(
             )
             return attention.cached(q, shared, prefix.lengths, own, lengths, at, window), own
 
-        x, kept = _bind_block(config, block)(x, positions, attend)
+        x, kept = _bind_block(config, block)(x, rotation, attend)
         filled.append(kept)
     x = rms_norm(x, weights["norm"], config.norm_eps)
     # Each part of the vocabulary where its weights are; then whole rows, for which otherwise the weights would move.

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ttrl_jax.model.config import ModelConfig
-from ttrl_jax.model.rope import Rope, frequencies
+from ttrl_jax.model.rope import frequencies
 from ttrl_jax.model.sharding import Axes
+
+Rotation = tuple[jax.Array, jax.Array]  # cosines and sines, float32 [..., 1, H / 2]
 
 INIT_STD = 0.02  # transformers' initializer_range for all families
 
@@ -33,11 +35,16 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return y.astype(x.dtype) * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
 
 
-def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
-    """Rotary embedding (arXiv 2104.09864), halves rotated as transformers does. x [..., heads, H], positions [...]."""
+def rotation_at(positions: jax.Array, config: ModelConfig) -> Rotation:
+    """Cosines and sines of the angles by which the pairs of a head are turned at positions [...]."""
     positions = positions[..., None, None].astype(jnp.float32)
-    angles = positions * jnp.expand_dims(frequencies(rope, x.shape[-1]), range(positions.ndim - 1))
-    cos, sin = jnp.cos(angles) * rope.scale, jnp.sin(angles) * rope.scale
+    angles = positions * jnp.expand_dims(frequencies(config.rope, config.head_dim), range(positions.ndim - 1))
+    return jnp.cos(angles) * config.rope.scale, jnp.sin(angles) * config.rope.scale
+
+
+def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
+    """Rotary embedding (arXiv 2104.09864), halves rotated as transformers does. x [..., heads, H]."""
+    cos, sin = rotation
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
@@ -75,7 +82,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         layers, d, n, k, h = config.layers, config.width, config.heads, config.kv_heads, config.head_dim
-        self.rope, self.eps = config.rope, config.norm_eps
+        self.eps = config.norm_eps
         self.q = parameter(rngs, (layers, d, n, h), (None, "embed", "heads", None))
         self.k = parameter(rngs, (layers, d, k, h), (None, "embed", "kv_heads", None))
         self.v = parameter(rngs, (layers, d, k, h), (None, "embed", "kv_heads", None))
@@ -90,7 +97,7 @@ class Attention(nnx.Module):
             self.q_norm = parameter(rngs, (layers, h), (None, None), init="ones")
             self.k_norm = parameter(rngs, (layers, h), (None, None), init="ones")
 
-    def qkv(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def qkv(self, x: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [..., D] -> rotated queries [..., N, H], rotated keys and values [..., K, H]."""
         q, k, v = (_to_heads(x, w[...]) for w in (self.q, self.k, self.v))
         if self.bias:
@@ -98,7 +105,7 @@ class Attention(nnx.Module):
             q, k, v = (y + jnp.broadcast_to(b[...].astype(x.dtype), y.shape) for y, b in biases)
         if self.norm:
             q, k = (rms_norm(y, scale[...], self.eps) for y, scale in ((q, self.q_norm), (k, self.k_norm)))
-        return rotate(q, positions, self.rope), rotate(k, positions, self.rope), v
+        return rotate(q, rotation), rotate(k, rotation), v
 
     def out(self, x: jax.Array) -> jax.Array:
         n, h, d = self.o[...].shape
@@ -108,6 +115,12 @@ class Attention(nnx.Module):
 def _to_heads(x: jax.Array, weight: jax.Array) -> jax.Array:
     """x [..., D], weight [D, N, H] -> [..., N, H]."""
     return product(x, weight.reshape(len(weight), -1)).reshape(*x.shape[:-1], *weight.shape[1:])
+
+
+@jax.checkpoint
+def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up, in float32: a CPU would round each step of it to bfloat16. Only the two are kept."""
+    return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
 class FeedForward(nnx.Module):
@@ -120,8 +133,7 @@ class FeedForward(nnx.Module):
         self.down = parameter(rngs, (layers, f, d), (None, "ffn", "embed"))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate, up = product(x, self.gate[...]), product(x, self.up[...])
-        return product(jax.nn.silu(gate) * up, self.down[...])
+        return product(_gated(product(x, self.gate[...]), product(x, self.up[...])), self.down[...])
 
 
 class Block(nnx.Module):
@@ -134,9 +146,9 @@ class Block(nnx.Module):
         self.ffn_norm = parameter(rngs, (config.layers, config.width), (None, "embed"), init="ones")
         self.ffn = FeedForward(config, rngs)
 
-    def __call__(self, x: jax.Array, positions: jax.Array, attend: Callable) -> tuple[jax.Array, object]:
+    def __call__(self, x: jax.Array, rotation: Rotation, attend: Callable) -> tuple[jax.Array, object]:
         """x [..., D]; attend(q, k, v) -> (context [..., N, H], whatever the caller keeps of k and v)."""
-        q, k, v = self.attention.qkv(rms_norm(x, self.attention_norm[...], self.eps), positions)
+        q, k, v = self.attention.qkv(rms_norm(x, self.attention_norm[...], self.eps), rotation)
         context, kept = attend(q, k, v)
         x = x + self.attention.out(context)
         return x + self.ffn(rms_norm(x, self.ffn_norm[...], self.eps)), kept

@@ -21,6 +21,7 @@ import numpy as np
 from ttrl_jax.model import cache, decoder
 from ttrl_jax.model.cache import LayerCache, Prefix, Suffix
 from ttrl_jax.model.config import ModelConfig
+from ttrl_jax.model.layers import Rotation, rotation_at
 from ttrl_jax.model.sharding import constrain
 from ttrl_jax.records import Prompts, Rollouts, padded_length
 from ttrl_jax.rollout import slots as places
@@ -305,6 +306,9 @@ def _prefill(
     return prefix, *_for_the_host((tokens.T, logps.T))
 
 
+State = tuple[Suffix, Slots, jax.Array, Drawn, Rotation]
+
+
 def _segment(
     weights: decoder.Params,
     prefix: Prefix,
@@ -330,14 +334,14 @@ def _segment(
     keys = _folded(key, uids[slots.prompts])[:, None]
     size = suffix[0].k.shape[3]
 
-    def more(state: tuple[Suffix, Slots, jax.Array, Drawn]) -> jax.Array:
-        _, slots, _, out = state
+    def more(state: State) -> jax.Array:
+        _, slots, _, out, _ = state
         busy = (slots.votes != IDLE).sum()
         return (out.steps < SEGMENT) & (busy > watch) & (slots.lengths.max() < size)
 
-    def step(state: tuple[Suffix, Slots, jax.Array, Drawn]) -> tuple[Suffix, Slots, jax.Array, Drawn]:
-        suffix, slots, at, out = state
-        logits, suffix = decoder.decode_step(weights, config, slots.tokens, shared, suffix, slots.lengths, at)
+    def step(state: State) -> State:
+        suffix, slots, at, out, rotation = state
+        logits, suffix = decoder.decode_step(weights, config, slots.tokens, shared, suffix, slots.lengths, at, rotation)
         tokens, logps = pick(logits, _folded(_folded(keys, slots.votes), slots.lengths + 1), sampling)
         new = (tokens, logps, slots.votes)
         out = Drawn(
@@ -348,12 +352,17 @@ def _segment(
             ),
         )
         ended = _is_stop(tokens, stop_ids) | (slots.lengths + 2 >= max_tokens)
-        return suffix, _refill(slots, tokens, ended, first), (at + 1) % size, out
+        slots = _refill(slots, tokens, ended, first)
+        return suffix, slots, (at + 1) % size, out, rotation_of(slots)
+
+    def rotation_of(slots: Slots) -> Rotation:
+        # Handed to the next step, so that it is computed once: within one, XLA computes it in each layer for each head.
+        return rotation_at(shared.lengths[:, None] + constrain(slots.lengths, "prompts", "votes"), config)
 
     shape = (SEGMENT, *slots.votes.shape)
     out = Drawn(jnp.int32(0), jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
-    suffix, *for_the_host = jax.lax.while_loop(more, step, (suffix, slots, at, out))
-    return suffix, *_for_the_host(tuple(for_the_host))
+    suffix, slots, at, out, _ = jax.lax.while_loop(more, step, (suffix, slots, at, out, rotation_of(slots)))
+    return suffix, *_for_the_host((slots, at, out))
 
 
 def _for_the_host(x: PyTree) -> PyTree:

@@ -43,6 +43,7 @@ class Compiled:
         static_argnames: tuple[str, ...] = (),
         donate_argnames: tuple[str, ...] = (),
         out_shardings: PyTree = None,
+        compiler_options: dict[str, Any] | None = None,
     ):
         """Wrap `fn`; nothing is traced yet.
 
@@ -52,6 +53,7 @@ class Compiled:
           static_argnames: keyword-only parameters of `fn` that are part of the program; hashable.
           donate_argnames: as in jax.jit.
           out_shardings: as in jax.jit; None leaves them to the compiler.
+          compiler_options: as in jax.jit.
         """
         self.name = name
         self.compile_seconds = 0.0  # all traces and compiles so far
@@ -62,7 +64,11 @@ class Compiled:
             if self._parameters.parameters[each].kind is not inspect.Parameter.KEYWORD_ONLY:
                 raise TypeError(f"static argument {each} of {name} must be keyword-only")
         self._jit = jax.jit(
-            fn, static_argnames=static_argnames, donate_argnames=donate_argnames, out_shardings=out_shardings
+            fn,
+            static_argnames=static_argnames,
+            donate_argnames=donate_argnames,
+            out_shardings=out_shardings,
+            compiler_options=compiler_options,
         )
         self._programs: dict[Hashable, jax.stages.Compiled] = {}
 
