@@ -46,6 +46,14 @@ def outputs_and_gradients(kernel, q, k, v, weights, window):
     return [out, *gradients]
 
 
+@pytest.mark.parametrize("window", [None, 5])
+def test_no_scores_are_kept_for_the_backward_pass(window):
+    """Queries, keys and values are: 64 tokens have 64 x 64 scores a head, and 64 x 8 numbers."""
+    *qkv, _ = inputs(1, 64, 2, 1, 8, jnp.float32)
+    _, pull = jax.vjp(lambda q, k, v: attention.causal(q, k, v, window, kernel="xla", rows="rows"), *qkv)
+    assert max(leaf.size for leaf in jax.tree.leaves(pull)) == qkv[0].size
+
+
 def plain(q, k, v, window):
     """One softmax over the tokens that a token sees, row by row and head by head, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))

@@ -148,6 +148,14 @@ def test_programs_are_kept_on_disk_and_taken_from_there(own_settings, tmp_path, 
     assert {path.name for path in folder.iterdir() if path.name.endswith("-cache")} <= set(kept)
 
 
+def test_the_compilers_options_reach_it(said):
+    x = np.ones((5, 5), np.float32)
+    least = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    assert Compiled("f", jnp.sin, announce=said.append, compiler_options=least)(x).shape == (5, 5)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        Compiled("f", jnp.sin, announce=said.append, compiler_options={"xla_no_such_option": 1})(x)
+
+
 def test_jaxs_own_settings_go_first(own_settings, tmp_path, said):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     keep_programs(said.append)

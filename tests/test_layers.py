@@ -1,11 +1,11 @@
-"""Slow twin: the product behind every projection, and its gradients, against float64."""
+"""Slow twin: the product behind every projection, SwiGLU, and their gradients, against float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ttrl_jax.model.layers import product
+from ttrl_jax.model.layers import gated, product
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-6), ("bfloat16", 2**-8)])
@@ -24,3 +24,18 @@ def test_product_and_its_gradients(dtype, rounding):
     ):
         assert got.dtype == kind
         assert np.abs(np.asarray(got, np.float64) - want).max() <= error * np.abs(want).max()
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 1e-6), ("bfloat16", 2**-8)])
+def test_swiglu_and_its_gradients(dtype, rounding):
+    """Rounded once, each. Only its two arguments are kept for the gradients."""
+    rng = np.random.default_rng(0)
+    gate, up, slope = (jnp.asarray(3 * rng.normal(size=(4, 50)), dtype) for _ in range(3))
+    out, pull = jax.vjp(gated, gate, up)
+    g, u, s = (np.asarray(x, np.float64) for x in (gate, up, slope))
+    share = 1 / (1 + np.exp(-g))
+    wants = (g * share * u, s * u * share * (1 + g * (1 - share)), s * g * share)
+    for got, want in zip((out, *pull(slope)), wants, strict=True):
+        assert got.dtype == dtype
+        np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=rounding, atol=rounding)
+    assert sorted(leaf.shape for leaf in jax.tree.leaves(pull)) == [gate.shape, up.shape]

@@ -118,8 +118,9 @@ def _to_heads(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 @jax.checkpoint
-def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up, in float32: a CPU would round each step of it to bfloat16. Only the two are kept."""
+def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up, [..., F] each, rounded to their type once, at the end, where a CPU would round each step. Only
+    the two are kept for gradients."""
     return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
@@ -133,7 +134,7 @@ class FeedForward(nnx.Module):
         self.down = parameter(rngs, (layers, f, d), (None, "ffn", "embed"))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return product(_gated(product(x, self.gate[...]), product(x, self.up[...])), self.down[...])
+        return product(gated(product(x, self.gate[...]), product(x, self.up[...])), self.down[...])
 
 
 class Block(nnx.Module):
