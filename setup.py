@@ -49,6 +49,7 @@ EXTRAS = {
 EXTRAS["test"] = [
     "pytest>=9,<10",  # a major release may change what is collected
     "pytest-timeout>=2.4,<3",  # likewise
+    "pytest-xdist>=3.8,<4",  # tests on several processors; a major release may share them out otherwise
     "ruff>=0.17,<0.18",  # a minor release may format otherwise
     "hypothesis>=6.170,<7",  # random input for keys and extraction; a major release may change its settings
     "nbclient>=0.11,<0.12",  # runs the notebooks of colab/; a minor release may run cells otherwise

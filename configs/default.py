@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     c.seed = 0  # fixes the order of questions and every sampled token
     c.episodes = 80  # passes over the questions; 0: no training, the model as it is and its vote
     c.algorithm = "grpo"  # grpo
+    c.task = ""  # Python file whose get_task() says what is asked, read and compared (docs/library.md); empty: as below
 
     c.model = ConfigDict()
     c.model.path = ""  # Hugging Face folder (safetensors), .gguf file or hub name; required
@@ -59,11 +60,14 @@ def get_config() -> ConfigDict:
     # Names of tags, or none. ("think", "answer"): the whole response must be <think>...</think><answer>...</answer>.
     c.reward.format = ()
     c.reward.locale = "en"  # en | tr | de: how responses write numbers, 1,234.5 or 1.234,5; truths are always as in en
-    c.reward.kind = "agreement"  # agreement: 1 with the label, else 0 | vote_share: share of the votes with that answer
     c.reward.format_weight = 0.0  # added to the reward of a response that is in reward.format
     # majority | offline (of the start model's votes, never renewed) | truth (the oracle) | random (control)
     c.reward.label = "majority"
     c.reward.ties = "first"  # first: the answer seen first is the label | random: drawn by (seed, step, question)
+    c.reward.kind = placeholder(str)  # an older spelling of judge.rule, agreement for majority; leave it unset
+
+    c.judge = ConfigDict()
+    c.judge.rule = "majority"  # majority: 1 with the label, else 0 | vote_share: share of the votes with that answer
 
     c.train = ConfigDict()
     c.train.samples = 32  # responses to each question that are trained on, the first of the votes

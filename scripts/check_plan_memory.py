@@ -31,12 +31,13 @@ from ml_collections import FrozenConfigDict
 from safetensors.numpy import save_file
 
 from configs import quickstart
-from ttrl_jax import build
+from ttrl_jax.inputs import read_inputs
 from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.model import weights
 from ttrl_jax.model.config import read_config
 from ttrl_jax.plan.__main__ import setting_of
 from ttrl_jax.plan.programs import Compiler
+from ttrl_jax.session import encode, open_session, sample, update
 
 ALLOWED = 0.15
 PHASES = {"sampling": ("sample",), "update": ("score", "update")}
@@ -96,27 +97,27 @@ def settings(model: Path) -> FrozenConfigDict:
 
 def measure(config: FrozenConfigDict) -> dict[str, dict[str, int]]:
     """Bytes planned and measured of each phase, of all devices."""
-    inputs = build.read_inputs(config)
+    inputs = read_inputs(config)
     config, devices = inputs.config, len(inputs.mesh.devices.flat)
     setting = setting_of(config, inputs.model, jax.devices(), (config.rollout.prompts,), inputs.stop_ids)
     compiler = Compiler(setting, quiet)
     compiler.all()
-    parts = build.build(config, inputs, quiet)
-    state = parts.state
+    session = open_session(inputs, say=quiet)
+    drawn = {"votes": config.rollout.votes, "sampling": session.sampling}
     found = {}
     for step in range(2):
         key, batch = jax.random.key(step), inputs.problems.take(step)
-        prompts = parts.encode(batch)
+        prompts = encode(session, batch)
         besides = settled_bytes() - live_bytes()
         quiet(f"before step {step}: {besides / 1e6:.0f} MB besides {live_bytes() / 1e6:.0f} MB of arrays")
         with Watch() as sampling:
-            rollouts, _ = parts.sample(state.params, prompts, key, progress=lambda tokens: None)
+            rollouts = sample(session, prompts, key, **drawn)
         chosen = np.tile(np.arange(config.train.samples), (len(batch), 1))
-        rows = train_batch(prompts, rollouts, chosen, np.ones(chosen.shape, np.float32))
-        with Watch() as update:
-            state, _ = parts.update(state, rows, parts.learning_rate(step))
-            jax.block_until_ready(state)
-        found = {"sampling": sampling.highest - besides, "update": update.highest - besides}
+        rows = train_batch(prompts, rollouts, chosen)
+        with Watch() as learning:
+            session, _ = update(session, rows, {"advantages": rows.mask})
+            jax.block_until_ready(session.state)
+        found = {"sampling": sampling.highest - besides, "update": learning.highest - besides}
     planned = {phase: max(p.together for p in compiler.programs if p.phase in names) for phase, names in PHASES.items()}
     return {phase: {"planned": planned[phase] * devices, "measured": found[phase]} for phase in PHASES}
 

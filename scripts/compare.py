@@ -25,7 +25,7 @@ from ttrl_jax.report.data import Group, by_seed, metric_at, read_runs  # noqa: E
 from ttrl_jax.report.page import spread  # noqa: E402
 from ttrl_jax.report.svg import Line  # noqa: E402
 from ttrl_jax.run.metrics import write_text  # noqa: E402
-from ttrl_jax.tasks import OWN  # noqa: E402
+from ttrl_jax.tasks.sets import OWN  # noqa: E402
 
 LABELS = {
     "majority": "the vote (TTRL)",

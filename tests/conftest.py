@@ -17,11 +17,21 @@ if "JAX_PLATFORMS" not in os.environ:
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 # The tests, and the commands that they start, compile the same programs again and again: they are kept on disk as long
-# as the tests run, and none in the user's folder.
-PROGRAMS = tempfile.TemporaryDirectory()
-for _name, _value in (("jax_compilation_cache_dir", PROGRAMS.name), ("jax_persistent_cache_min_compile_time_secs", 0)):
-    os.environ[_name.upper()] = str(_value)
-    jax.config.update(_name, _value)
+# as the tests run, and none in the user's folder. Of several processes of pytest the first makes the folder.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    PROGRAMS = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Quick tests, and the commands that they start, compile without XLA's optimisations, which is most of their time;
+    tests that are slow, and those that are asked for with -m, with them."""
+    if config.option.markexpr == "not slow":
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +49,9 @@ def fresh_flags() -> Iterator[Callable[[], None]]:
         for name in [name for name in flags.FLAGS if name.startswith("config.")]:
             delattr(flags.FLAGS, name)
         flags.FLAGS.unparse_flags()
-        flags.FLAGS["config"].value = None
-        flags.FLAGS["config"].present = 0
+        if "config" in flags.FLAGS:
+            flags.FLAGS["config"].value = None
+            flags.FLAGS["config"].present = 0
         sys.modules.pop("config_config", None)  # the last --config file, over which the next one would be loaded
         for name in {"workdir", "checkpoint", "out"} & set(flags.FLAGS):
             flags.FLAGS[name].value = ""

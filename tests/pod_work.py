@@ -3,24 +3,26 @@
 The same functions, called in a single process, give what is expected.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from tiny_model import LLAMA, random_params
 
-from ttrl_jax import cli, hosts
+from ttrl_jax import cli
 from ttrl_jax.errors import InputError
 from ttrl_jax.learn.batch import train_batch
-from ttrl_jax.learn.layout import params_layout, state_layout
+from ttrl_jax.learn.layout import model_layout, params_layout, state_layout
+from ttrl_jax.learn.loss import grpo
 from ttrl_jax.learn.optimizer import make_optimizer
-from ttrl_jax.learn.update import LossSettings, ScoreSettings, Sizes, Update
+from ttrl_jax.learn.update import ScoreSettings, Sizes, Update
 from ttrl_jax.model import decoder
 from ttrl_jax.model.sharding import make_mesh, of_hosts, on_this_host, shardings
-from ttrl_jax.records import Prompts, Rollouts, TrainState
+from ttrl_jax.records import Model, Prompts, Rollouts, TrainState
+from ttrl_jax.rollout import hosts
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
 from ttrl_jax.run import distributed
@@ -28,7 +30,8 @@ from ttrl_jax.run.checkpoint import Checkpoints
 
 # The last has more devices along tensor than the model has kv heads.
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 2, 4)]
-# By the number of processes: prompts, and whether each host draws by itself. None can be shared evenly.
+UPDATED = {2: MESHES[2:4], 4: MESHES}  # by the number of processes
+# Likewise: prompts, and whether each host draws by itself. None can be shared evenly.
 SAMPLED = {2: [(5, True), (5, False)], 4: [(3, True)]}
 MAX_TOKENS = 12
 
@@ -55,9 +58,8 @@ def scores_and_gradients(shape):
     lengths = rng.integers(1, 13, size=(2, 8)).astype(np.int32)
     tokens, logps = rng.integers(64, size=(2, 8, 12)), np.zeros((2, 8, 12))
     rollouts = Rollouts(tokens, lengths, logps, lengths == 12, 0)
-    batch = train_batch(prompts, rollouts, np.tile(np.arange(8), (2, 1)), rng.normal(size=(2, 8)))
-    numbers = np.arange(batch.mask.size, dtype=np.float32).reshape(batch.mask.shape)
-    batch.sampler_logps[:] = numbers  # so that each token can be found again in a micro-batch
+    batch = train_batch(prompts, rollouts, np.tile(np.arange(8), (2, 1)))
+    advantages = (rng.normal(size=(16, 1)) * batch.mask).astype(np.float32)
     mesh = make_mesh(data=shape[0], fsdp=shape[1], tensor=shape[2])
     with jax.set_mesh(mesh):
         layout = params_layout(LLAMA, mesh)
@@ -66,7 +68,7 @@ def scores_and_gradients(shape):
         update = Update(
             LLAMA,
             optimizer,
-            loss=LossSettings(clip_low=0.2, clip_high=0.2, dual_clip=3.0, kl_coef=0.05, entropy_coef=0.01),
+            loss=grpo(clip_low=0.2, clip_high=0.2, dual_clip=3.0, kl_coef=0.05, entropy_coef=0.01),
             score=ScoreSettings(temperature=0.8, dtype=jnp.float32, remat=False, unroll=False),
             sizes=Sizes(
                 minibatch_rows=16,
@@ -77,21 +79,20 @@ def scores_and_gradients(shape):
                 pack=True,
             ),
             reference=None,
-            state_shardings=jax.tree.map(lambda leaf: leaf.sharding, state_layout(layout, optimizer, mesh)),
+            shardings=jax.tree.map(lambda leaf: leaf.sharding, model_layout(layout, optimizer, mesh)),
             announce=lambda line: None,
         )
-        total, found = update._zeros(params), np.zeros(batch.mask.size)
-        for micro in update.micro_batches(batch):
-            scores = update._score(params, micro)
-            at = micro.sampler_logps[micro.mask > 0].astype(int)
-            found[at] = whole(scores)[micro.mask > 0]
-            total, _ = update._gradient(params, total, micro, scores, scores)
-        return found.reshape(batch.mask.shape), [whole(leaf) for leaf in jax.tree.leaves(total)]
+        scores, total = update.score(params, batch), update._zeros(params)
+        numbers = {"advantages": advantages, "sampler_logps": batch.sampler_logps, "old": scores, "reference": scores}
+        for micro in update.micro_batches(batch, np.arange(16)):
+            own = {name: micro.take(values) for name, values in numbers.items()}
+            total, _ = update._gradient(params, total, micro, own)
+        return np.asarray(scores), [whole(leaf) for leaf in jax.tree.leaves(total)]
 
 
 def updates(folder: Path) -> None:
     """Log-probs and gradients on meshes."""
-    for shape in MESHES:
+    for shape in UPDATED[jax.process_count()]:
         logps, gradients = scores_and_gradients(shape)
         if distributed.leader():
             np.savez(folder / f"{shape}.npz", logps, *gradients)
@@ -131,7 +132,8 @@ def sampled(shape, *, prompts: int, host: bool):
             texts[prompt][vote] = " ".join(map(str, ids))
 
         settings = Sampling(temperature=1.0)
-        return sampler(weights, prompts, key, votes=4, sampling=settings, progress=progress, ended=ended), texts
+        rollouts = sampler(weights, prompts, key, votes=4, sampling=settings, progress=progress, ended=ended)
+        return dataclasses.replace(rollouts, texts=texts)
 
     key = jax.random.key(5)
     if not host:
@@ -144,9 +146,9 @@ def sampled(shape, *, prompts: int, host: bool):
 def samples(folder: Path) -> None:
     """Responses on every host by itself and on all devices together."""
     for prompts, host in SAMPLED[jax.process_count()]:
-        rollouts, texts = sampled((1, 4, 2), prompts=prompts, host=host)
+        rollouts = sampled((1, 4, 2), prompts=prompts, host=host)
         found = dict(tokens=rollouts.tokens, lengths=rollouts.lengths, logps=rollouts.logps)
-        found |= dict(truncated=rollouts.truncated, slot_steps=rollouts.slot_steps, texts=np.array(texts))
+        found |= dict(truncated=rollouts.truncated, slot_steps=rollouts.slot_steps, texts=np.array(rollouts.texts))
         everywhere = distributed.gather(
             lambda found=found: {name: x.tobytes() for name, x in found.items() if name != "slot_steps"}
         )
@@ -159,9 +161,10 @@ def state_on(shape):
     """A state with parameters of random numbers, and how it lies on a mesh over all devices."""
     mesh = make_mesh(data=shape[0], fsdp=shape[1], tensor=shape[2])
     optimizer = make_optimizer(b1=0.9, b2=0.99, weight_decay=0.01, grad_clip=1.0)
-    layout = state_layout(params_layout(LLAMA, mesh), optimizer, mesh)
+    layout = state_layout({"policy": model_layout(params_layout(LLAMA, mesh), optimizer, mesh)}, mesh)
     params = random_params(LLAMA)
-    state = TrainState(np.int32(3), params, optimizer.init(jax.tree.map(jnp.asarray, params)))
+    policy = Model(params, optimizer.init(jax.tree.map(jnp.asarray, params)))
+    state = TrainState(np.int32(3), {"policy": policy})
     return state, layout
 
 
@@ -231,6 +234,4 @@ def main(*arguments: str) -> int:
 
 
 if __name__ == "__main__":
-    cli.define_process_flags()
-    flags.FLAGS.unparse_flags()
-    sys.exit(cli.run(main, doc=__doc__, takes="WORK", several=True))
+    sys.exit(cli.run(main, doc=__doc__, define=cli.define_process_flags, takes="WORK", several=True))

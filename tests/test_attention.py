@@ -14,8 +14,8 @@ from ml_collections import FrozenConfigDict
 from tiny_model import LLAMA, QWEN3, on_mesh
 
 from configs import quickstart
-from ttrl_jax import build
 from ttrl_jax.errors import InputError
+from ttrl_jax.inputs import identity, read_inputs
 from ttrl_jax.model import attention
 from ttrl_jax.records import padded_length
 
@@ -150,10 +150,10 @@ def test_the_choice_is_made_by_the_devices_and_the_model(device, config, dtype, 
 def test_a_run_on_the_cpu_takes_xla_and_stays_the_same_model(wanted):
     config = quickstart.get_config()
     config.model.attention = wanted
-    found = build.read_eval_inputs(FrozenConfigDict(config))
+    found = read_inputs(FrozenConfigDict(config))
     assert found.model.attention == "xla"
     assert found.attention == f"by model.attention='{wanted}', on cpu"
-    assert "attention" not in build.identity(found) and build.identity(found)["head_dim"] == found.model.head_dim
+    assert "attention" not in identity(found) and identity(found)["head_dim"] == found.model.head_dim
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_run_on_the_cpu_refuses_other_kernels(wanted, words):
     config = quickstart.get_config()
     config.model.attention = wanted
     with pytest.raises(InputError, match=words):
-        build.read_eval_inputs(FrozenConfigDict(config))
+        read_inputs(FrozenConfigDict(config))
 
 
 def test_windows_that_hide_nothing_are_none():

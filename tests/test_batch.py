@@ -23,7 +23,7 @@ def make(prompt_lengths, lengths, *, limit):
 def test_rows_by_hand():
     prompts, rollouts = make([3, 1], [[4, 1, 2], [3, 5, 2]], limit=6)
     chosen = np.array([[0, 2], [2, 1]], np.int32)
-    batch = train_batch(prompts, rollouts, chosen, np.array([[1.5, -1.5], [0.5, -0.5]]))
+    batch = train_batch(prompts, rollouts, chosen)
     pad = [0] * 16
     rows = [
         ([0, 1, 2], [50, 51, 52, 53]),
@@ -36,19 +36,18 @@ def test_rows_by_hand():
     assert batch.prompt_lengths.tolist() == [3, 3, 1, 1]
     assert batch.mask.tolist() == [([1.0] * len(response) + pad)[:16] for _, response in rows]
     np.testing.assert_allclose(batch.sampler_logps, -batch.responses / 10, rtol=1e-6)
-    assert batch.advantages.tolist() == [1.5, -1.5, 0.5, -0.5]
     dtypes = {name: getattr(batch, name).dtype.name for name in vars(batch)}
-    assert dtypes.pop("mask") == dtypes.pop("sampler_logps") == dtypes.pop("advantages") == "float32"
+    assert dtypes.pop("mask") == dtypes.pop("sampler_logps") == "float32"
     assert set(dtypes.values()) == {"int32"}
 
 
 def test_widths_follow_the_longest_chosen_sample_only():
     prompts, rollouts = make([20, 30], [[40, 3], [50, 17]], limit=64)
-    both = train_batch(prompts, rollouts, np.array([[0, 1], [0, 1]]), np.zeros((2, 2)))
+    both = train_batch(prompts, rollouts, np.array([[0, 1], [0, 1]]))
     assert both.responses.shape == both.mask.shape == both.sampler_logps.shape == (4, 64)
     assert both.ids.shape == (4, 96)
     assert both.mask.sum(1).tolist() == [40, 3, 50, 17]
-    short = train_batch(prompts, rollouts, np.array([[1], [1]]), np.zeros((2, 1)))
+    short = train_batch(prompts, rollouts, np.array([[1], [1]]))
     assert short.responses.shape == (2, 24) and short.ids.shape == (2, 48)
     np.testing.assert_array_equal(short.ids[1, 30:47], both.ids[3, 30:47])
 
@@ -56,7 +55,7 @@ def test_widths_follow_the_longest_chosen_sample_only():
 def test_a_limit_between_two_buckets_is_padded_up():
     """Responses of 17 tokens from arrays of 20 places go into rows of 24."""
     prompts, rollouts = make([2], [[17]], limit=20)
-    batch = train_batch(prompts, rollouts, np.array([[0]]), np.zeros((1, 1)))
+    batch = train_batch(prompts, rollouts, np.array([[0]]))
     assert batch.responses.shape == (1, 24)
     assert batch.responses[0, :17].tolist() == list(range(50, 67)) and not batch.responses[0, 17:].any()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ttrl_jax.reward.audit import audit
-from ttrl_jax.reward.equivalence import classes, cluster, find
+from ttrl_jax.reward.equivalence import classes, cluster, same
 from ttrl_jax.reward.extract import Answer, extract
 from ttrl_jax.reward.score import score, select
 from ttrl_jax.reward.vote import vote
@@ -73,7 +73,7 @@ def test_a_group_of_many_spellings_is_right(file: str, ttrl_data: Path) -> None:
         others = spellings(truth)
         assert len(others) >= 4
         ballot = vote([Answer(text) for text in (*others, truth, "-987654")])
-        if ballot.counts != (len(others) + 1, 1) or ballot.label != 0 or find(Answer(truth), ballot.answers) != 0:
+        if ballot.counts != (len(others) + 1, 1) or ballot.label != 0 or not same(Answer(truth), ballot.answers[0]):
             split.append((truth, [(text, i) for text, i in zip(others, ballot.classes, strict=False) if i]))
     assert split == []
 
@@ -93,6 +93,6 @@ def test_every_merged_pair_of_truths_has_a_reason(ttrl_data: Path) -> None:
 def test_pairs_of_truths_do_not_depend_on_their_order(ttrl_data: Path) -> None:
     golds = sorted(set(truths(ttrl_data, "MATH-TTT.json")))
     for a, b in combinations(golds, 2):
-        same = classes([Answer(a), Answer(b)])
-        assert same == classes([Answer(b), Answer(a)])
-        assert (same == [0, 0]) is (find(Answer(a), [Answer(b)]) == 0)
+        found = classes([Answer(a), Answer(b)])
+        assert found == classes([Answer(b), Answer(a)])
+        assert (found == [0, 0]) is same(Answer(a), Answer(b)) is same(Answer(b), Answer(a))

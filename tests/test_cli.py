@@ -31,7 +31,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monke
     def run(*arguments: str, config: str | None = str(ROOT / "configs" / "quickstart.py")) -> tuple[int, str]:
         chosen = [] if config is None else [f"--config={config}"]
         monkeypatch.setattr(sys, "argv", ["train", *chosen, *(SMALL if chosen else []), *arguments])
-        code = cli.run(train.main, doc=train.__doc__)
+        code = cli.run(train.main, define=train.define_flags, doc=train.__doc__)
         return code, capfd.readouterr().err
 
     return run
@@ -171,6 +171,7 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--config.reward.locale=fr", ("en, tr, de", "'fr'")),
         ("--config.reward.ties=last", ("reward.ties", "first or random", "'last'")),
         ("--config.reward.kind=entropy", ("reward.kind", "vote_share", "'entropy'")),
+        ("--config.judge.rule=entropy", ("judge.rule", "majority, vote_share", "'entropy'")),
         ("--config.reward.format_weight=0.5", ("reward.format_weight=0.5", "set reward.format")),
         ("--config.reward.format_weight=-1", ("reward.format_weight", "at least 0", "-1")),
         ("--config.reward.format_weight=nan", ("reward.format_weight", "nan")),
@@ -225,7 +226,7 @@ def test_a_prompt_that_is_too_long_is_named(call, tmp_path: Path):
 @pytest.mark.parametrize("label", ["truth", "random"])
 def test_a_vote_share_has_no_label(call, label: str):
     assert_refused(
-        call("--config.reward.kind=vote_share", f"--config.reward.label={label}"), "vote_share", "reward.label", label
+        call("--config.judge.rule=vote_share", f"--config.reward.label={label}"), "vote_share", "reward.label", label
     )
 
 
@@ -312,7 +313,7 @@ def test_errors_that_no_user_made_propagate(monkeypatch: pytest.MonkeyPatch):
 
 def test_help_names_the_flags(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["train", "--help"])
-    assert cli.run(train.main, doc=train.__doc__) == 0
+    assert cli.run(train.main, define=train.define_flags, doc=train.__doc__) == 0
     out = capfd.readouterr().out
     assert "--config" in out and "--workdir" in out and "python -m ttrl_jax.train" in out
     assert "--coordinator" in out and "--num_processes" in out and "--process_id" in out

@@ -41,6 +41,7 @@ def made(where: Path, before: dict[str, float], after: dict[str, float], label: 
     return where
 
 
+@pytest.mark.slow
 def test_two_kinds_of_label_end_to_end(tmp_path: Path):
     out = tmp_path / "out"
     arguments = ["--config", "configs/quickstart.py", "--out", str(out), "--labels", "majority,offline", "--seeds", "3"]

@@ -1,8 +1,10 @@
 """Invariance and semantics: one process with 8 devices, two with 4 and four with 2 compute the same; what processes
 tell each other."""
 
+import functools
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -11,22 +13,26 @@ import pod
 import pod_work
 import pytest
 
-from ttrl_jax import hosts
 from ttrl_jax.errors import InputError
 from ttrl_jax.model.sharding import make_mesh, require_fit, require_fit_of_batch
+from ttrl_jax.rollout import hosts
 from ttrl_jax.run import distributed
 
 WORK = str(Path(pod_work.__file__))
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The folders of what two processes with 4 devices and four with 2 have done, by their number."""
-    folders = {2: tmp_path_factory.mktemp("two"), 4: tmp_path_factory.mktemp("four")}
-    for processes, folder in folders.items():
+def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """By the number of processes (two with 4 devices, four with 2) the folder of what they have done, once."""
+
+    @functools.cache
+    def done(processes: int) -> Path:
+        folder = tmp_path_factory.mktemp(f"job{processes}")
         work = ["meetings", "samples", "updates"] + ["save"] * (processes == 2)
         do(work, folder, processes=processes, devices=8 // processes)
-    return folders
+        return folder
+
+    return done
 
 
 def do(work: list[str], folder: Path, *, processes: int, devices: int) -> None:
@@ -34,10 +40,7 @@ def do(work: list[str], folder: Path, *, processes: int, devices: int) -> None:
     assert codes == [0] * processes, "\n".join(said)
 
 
-@pytest.fixture(scope="module")
-def alone() -> dict[tuple[int, int, int], tuple[np.ndarray, list[np.ndarray]]]:
-    """Log-probs and gradients in one process, by mesh."""
-    return {shape: pod_work.scores_and_gradients(shape) for shape in pod_work.MESHES}
+alone = functools.cache(pod_work.scores_and_gradients)  # by mesh, in one process
 
 
 def read(folder: Path, shape) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -56,21 +59,29 @@ def assert_same_update(got, want) -> None:
         assert np.linalg.norm(gradient - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("shape", pod_work.MESHES, ids=str)
-def test_every_mesh_scores_and_learns_the_same(jobs, alone, shape):
+def with_processes(cases: dict[int, list]) -> list:
+    """(processes, case) for each, of which those of four are slow: each of them compiles all that it runs."""
+    return [
+        pytest.param(processes, case, marks=pytest.mark.slow if processes == 4 else (), id=f"{processes}-{case}")
+        for processes, all_of in cases.items()
+        for case in all_of
+    ]
+
+
+@pytest.mark.parametrize(("processes", "shape"), with_processes(pod_work.UPDATED))
+def test_every_mesh_scores_and_learns_the_same(job, processes: int, shape):
     """Invariance: in one process, in two and in four."""
-    assert_same_update(alone[shape], alone[1, 8, 1])
-    for folder in jobs.values():
-        assert_same_update(read(folder, shape), alone[1, 8, 1])
+    assert_same_update(alone(shape), alone((1, 8, 1)))
+    assert_same_update(read(job(processes), shape), alone((1, 8, 1)))
 
 
-@pytest.mark.parametrize(
-    ("processes", "prompts", "host"), [(p, *each) for p, all_of in pod_work.SAMPLED.items() for each in all_of]
-)
-def test_responses_are_those_of_one_process(jobs, processes: int, prompts: int, host: bool):
+@pytest.mark.parametrize(("processes", "sampled"), with_processes(pod_work.SAMPLED))
+def test_responses_are_those_of_one_process(job, processes: int, sampled: tuple[int, bool]):
     """Invariance: each host by itself (with 3 prompts, one of four has none), or all devices together."""
-    want, texts = pod_work.sampled((1, 4, 2), prompts=prompts, host=False)
-    with np.load(jobs[processes] / f"{prompts}-{host}.npz") as found:
+    prompts, host = sampled
+    want = pod_work.sampled((1, 4, 2), prompts=prompts, host=False)
+    texts = want.texts
+    with np.load(job(processes) / f"{prompts}-{host}.npz") as found:
         for name in ("tokens", "lengths", "truncated"):
             np.testing.assert_array_equal(found[name], getattr(want, name), err_msg=name)
         np.testing.assert_allclose(found["logps"], want.logps, atol=1e-5)
@@ -78,27 +89,27 @@ def test_responses_are_those_of_one_process(jobs, processes: int, prompts: int, 
         assert found["slot_steps"] >= (want.lengths - 1).sum() > 0
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_what_one_raises_all_raise(jobs, processes: int):
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_what_one_raises_all_raise(job, processes: int):
     """Semantics: the error of one process, and a fact that differs in one, end all with the same sentence."""
-    said = [(jobs[processes] / f"refusals{i}").read_text() for i in range(processes)]
+    said = [(job(processes) / f"refusals{i}").read_text() for i in range(processes)]
     assert len(set(said)) == 1
     raised, differs = said[0].splitlines()
     assert raised == "the last one cannot read its file"
     assert differs.startswith(f"process {processes - 1} differs from process 0 in the files of model.path; start all")
 
 
-def test_a_checkpoint_of_two_processes_is_restored_by_one_and_by_four(jobs):
-    """Semantics: saved on 2 x 4 devices, read bitwise on 4 x 2, 1 x 8 and 1 x 1."""
-    folder = jobs[2]
+@pytest.mark.parametrize(("processes", "devices"), [(1, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_a_checkpoint_of_two_processes_is_restored_by_one_and_by_four(job, processes: int, devices: int):
+    """Semantics: saved on 2 x 4 devices, read bitwise on 1 x 8, 1 x 1 and 4 x 2."""
+    folder = job(2)
     pod_work.restore(folder)
     count = int((folder / "restored").read_text())
     assert count > 30
     (folder / "restored").unlink()
-    for processes, devices in [(4, 2), (1, 1)]:
-        do(["restore"], folder, processes=processes, devices=devices)
-        assert int((folder / "restored").read_text()) == count
-        (folder / "restored").unlink()
+    do(["restore"], folder, processes=processes, devices=devices)
+    assert int((folder / "restored").read_text()) == count
+    (folder / "restored").unlink()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ttrl_jax.reward.equivalence import MAX_PAIRS, Clusters, classes, cluster, find, key
+from ttrl_jax.reward.equivalence import MAX_PAIRS, Clusters, classes, classes_by, cluster, key, same
 from ttrl_jax.reward.extract import Answer
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "golden/answers.jsonl").read_text().splitlines()]
@@ -131,7 +131,7 @@ def test_what_keys_leave_open(a: str, b: str, equal: bool) -> None:
     assert key(first) != key(second)
     expected = Clusters((0, 0) if equal else (0, 1), 0)
     assert cluster([first, second]) == cluster([second, first]) == expected
-    assert find(first, [Answer("-5"), second]) == (1 if equal else None)
+    assert same(first, second) is same(second, first) is equal
 
 
 def test_sameness_is_transitive_over_keys_and_symbolic_comparisons() -> None:
@@ -139,10 +139,22 @@ def test_sameness_is_transitive_over_keys_and_symbolic_comparisons() -> None:
     assert classes([None if text is None else Answer(text) for text in texts]) == [0, 1, 1, 1, None, 1, 0]
 
 
-def test_find_takes_the_first_with_the_same_key() -> None:
-    among = [Answer(text) for text in ("3", r"\frac12", "0.5", "")]
-    assert find(Answer("1/2"), among) == 1
-    assert find(Answer("4"), among) is find(Answer(""), among) is find(Answer(r"\,"), among) is None
+def test_answers_with_one_key_are_the_same_and_empty_ones_are_not() -> None:
+    assert same(Answer("1/2"), Answer(r"\frac12")) and not same(Answer("1/2"), Answer("3"))
+    assert not same(Answer(""), Answer("")) and not same(Answer(r"\,"), Answer("4"))
+
+
+def test_classes_by_another_notion_of_sameness() -> None:
+    """Hand-worked: by length. Every answer is compared with the first of each class alone."""
+    asked = []
+
+    def as_long(one: Answer, other: Answer) -> bool:
+        asked.append((one.text, other.text))
+        return len(one.text) == len(other.text)
+
+    group = [Answer("aa"), None, Answer("b"), Answer("cc"), Answer("d")]
+    assert classes_by(as_long)(group) == Clusters((0, None, 1, 0, 1), 0)
+    assert asked == [("aa", "b"), ("aa", "cc"), ("aa", "d"), ("b", "d")]
 
 
 def test_at_most_so_many_pairs_are_compared_and_those_that_agree_in_value_first() -> None:

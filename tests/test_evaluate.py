@@ -158,7 +158,7 @@ def refused(folder: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monk
         fresh_flags()
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         monkeypatch.setattr(sys, "argv", ["evaluate", *given])
-        code = cli.run(evaluate.main, doc=evaluate.__doc__)
+        code = cli.run(evaluate.main, define=evaluate.define_flags, doc=evaluate.__doc__)
         stderr = capfd.readouterr().err
         assert code == 2, stderr
         assert stderr.startswith("error: ") and stderr.count("\n") == 1, f"not one line: {stderr}"

@@ -17,11 +17,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from configs import default
-from ttrl_jax import build, cli, evaluate, train
+from ttrl_jax import cli, evaluate, train
 from ttrl_jax.check import check
 from ttrl_jax.data import turkish
 from ttrl_jax.data.problems import truths
 from ttrl_jax.errors import InputError
+from ttrl_jax.inputs import read_inputs
 from ttrl_jax.model.config import parse_config
 from ttrl_jax.model.weights import to_huggingface
 from ttrl_jax.reward.audit import truth_classes
@@ -99,7 +100,7 @@ def call(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
         monkeypatch.setattr(sys, "argv", ["command", config, *FEW, *arguments])
         try:
             with on_mesh((1, 8, 1)):  # puts back, at its end, the mesh that was set before
-                code = cli.run(command.main, doc="")
+                code = cli.run(command.main, doc="", define=command.define_flags)
         finally:  # flags are global: forget what was parsed
             for flag in [flag for flag in flags.FLAGS if flag.startswith("config.")]:
                 delattr(flags.FLAGS, flag)
@@ -186,7 +187,7 @@ def samples_of(name: str, file: str) -> list[tuple[dict, dict]]:
     return [(row, sample) for row in map(json.loads, lines) for sample in row["samples"]]
 
 
-@pytest.mark.parametrize("kind", ["agreement", "vote_share"])
+@pytest.mark.parametrize("kind", ["judge.rule=majority", "judge.rule=vote_share", "reward.kind=vote_share"])
 def test_two_steps_with_a_format_in_turkish(kind: str, call, tmp_path: Path):
     """Semantics: each reward that was written down is what the settings say, worked out again from the responses."""
     rows = [{"prompt": f"{'What is it? ' * 3}{i}", "answer": ("7", "1234.5")[i % 2]} for i in range(4)]
@@ -195,7 +196,7 @@ def test_two_steps_with_a_format_in_turkish(kind: str, call, tmp_path: Path):
         "aime", f"--config.data.path={tmp_path / 'data.json'}", "--config.rollout.max_tokens=1",
         "--config.rollout.votes=32", "--config.rollout.temperature=4.0", "--config.eval.temperature=4.0",
         "--config.reward.extract=('tag:cevap',)", "--config.reward.format=('mantık', 'cevap')",
-        "--config.reward.locale=tr", f"--config.reward.kind={kind}", "--config.reward.format_weight=0.5",
+        "--config.reward.locale=tr", f"--config.{kind}", "--config.reward.format_weight=0.5",
     )  # fmt: skip
     assert code == 0, printed
     steps, read = metrics("aime"), set()
@@ -213,7 +214,7 @@ def test_two_steps_with_a_format_in_turkish(kind: str, call, tmp_path: Path):
             votes = 0 if sample["class"] is None else row["counts"][sample["class"]] / 32
             # The first class of the most votes has the label.
             agrees = sample["class"] is not None and sample["class"] == row["counts"].index(max(row["counts"]))
-            own = agrees if kind == "agreement" else votes
+            own = votes if "vote_share" in kind else agrees
             assert sample["reward"] == own + 0.5 * formed[-1]
         assert steps[step]["vote/format_rate"] == sum(formed) / len(formed) == sum(formed) / 64
         rewards = [sample["reward"] for _, sample in samples_of("aime", f"train_{step:06}")]
@@ -231,6 +232,8 @@ def test_two_steps_with_a_format_in_turkish(kind: str, call, tmp_path: Path):
         assert steps[step]["eval/data/strict_avg@8"] == sum(f and r for f, r in zip(formed, right, strict=True)) / 32
     assert steps[0]["eval/data/strict_avg@8"] < steps[0]["eval/data/avg@8"]
     assert "format_rate" in printed and "strict_avg@8" in printed
+    old = "setting   judge.rule='vote_share', by its older spelling, reward.kind='vote_share'"
+    assert (old in printed) == kind.startswith("reward")
 
 
 def turkish_model(folder: Path) -> Path:
@@ -245,6 +248,7 @@ def turkish_model(folder: Path) -> Path:
     return make_model(folder, [way.format(" " * n, truth) for way in ways for truth in truths for n in range(1, 9)])
 
 
+@pytest.mark.slow
 def test_the_turkish_replication(call, tmp_path: Path):
     """Built-in questions, by majority and by true labels in the same order; then the readings of the evaluation."""
     shared = [
@@ -295,6 +299,7 @@ def test_the_turkish_replication(call, tmp_path: Path):
     assert "strict_maj@4" in printed and "flexible_pass@8" in printed and "format_rate" in printed
 
 
+@pytest.mark.slow
 def test_ties_go_to_the_first_or_are_drawn(call, tmp_path: Path):
     """Semantics: two votes often tie; drawn ties go either way, and the same way again."""
     rows = [{"prompt": f"{'What is it? ' * 3}{i}"} for i in range(16)]
@@ -334,7 +339,7 @@ def test_decided_values_belong_to_the_run(call, tmp_path: Path):
 REAL = {"aime": ("AIME-TTT.json", 30), "math500": ("MATH-TTT.json", 500)}
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", [pytest.param("aime", marks=pytest.mark.slow), "math500"])
 def test_the_paper_s_questions(name: str, call, model: Path, ttrl_data: Path):
     """All of them are read, encoded and equal to their own truths; two are trained on."""
     file, count = REAL[name]
@@ -342,7 +347,7 @@ def test_the_paper_s_questions(name: str, call, model: Path, ttrl_data: Path):
     config.data.path, config.data.question_column = str(ttrl_data / file), "prompt"
     config.prompt.max_tokens = 2048  # bytes are the tokens
     config.train.minibatch_prompts = 8
-    inputs = build.read_inputs(FrozenConfigDict(config))
+    inputs = read_inputs(FrozenConfigDict(config))
     golds = truths(inputs.problems.items)
     assert len(inputs.problems) == len(golds) == count
     ballots = [vote([Answer(gold)]) for gold in golds]
@@ -360,7 +365,7 @@ def test_a_file_that_is_a_level_by_itself(model: Path, ttrl_data: Path):
     config = importlib.import_module("configs.math500").get_config(str(model))
     config.data.path, config.data.question_column = str(ttrl_data / "MATH-L1-TTT.json"), "prompt"
     config.prompt.max_tokens, config.train.minibatch_prompts = 2048, 8
-    assert len(build.read_inputs(FrozenConfigDict(config)).problems) == 43
+    assert len(read_inputs(FrozenConfigDict(config)).problems) == 43
     config.data.level = 1
     with pytest.raises(InputError, match="MATH-L1-TTT.json has no column 'level'.*is a level by itself"):
-        build.read_inputs(FrozenConfigDict(config))
+        read_inputs(FrozenConfigDict(config))

@@ -22,7 +22,7 @@ from ttrl_jax import cli, export
 from ttrl_jax.data.prompts import load_tokenizer, stop_ids
 from ttrl_jax.model import weights
 from ttrl_jax.model.config import read_config
-from ttrl_jax.records import TrainState
+from ttrl_jax.records import Model, TrainState
 from ttrl_jax.run import folder
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.metrics import write_json
@@ -41,7 +41,7 @@ def make_run(where: Path, source: Path, steps: tuple[int, ...] = (2, 4)) -> dict
         for step in steps:
             saved[step] = random_params(model, seed=step)
             params = placed(saved[step], model, mesh)
-            state = TrainState(jnp.int32(step), params, optax.adam(1e-3).init(params))
+            state = TrainState(jnp.int32(step), {"policy": Model(params, optax.adam(1e-3).init(params))})
             evaluations = [{"step": i, "data": {"avg@16": 0.1 + i / 100}} for i in range(step)]
             checkpoints.save(step, state, {"labels": {}, "evaluations": evaluations, "seconds": 1.0})
     return saved
@@ -61,7 +61,7 @@ def call(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     def command(*arguments: object) -> tuple[int, str, str]:
         forget()
         monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
-        code = cli.run(export.main, doc=export.__doc__, takes="RUN")
+        code = cli.run(export.main, define=export.define_flags, doc=export.__doc__, takes="RUN")
         return code, *capfd.readouterr()
 
     def forget() -> None:
@@ -69,6 +69,7 @@ def call(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
         flags.FLAGS.unparse_flags()
         flags.FLAGS["out"].value, flags.FLAGS["step"].value, flags.FLAGS["dtype"].value = "", None, "float32"
 
+    export.define_flags()
     yield command
     forget()
 

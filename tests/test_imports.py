@@ -13,10 +13,11 @@ LEVELS = [
     {"card", "errors", "records"},
     {"model", "data", "reward", "run"},
     {"rollout", "learn", "tasks", "source", "check"},
-    {"resolve", "cli", "huggingface", "hosts"},
-    {"build"},
+    {"resolve", "cli", "huggingface", "programs"},
+    {"inputs"},
+    {"session"},
     {"measure", "export", "merge", "report", "plan"},
-    {"train", "evaluate"},
+    {"train", "evaluate", "library"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "scripts" / "check_load_memory.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="measured through Linux's /proc")
 def test_loading_holds_the_largest_tensor_and_a_fifth_of_the_model():
     """A 223 MB checkpoint on 1 and on 8 devices; the script says what is measured."""

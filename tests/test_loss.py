@@ -65,10 +65,8 @@ def test_sums_by_hand():
     reference = logps + jnp.log(jnp.array([[2.0, 1.0, 99.0], [0.5, 99.0, 99.0]]))
     entropies = jnp.array([[0.5, 0.25, nonsense], [1.0, nonsense, nonsense]])
     mask = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-    advantages = jnp.array([[1.0] * 3, [-1.0] * 3])
-    total, sums = token_sums(
-        logps, entropies, old, reference, advantages, mask, kl_coef=0.1, entropy_coef=0.01, **CLIPS
-    )
+    numbers = {"old": old, "reference": reference, "advantages": jnp.array([[1.0] * 3, [-1.0] * 3])}
+    total, sums = token_sums(logps, entropies, numbers, mask, kl_coef=0.1, entropy_coef=0.01, **CLIPS)
     want = {
         "policy_loss": -1.28 - 1.0 + 3.0,
         "entropy": 1.75,
@@ -83,7 +81,8 @@ def test_sums_by_hand():
     for name, value in want.items():
         assert float(sums[name]) == pytest.approx(value, rel=1e-5), name
     assert float(total) == float(sums["loss"])
-    without, sums = token_sums(logps, entropies, old, None, advantages, mask, kl_coef=0, entropy_coef=0, **CLIPS)
+    del numbers["reference"]
+    without, sums = token_sums(logps, entropies, numbers, mask, kl_coef=0, entropy_coef=0, **CLIPS)
     assert float(without) == pytest.approx(0.72, rel=1e-5) and "kl" not in sums
 
 
@@ -105,7 +104,9 @@ def test_the_token_mean_is_trls():
     reference = logps + 0.5 * rng.normal(size=shape)
     mask = (np.arange(30) < rng.integers(1, 31, size=12)[:, None]).astype(float)
     advantages = np.tile([1.2, -0.7], 6)
-    arrays = [np.float32(x) for x in (logps, np.zeros(shape), old, reference, np.tile(advantages[:, None], 30), mask)]
+    numbers = {"old": old, "reference": reference, "advantages": np.tile(advantages[:, None], 30)}
+    numbers = {name: np.float32(x) for name, x in numbers.items()}
+    arrays = (np.float32(logps), np.zeros(shape, np.float32), numbers, np.float32(mask))
     total, sums = token_sums(*arrays, kl_coef=0.05, entropy_coef=0.0, **CLIPS)
     want = trl_loss(logps, old, reference, advantages, mask, epsilon_low=0.2, epsilon_high=0.28, delta=3.0, beta=0.05)
     assert float(total) / mask.sum() == pytest.approx(want, rel=1e-5)

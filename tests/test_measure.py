@@ -1,22 +1,33 @@
 """Hand-worked: what an evaluation says of a few samples."""
 
+import dataclasses
 import itertools
 from collections import Counter
 
-import jax
 import numpy as np
 import pytest
 
 from ttrl_jax.data.problems import Problem
-from ttrl_jax.measure import evaluate, generations, mean_logps, table, task_keys
+from ttrl_jax.measure import evaluation
+from ttrl_jax.measure.generations import generations
+from ttrl_jax.measure.tables import table
 from ttrl_jax.records import Rollouts
 from ttrl_jax.reward import numbers
+from ttrl_jax.reward.equivalence import same
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.vote import vote
 
 
 def answers(*texts: str | None) -> list[Answer | None]:
     return [None if text is None else Answer(text) for text in texts]
+
+
+def evaluate(groups, rollouts, truths, *, greedy, readings, **more):
+    """The same, of answers [P][k]."""
+    greedy = None if greedy is None else [vote([answer]) for answer in greedy]
+    readings = {name: [vote(group) for group in read] for name, read in readings.items()}
+    ballots = [vote(group) for group in groups]
+    return evaluation.evaluate(ballots, rollouts, truths, greedy=greedy, readings=readings, **more)
 
 
 GROUPS = [
@@ -167,7 +178,7 @@ def test_log_probs_that_are_not_finite_end_the_evaluation():
 
 
 def test_mean_logps_leave_out_what_follows_the_end():
-    assert mean_logps(ROLLOUTS).tolist() == MEANS.tolist()
+    assert ROLLOUTS.mean_logps.tolist() == MEANS.tolist()
 
 
 def test_generations_say_what_became_of_each_response():
@@ -175,11 +186,15 @@ def test_generations_say_what_became_of_each_response():
     problem = Problem(0, "q1", "How many?", None)
     texts = [["a \\boxed{5}", "b \\boxed{5}", "c \\boxed{7}", "d"]]
     rewards = np.array([[1, 1, 0, 0]], np.float32)
-    [row] = generations([problem], ["Q: 3 + 4"], texts, GROUPS[:1], [vote(GROUPS[0])], rollouts, rewards, ["7.0"])
+    rollouts = dataclasses.replace(rollouts, texts=texts)
+    made = [problem], ["Q: 3 + 4"], rollouts, [vote(GROUPS[0])]
+    more = {"winners": [0], "rewards": rewards, "same": same}
+    [row] = generations(*made, **more, truths=["7.0"])
     assert (row["id"], row["question"], row["label"], row["counts"]) == ("q1", "How many?", "5", [2, 1])
     assert row["prompt"] == "Q: 3 + 4"
     assert (row["truth"], row["right"]) == ("7.0", 1)  # the class of the 7
-    blind = generations([problem], ["Q: 3 + 4"], texts, GROUPS[:1], [vote(GROUPS[0])], rollouts, rewards, None)
+    assert generations(*made, **more | {"winners": [1]}, truths=None)[0]["label"] == "7"
+    blind = generations(*made, **more, truths=None)
     assert blind == [{name: x for name, x in row.items() if name not in ("truth", "right")}]
     assert row["samples"][2] == {
         "response": "c \\boxed{7}", "answer": "7", "class": 1, "tokens": 3, "truncated": False, "mean_logp": -1.0,
@@ -221,10 +236,3 @@ def test_table_shows_the_readings_of_a_format_with_the_k_that_were_asked_for():
         ["strict_pass@8", "0.800"],
         ["flexible_avg@8", "0.750"],
     ]
-
-
-def test_the_keys_of_tasks_differ_and_stay_when_one_is_added():
-    few, more = (jax.random.key_data(jax.numpy.stack(task_keys(7, n))) for n in (2, 3))
-    assert more[:2].tolist() == few.tolist()
-    training = jax.random.key_data(jax.random.fold_in(jax.random.key(7), 0))
-    assert len({tuple(key) for key in [*more.tolist(), training.tolist()]}) == 4

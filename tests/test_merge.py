@@ -69,9 +69,10 @@ def call(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path
         path = tmp_path / "merge.yml"
         path.write_text(given if isinstance(given, str) else yaml.safe_dump(given))
         monkeypatch.setattr(sys, "argv", ["merge", str(path), *(arguments or [f"--out={tmp_path / 'out'}"])])
-        code = cli.run(merge.main, doc=merge.__doc__, takes="RECIPE.yml")
+        code = cli.run(merge.main, define=cli.define_out_flag, doc=merge.__doc__, takes="RECIPE.yml")
         return code, *capfd.readouterr()
 
+    cli.define_out_flag()
     yield command
     flags.FLAGS.unparse_flags()
     flags.FLAGS["out"].value = ""

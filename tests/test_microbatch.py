@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from ttrl_jax.learn.microbatch import _packed, micro_batches
+from ttrl_jax.learn.microbatch import _packed, micro_batches, zeros
 from ttrl_jax.records import TrainBatch
 
 
 def make(prompt_lengths, lengths):
-    """Row r has the tokens 100 r, 100 r + 1 ...; its advantage is r, its log-probs are those of its tokens."""
+    """Row r has the tokens 100 r, 100 r + 1 ...; its log-probs are those of its tokens."""
     prompt_lengths, lengths = np.array(prompt_lengths, np.int32), np.array(lengths)
     row = np.arange(len(lengths))[:, None]
     at = np.arange((prompt_lengths + lengths).max())
@@ -18,13 +18,15 @@ def make(prompt_lengths, lengths):
     mask = places < lengths[:, None]
     responses = np.where(mask, 100 * row + prompt_lengths[:, None] + places, 0).astype(np.int32)
     logps = np.float32(-responses / 10)
-    return TrainBatch(ids, prompt_lengths, responses, np.float32(mask), logps, np.float32(row[:, 0]))
+    return TrainBatch(ids, prompt_lengths, responses, np.float32(mask), logps)
 
 
 def test_two_shards_by_hand():
     """Rows of 5, 4 and 3 tokens, dealt out in turn; the fourth place is padding."""
     batch = make([2, 1, 2], [2, 2, 3])
-    [micro] = micro_batches(batch, shards=2, tokens=32, chunk=3, full=3, longest=5, pack=False)
+    [micro] = micro_batches(
+        batch, np.arange(len(batch.mask)), shards=2, tokens=32, chunk=3, full=3, longest=5, pack=False
+    )
     rows = [[200, 201, 202, 203, 204], [100, 101, 102], [0, 1, 2, 3], []]
     assert micro.ids.tolist() == [row + [0] * (16 - len(row)) for row in rows]
     assert micro.chunks == 2 and micro.states.shape == (2, 11, 3)
@@ -32,19 +34,23 @@ def test_two_shards_by_hand():
     assert micro.tokens[:, :2].tolist() == [[[202, 203, 204], [101, 102, 0]], [[2, 3, 0], [0, 0, 0]]]
     assert micro.states[:, :2].tolist() == [[[1, 2, 3], [16, 17, 0]], [[1, 2, 0], [0, 0, 0]]]
     assert micro.mask[:, :2].tolist() == [[[1, 1, 1], [1, 1, 0]], [[1, 1, 0], [0, 0, 0]]]
-    assert micro.advantages[:, :2].tolist() == [[[2, 2, 2], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
-    np.testing.assert_allclose(micro.sampler_logps, -micro.tokens / 10, rtol=1e-6)
+    # Row 2 has the places 6, 7 and 8 of 3 x 3, row 1 the places 3 and 4; 9 is none.
+    assert micro.places[:, :2].tolist() == [[[6, 7, 8], [3, 4, 9]], [[0, 1, 9], [9, 9, 9]]]
+    assert (micro.places[:, 2:] == 9).all()
+    np.testing.assert_allclose(micro.take(batch.sampler_logps), -micro.tokens / 10, rtol=1e-6)
+    advantages = np.arange(3, dtype=np.float32)[:, None] * batch.mask
+    assert micro.take(advantages)[:, :2].tolist() == [[[2, 2, 2], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]]]
     assert not micro.mask[:, 2:].any()
     assert micro.packing is None
     dtypes = {name: x.dtype.name for name, x in vars(micro).items() if name != "packing"}
-    assert {name for name, dtype in dtypes.items() if dtype == "float32"} == {"mask", "sampler_logps", "advantages"}
+    assert {name for name, dtype in dtypes.items() if dtype == "float32"} == {"mask"}
     assert set(dtypes.values()) == {"float32", "int32"}
 
 
 def shapes(lengths, longest=400, **settings):
     """Row shapes of the micro-batches of rows with prompts of 4 tokens."""
     batch = make([4] * len(lengths), np.array(lengths) - 4)
-    found = micro_batches(batch, chunk=8, longest=longest, pack=False, **settings)
+    found = micro_batches(batch, np.arange(len(batch.mask)), chunk=8, longest=longest, pack=False, **settings)
     return [micro.ids.shape for micro in found]
 
 
@@ -76,8 +82,9 @@ def test_which_rows_go_together(lengths, settings, want):
 
 
 def test_no_rows_are_no_micro_batches():
-    none = jax.tree.map(lambda x: x[:0], make([4], [4]))
-    assert micro_batches(none, shards=2, tokens=256, chunk=8, full=8, longest=8, pack=True) == []
+    assert (
+        micro_batches(make([4], [4]), np.arange(0), shards=2, tokens=256, chunk=8, full=8, longest=8, pack=True) == []
+    )
 
 
 def test_packed_by_hand():
@@ -107,7 +114,9 @@ def test_rows_without_much_in_common_are_not_packed():
 def test_every_token_is_in_one_place(shards):
     rng = np.random.default_rng(0)
     batch = make(rng.integers(1, 9, size=40), np.minimum(1 + rng.exponential(12, size=40).astype(int), 60))
-    found = micro_batches(batch, shards=shards, tokens=96, chunk=7, full=40, longest=70, pack=False)
+    found = micro_batches(
+        batch, np.arange(len(batch.mask)), shards=shards, tokens=96, chunk=7, full=40, longest=70, pack=False
+    )
     assert len(found) > 1
     tokens = np.concatenate([micro.tokens[micro.mask > 0] for micro in found])
     assert sorted(tokens) == sorted(batch.responses[batch.mask > 0])
@@ -116,3 +125,21 @@ def test_every_token_is_in_one_place(shards):
         for ids, state, token, real in zip(micro.ids.reshape(shards, -1), *states, strict=True):
             assert (ids[state[real]] == token[real] - 1).all()  # the token before
         assert not micro.mask[:, micro.chunks :].any() and micro.mask[:, micro.chunks - 1].any()
+
+
+@pytest.mark.parametrize("shards", [1, 8])
+def test_what_is_taken_apart_is_put_together(shards):
+    """Semantics: on the devices as on the host; rows left out, and places without a token, stay as they were."""
+    rng = np.random.default_rng(1)
+    batch = make(rng.integers(1, 9, size=20), np.minimum(1 + rng.exponential(6, size=20).astype(int), 30))
+    numbers, rows = rng.normal(size=batch.mask.shape).astype(np.float32), np.array([17, 3, 4, 11, 0, 9])
+    found = micro_batches(batch, rows, shards=shards, tokens=32, chunk=7, full=20, longest=40, pack=False)
+    assert len(found) == (4 if shards == 1 else 1)
+    together = zeros(batch.mask.shape)
+    for micro in found:
+        own = micro.take(numbers)
+        assert own.dtype == np.float32 and own.shape == micro.tokens.shape and not own[micro.mask == 0].any()
+        np.testing.assert_array_equal(micro.take(jax.numpy.asarray(numbers)), own)
+        together = micro.put(together, jax.numpy.where(micro.mask > 0, own, 5.0))
+    kept = np.isin(np.arange(20), rows)[:, None] & (batch.mask > 0)
+    np.testing.assert_array_equal(together, np.where(kept, numbers, 0))

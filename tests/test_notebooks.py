@@ -51,6 +51,7 @@ def test_the_quickstart_and_its_report(tmp_path: Path, monkeypatch: pytest.Monke
     assert "majority_ratio" in votes and "wrote report.html" in report and "iframe" in shown
 
 
+@pytest.mark.slow
 def test_math500_with_the_quickstarts_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What it takes from the hub is not here: the parameters name the quickstart's questions and model."""
     parameters = f'CONFIG, SETTINGS, QUESTIONS = "configs/quickstart.py", {QUICK}, "8"'

@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "scripts" / "check_plan_memory.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="measured through Linux's /proc")
 def test_a_run_takes_what_was_planned():
     """A random model of 28 million weights; the script says what is measured."""

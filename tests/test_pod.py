@@ -62,6 +62,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_one_process_learns_the_same(undisturbed: Path, tmp_path: Path):
     """Invariance: as many devices in one process draw the same tokens, and their numbers differ by rounding alone."""
     finish(tmp_path / "run", processes=1, devices=4)
@@ -77,6 +78,7 @@ def test_one_process_learns_the_same(undisturbed: Path, tmp_path: Path):
         assert got["metrics"][0][name] == pytest.approx(want["metrics"][0][name], rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600 + 60 * KILLS)
 def test_killed_processes_end_all_and_nothing_is_lost(undisturbed: Path, tmp_path: Path):
     """Invariance: SIGKILL to one at random times ends the others with 75 and a sentence; started again and again, the
@@ -102,6 +104,7 @@ def test_killed_processes_end_all_and_nothing_is_lost(undisturbed: Path, tmp_pat
     assert results(workdir) == results(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_makes_all_save_the_same_step_and_another_shape_goes_on(undisturbed: Path, tmp_path: Path):
     """Semantics: SIGTERM to process 1 alone; then one process goes on, on devices of another number."""
     workdir = tmp_path / "run"

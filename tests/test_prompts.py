@@ -1,5 +1,6 @@
 """Prompts with a real tokenizer, built here and saved as a Hugging Face folder."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ttrl_jax.data.prompts import (
     load_tokenizer,
     stop_ids,
     stop_text_ids,
+    turns,
 )
 from ttrl_jax.errors import InputError
 from ttrl_jax.reward.extract import Answer, extract
@@ -63,8 +65,11 @@ def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, **changes: Any) -> PromptEncoder:
-    options = {"chat_template": True, "system": "", "prefix": "", "suffix": "", "thinking": False, "max_tokens": 100}
-    return PromptEncoder(tokenizer, **(options | changes))
+    """Asks with the turns that system, prefix and suffix make."""
+    asked = {"system": "", "prefix": "", "suffix": ""}
+    asked |= {name: changes.pop(name) for name in asked if name in changes}
+    options = {"chat_template": True, "thinking": False, "max_tokens": 100}
+    return PromptEncoder(tokenizer, messages=functools.partial(turns, **asked), **(options | changes))
 
 
 def problems(*questions: str) -> list[Problem]:
@@ -108,8 +113,23 @@ def test_chat_template_is_wanted_and_there_is_none(tmp_path: Path) -> None:
 
 
 def test_system_turn_needs_the_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(InputError, match="prompt.system needs prompt.chat_template=True"):
-        encoder(tokenizer, chat_template=False, system="Be brief.")
+    with pytest.raises(InputError, match=r"Turns of system need prompt.chat_template=True \(prompt.system"):
+        encoder(tokenizer, chat_template=False, system="Be brief.").render("a")
+
+
+def test_turns_of_a_task_of_ones_own(tokenizer: PreTrainedTokenizerBase) -> None:
+    def shown(question: str) -> list[dict[str, str]]:
+        return [
+            {"role": "user", "content": "1?"},
+            {"role": "assistant", "content": "2"},
+            {"role": "user", "content": question},
+        ]
+
+    options = {"messages": shown, "thinking": False, "max_tokens": 100}
+    made = PromptEncoder(tokenizer, chat_template=True, **options)
+    assert made.render("3?") == "<bos><user>1?<assistant>2<user>3?<assistant>"
+    with pytest.raises(InputError, match="chat_template=True"):
+        PromptEncoder(tokenizer, chat_template=False, **options).render("3?")
 
 
 def test_chat_template_that_refuses_the_system_turn(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import pytest
 from finished_run import results
+from ml_collections import ConfigDict
 
+from ttrl_jax.inputs import read_inputs
+from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.diagnosis import diagnose
+from ttrl_jax.session import open_session, restore
 
 ROOT = Path(__file__).parent.parent
 STEPS = 24  # far more than the kills below let pass, also on a fast machine
@@ -55,16 +60,22 @@ def saved(workdir: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that was left alone, and what it printed."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(workdir)
-    found = results(workdir)
+    return workdir, finish(workdir)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ended: tuple[Path, str]) -> dict[str, object]:
+    found = results(ended[0])
     assert [row["step"] for row in found["metrics"]] == list(range(STEPS + 1))
     assert len(found["generations"]) == STEPS + 2
     assert found["summary"]["verdict"] == diagnose(found["metrics"]).verdict != "too short"
     return found
 
 
+@pytest.mark.slow
 def test_killed_at_five_moments(undisturbed: dict[str, object], tmp_path: Path):
     """SIGKILL after a random time in four episodes, and once in the middle of a save."""
     workdir, rng, while_saving = tmp_path / "run", random.Random(0), False
@@ -84,7 +95,7 @@ def test_killed_at_five_moments(undisturbed: dict[str, object], tmp_path: Path):
     assert results(workdir) == undisturbed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_leaves(undisturbed: dict[str, object], tmp_path: Path, number: signal.Signals):
     workdir = tmp_path / "run"
     process = start(workdir)
@@ -97,9 +108,47 @@ def test_a_signal_saves_and_leaves(undisturbed: dict[str, object], tmp_path: Pat
     assert results(workdir) == undisturbed
 
 
-def test_a_finished_run_prints_its_table_again(tmp_path: Path):
+def make_old(workdir: Path) -> None:
+    """Turn a run into one that was begun when a state was one model, and neither judges nor histories were known."""
+    made = json.loads((workdir / "config.json").read_text())
+    session = open_session(read_inputs(ConfigDict(made["config"])), begin=False)
+    assert made["config"].pop("judge") == {"rule": "majority"} and made["config"].pop("task") == ""
+    assert made["config"]["reward"]["kind"] is None
+    made["config"]["reward"]["kind"] = "agreement"
+    (workdir / "config.json").write_text(json.dumps(made))
+    (workdir / "votes.jsonl").unlink()
+    folder = workdir / "checkpoints"
+    with Checkpoints(folder, keep=None) as checkpoints:
+        step = checkpoints.latest()
+        session, meta = restore(session, checkpoints, step), checkpoints.meta(step)
+    shutil.rmtree(folder)
+    labels = {str(visit["question"]): f"n:{visit['label']}" for visit in meta.pop("history")}
+    policy = session.state.policy
+    state = {"step": session.state.step, "params": policy.params, "optimizer": policy.optimizer}
+    with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(step, state, {"labels": labels, **meta})
+
+
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_goes_on(undisturbed: dict[str, object], tmp_path: Path):
+    """Invariance: bit by bit, but for the flips of each question's first visit from there, which nobody remembers."""
     workdir = tmp_path / "run"
-    first = finish(workdir)
+    process = start(workdir)
+    wait_for(lambda: "9" in saved(workdir), process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    make_old(workdir)
+    [step] = map(int, saved(workdir))
+    assert f"resumed after step {step}" in finish(workdir)
+    found = results(workdir)
+    assert [json.loads(line)["step"] for line in found.pop("votes").splitlines()][0] == step
+    want = dict(undisturbed, metrics=[dict(row) for row in undisturbed["metrics"]])
+    del want["votes"], want["metrics"][step]["vote/flip_rate"]  # all questions are in each step
+    assert found == want
+
+
+def test_a_finished_run_prints_its_table_again(ended: tuple[Path, str]):
+    workdir, first = ended
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     output = finish(workdir)
     assert "is finished" in output and "avg@2" in output
@@ -123,6 +172,7 @@ def test_questions_without_truths(tmp_path: Path):
     assert set(summary["after"]) == {"majority_ratio", "truncation_rate", "no_answer_rate", "response_length"}
 
 
+@pytest.mark.slow
 def test_offline_labels_are_voted_once_and_kept(tmp_path: Path):
     """Semantics of reward.label="offline": the start model's labels make the rewards, also after a resume."""
     changes = ["--config.reward.label=offline", "--config.episodes=6", "--config.rollout.prompts=2"]

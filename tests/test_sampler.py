@@ -80,7 +80,7 @@ def rollouts(whole):
 def rows_of(prompts, rollouts):
     """Everything as rows for the training forward."""
     p, v = rollouts.lengths.shape
-    return train_batch(prompts, rollouts, np.tile(np.arange(v), (p, 1)), np.zeros((p, v)))
+    return train_batch(prompts, rollouts, np.tile(np.arange(v), (p, 1)))
 
 
 def probabilities(p, tokens):
@@ -161,7 +161,9 @@ def test_shapes_stops_lengths_and_truncation(rollouts):
 @pytest.mark.parametrize("pack", [False, True], ids=["whole rows", "packed"])
 def test_logprobs_are_those_of_the_training_forward(rollouts, pack):
     batch = rows_of(PROMPTS, rollouts)
-    pieces = micro_batches(batch, shards=1, tokens=10_000, chunk=500, full=len(batch.mask), longest=100, pack=pack)
+    rows = np.arange(len(batch.mask))
+    sizes = dict(tokens=10_000, chunk=500, full=len(rows), longest=100, pack=pack)
+    pieces = micro_batches(batch, rows, shards=1, **sizes)
     score = jax.jit(
         lambda micro: response_logprobs(
             jax.tree.map(jnp.asarray, PARAMS),
@@ -173,7 +175,7 @@ def test_logprobs_are_those_of_the_training_forward(rollouts, pack):
             entropy_gradient=False,
         )[0]
     )
-    gaps = [np.abs(score(micro) - micro.sampler_logps) * micro.mask for micro in pieces]
+    gaps = [np.abs(score(micro) - micro.take(batch.sampler_logps)) * micro.mask for micro in pieces]
     assert sum(micro.mask.sum() for micro in pieces) == rollouts.lengths.sum() > 500
     assert max(gap.max() for gap in gaps) < 1e-4
 
@@ -194,7 +196,7 @@ def test_each_response_is_handed_over_once_and_before_the_last_is_drawn(rollouts
 
 
 # 1: one sample after the other. 7: one prompt after the other. 64: nine slots for each prompt, which are refilled.
-@pytest.mark.parametrize("rows", [1, 7, 64])
+@pytest.mark.parametrize("rows", [1, pytest.param(7, marks=pytest.mark.slow), 64])
 def test_the_number_of_slots_changes_nothing(rows, rollouts):
     drawn, sampler = [], make_sampler(rows=rows)
     found = run(sampler, progress=drawn.append)
@@ -244,7 +246,7 @@ def assert_each_shape_was_compiled_once(sampler):
 
 
 # 20: two slots for each prompt, refilled. 1000: all samples at once, which only grow and move.
-@pytest.mark.parametrize("rows", [20, 1000])
+@pytest.mark.parametrize("rows", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_growing_shrinking_and_moving_change_nothing(rows, long_rollouts, small_steps):
     sampler = make_sampler(rows=rows, max_tokens=LONG)
     said = listen(sampler)
@@ -265,7 +267,7 @@ def test_growing_shrinking_and_moving_change_nothing(rows, long_rollouts, small_
     assert sampler.compile_seconds == total
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("shape", [pytest.param(MESHES[0], marks=pytest.mark.slow), MESHES[1]], ids=str)
 def test_eight_devices_change_nothing(shape, long_rollouts, small_steps):
     """Slots are refilled, moved to fewer, and padded to what the mesh divides."""
     with on_mesh(shape) as mesh:

@@ -174,7 +174,7 @@ def test_random_classes_of_one_class_and_of_none() -> None:
 # Whatever a function on the way to a reward may be told. A truth under any name is not among them.
 PARAMETERS = {
     score_module: {"ballots", "labels", "rewards", "formed", "weight", "samples", "seed", "step", "ids"},
-    vote_module: {"group", "draw", "ballots", "answers", "rewards", "chosen", "previous_labels", "ids", "counts"},
+    vote_module: {"group", "classes", "ballots", "answers", "same"},
 }
 
 
@@ -193,4 +193,4 @@ def test_nothing_that_knows_a_truth_is_imported(module: ModuleType) -> None:
 
 
 def test_a_ballot_holds_votes_only() -> None:
-    assert [field.name for field in fields(Ballot)] == ["classes", "counts", "answers", "label", "tied", "undecided"]
+    assert [field.name for field in fields(Ballot)] == ["votes", "classes", "counts", "answers", "undecided"]

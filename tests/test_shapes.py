@@ -2,8 +2,7 @@
 
 import pytest
 
-from ttrl_jax.model.shapes import named
-from ttrl_jax.source import parameter_count
+from ttrl_jax.model.shapes import named, parameter_count
 
 PUBLISHED = {
     "Qwen/Qwen2.5-0.5B": 494_032_768,

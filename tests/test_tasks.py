@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from configs import default
 from ttrl_jax.data.problems import truths
 from ttrl_jax.errors import InputError
-from ttrl_jax.tasks import read_tasks
+from ttrl_jax.tasks.sets import read_sets
 
 
 @pytest.fixture
@@ -30,31 +30,31 @@ def other(tmp_path: Path) -> str:
 
 
 def test_without_entries_there_are_the_configs_own_questions(config: ConfigDict):
-    [task] = read_tasks(config)
+    [task] = read_sets(config)
     assert (task.name, task.path, task.truth_column) == ("data", config.data.path, "a")
     assert [problem.question for problem in task.items] == ["one?"] * 2 and truths(task.items) == ["1", "1"]
 
 
 def test_a_label_takes_the_configs_own_columns_limit_and_extraction(config: ConfigDict, tmp_path: Path):
     config.eval.tasks = (f"held-out_2={other(tmp_path)}",)
-    _, task = read_tasks(config)
+    _, task = read_sets(config)
     assert (task.name, task.path) == ("held-out_2", str(tmp_path / "a=b.json"))
     assert [problem.question for problem in task.items] == ["q0", "q1"] and truths(task.items) == ["a0", "a1"]
-    assert task.extract("so 7").text == "7" and task.extract(r"\boxed{x}") is None
+    assert task.task.extract("so 7").text == "7" and task.task.extract(r"\boxed{x}") is None
 
 
 def test_the_name_of_a_config_takes_its_columns_limit_and_extraction(config: ConfigDict, tmp_path: Path):
     config.eval.tasks = (f"aime={other(tmp_path)}",)
-    _, task = read_tasks(config)
+    _, task = read_sets(config)
     assert (task.name, task.path) == ("aime", str(tmp_path / "a=b.json"))
     assert [problem.question for problem in task.items] == ["p0", "p1", "p2"]
     assert truths(task.items) == ["b0", "b1", "b2"]
-    assert task.extract("so 7") is None and task.extract(r"\boxed{x}").text == "x"
+    assert task.task.extract("so 7") is None and task.task.extract(r"\boxed{x}").text == "x"
 
 
 def test_the_name_of_a_config_alone_takes_its_path_too_and_the_order_stays(config: ConfigDict, tmp_path: Path):
     config.eval.tasks = (f"b={other(tmp_path)}", "quickstart", f"a={other(tmp_path)}")
-    tasks = read_tasks(config)
+    tasks = read_sets(config)
     assert [task.name for task in tasks] == ["data", "b", "quickstart", "a"]
     assert tasks[2].path == "builtin:sums.train" and len(tasks[2].items) == 64
 
@@ -64,13 +64,13 @@ def test_the_format_and_the_locale_go_with_the_extraction(config: ConfigDict, tm
     config.reward.format, config.reward.locale = ("mantık", "cevap"), "tr"
     config.reward.extract = ("tag_strict", "tag:cevap")
     config.eval.tasks = (f"held-out={other(tmp_path)}", f"aime={other(tmp_path)}")
-    data, held_out, aime = read_tasks(config)
+    data, held_out, aime = read_sets(config)
     whole = "<mantık>bir</mantık><cevap>1.234,5</cevap>"
     for task in (data, held_out):
-        assert task.extract(whole).text == task.extract("<cevap>1.234,5</cevap>").text == "1234.5"
-        assert task.in_format(whole) and not task.in_format("<cevap>1.234,5</cevap>")
-    assert aime.extract(whole) is None and aime.extract(r"\boxed{1,234.5}").text == "1,234.5"
-    assert aime.in_format is None
+        assert task.task.extract(whole).text == task.task.extract("<cevap>1.234,5</cevap>").text == "1234.5"
+        assert task.task.in_format(whole) and not task.task.in_format("<cevap>1.234,5</cevap>")
+    assert aime.task.extract(whole) is None and aime.task.extract(r"\boxed{1,234.5}").text == "1,234.5"
+    assert aime.task.in_format is None
 
 
 READ = {  # response -> what the trained, the strict and the flexible reading find in it
@@ -98,27 +98,27 @@ def test_the_readings_of_a_format(config: ConfigDict, response: str, found: tupl
     """Hand-worked: what is trained on, and what is measured besides, in Turkish tags with Turkish numbers."""
     config.reward.extract, config.reward.format = ("number:cevap",), ("mantık", "cevap")
     config.reward.locale = "tr"
-    [task] = read_tasks(config)
-    assert list(task.readings) == ["strict", "flexible"]
-    read = [reader(response) for reader in (task.extract, *task.readings.values())]
+    [task] = read_sets(config)
+    assert list(task.task.readings) == ["strict", "flexible"]
+    read = [reader(response) for reader in (task.task.extract, *task.task.readings.values())]
     assert tuple(answer and answer.text for answer in read) == found
 
 
 def test_without_a_format_there_is_one_reading(config: ConfigDict):
-    [task] = read_tasks(config)
-    assert task.readings == {} and task.in_format is None
+    [task] = read_sets(config)
+    assert task.task.readings == {} and task.task.in_format is None
 
 
 def test_the_thoughts_of_a_model_that_thinks_are_not_in_the_format(config: ConfigDict):
     config.prompt.thinking, config.reward.format = True, ("answer",)
-    [task] = read_tasks(config)
-    assert task.in_format("so</think> <answer>1</answer>") and not task.in_format("<answer>1</answer>")
+    [task] = read_sets(config)
+    assert task.task.in_format("so</think> <answer>1</answer>") and not task.task.in_format("<answer>1</answer>")
     config.reward.format = ("think", "answer")
     with pytest.raises(InputError, match=r"reward\.format=\('think', 'answer'\) cannot hold.*leave 'think' out"):
-        read_tasks(config)
+        read_sets(config)
     config.prompt.thinking = False
-    [task] = read_tasks(config)
-    assert task.in_format("<think>so</think> <answer>1</answer>")
+    [task] = read_sets(config)
+    assert task.task.in_format("<think>so</think> <answer>1</answer>")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_the_thoughts_of_a_model_that_thinks_are_not_in_the_format(config: Confi
 def test_entries_that_cannot_be_used(config: ConfigDict, entries: tuple, words: tuple[str, ...]):
     config.eval.tasks = entries
     with pytest.raises(InputError) as error:
-        read_tasks(config)
+        read_sets(config)
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)

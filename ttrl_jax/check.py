@@ -6,6 +6,9 @@ from ml_collections import ConfigDict
 
 from ttrl_jax.errors import InputError
 from ttrl_jax.reward.extract import extract
+from ttrl_jax.reward.judge import RULES
+
+OLD_RULES = {"agreement": "majority", "vote_share": "vote_share"}  # reward.kind -> judge.rule
 
 
 def check(config: ConfigDict) -> None:
@@ -61,20 +64,25 @@ def check(config: ConfigDict) -> None:
 
 def _reward_rules(config: ConfigDict) -> list[tuple[bool, str]]:
     """What rewards are made of."""
-    reward = config.reward
+    reward, rule = config.reward, config.judge.rule
     return [
         (
             reward.label in ("majority", "offline", "truth", "random"),
             f"reward.label must be majority, offline, truth or random, got {reward.label!r}",
         ),
         (reward.ties in ("first", "random"), f"reward.ties must be first or random, got {reward.ties!r}"),
+        (rule in RULES, f"judge.rule must be one of {', '.join(RULES)}, got {rule!r}"),
         (
-            reward.kind in ("agreement", "vote_share"),
-            f"reward.kind must be agreement or vote_share, got {reward.kind!r}",
+            reward.kind is None or reward.kind in OLD_RULES,
+            f"reward.kind must be agreement or vote_share, or better unset for judge.rule, got {reward.kind!r}",
         ),
         (
-            reward.kind != "vote_share" or reward.label == "majority",
-            f'reward.kind="vote_share" rewards every answer without a label; leave reward.label at "majority", got '
+            reward.kind is None or OLD_RULES.get(reward.kind) == rule or rule == "majority",
+            f"reward.kind={reward.kind!r}, an older spelling, contradicts judge.rule={rule!r}; leave reward.kind unset",
+        ),
+        (
+            "vote_share" not in (rule, reward.kind) or reward.label == "majority",
+            f'judge.rule="vote_share" rewards every answer without a label; leave reward.label at "majority", got '
             f"{reward.label!r}",
         ),
         (
@@ -82,7 +90,7 @@ def _reward_rules(config: ConfigDict) -> list[tuple[bool, str]]:
             f"reward.format_weight must be at least 0 and finite, got {reward.format_weight}",
         ),
         (
-            reward.format_weight == 0 or len(reward.format) > 0,
+            reward.format_weight == 0 or len(reward.format) > 0 or config.task != "",
             f"reward.format_weight={reward.format_weight} has no format to reward; set reward.format, such as "
             "('think', 'answer')",
         ),

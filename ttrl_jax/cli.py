@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
@@ -23,9 +24,15 @@ OWN_FLAGS = ("config", "workdir", "checkpoint", "out", "step", "dtype", "topolog
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
 
+def define(kind: Callable[..., Any], name: str, *given: Any) -> None:
+    """Define a flag (kind: flags.DEFINE_string ...), if no other command has in the same process."""
+    if name not in flags.FLAGS:
+        kind(name, *given)
+
+
 def define_config_flag() -> None:
-    """Define --config FILE.py[:ARG] and its overrides --config.a.b=value. Each command calls this on import."""
-    if "config" in flags.FLAGS:  # by another command, imported into the same process
+    """Define --config FILE.py[:ARG] and its overrides --config.a.b=value."""
+    if "config" in flags.FLAGS:
         return
     config_flags.DEFINE_config_file(
         "config",
@@ -35,19 +42,17 @@ def define_config_flag() -> None:
 
 
 def define_out_flag() -> None:
-    """Define --out, what a command writes. Each that has it calls this on import."""
-    if "out" not in flags.FLAGS:
-        flags.DEFINE_string("out", "", "Folder to write; of a report, the file.")
+    """Define --out, what a command writes."""
+    define(flags.DEFINE_string, "out", "", "Folder to write; of a report, the file.")
 
 
 def define_process_flags() -> None:
-    """Define --coordinator, --num_processes and --process_id. Each command that takes several processes calls this on
-    import, and `join_processes` before it uses a device."""
-    if "coordinator" in flags.FLAGS:
-        return
-    flags.DEFINE_string("coordinator", "", "Of several processes: HOST:PORT of process 0. Unneeded on TPU, GKE, SLURM.")
-    flags.DEFINE_integer("num_processes", None, "How many processes there are, likewise.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, likewise.")
+    """Define --coordinator, --num_processes and --process_id. A command that has them calls `join_processes` before it
+    uses a device."""
+    where = "Of several processes: HOST:PORT of process 0. Unneeded on TPU, GKE, SLURM."
+    define(flags.DEFINE_string, "coordinator", "", where)
+    define(flags.DEFINE_integer, "num_processes", None, "How many processes there are, likewise.")
+    define(flags.DEFINE_integer, "process_id", None, "Which of them this is, from 0, likewise.")
 
 
 def join_processes() -> None:
@@ -56,9 +61,17 @@ def join_processes() -> None:
     distributed.start(coordinator=given.coordinator, num_processes=given.num_processes, process_id=given.process_id)
 
 
-def run(main: Callable[..., int], *, doc: str, takes: str | None = None, several: bool = False) -> int:
+def run(
+    main: Callable[..., int],
+    *,
+    doc: str,
+    define: Callable[[], None] = lambda: None,
+    takes: str | None = None,
+    several: bool = False,
+) -> int:
     """Parse the flags of sys.argv, call `main`, and return the exit code.
 
+    define: defines the command's own flags, so that importing it defines none.
     takes: what the one argument is called that is no flag, if the command takes one; `main` is called with it.
     several: there may be more than one of it; `main` is called with all.
 
@@ -66,6 +79,7 @@ def run(main: Callable[..., int], *, doc: str, takes: str | None = None, several
     are no longer finite; 130 for Ctrl-C where main does not see to it; 75 (from run/distributed.py) where another
     process has gone. `--help` prints `doc` and the flags of the command.
     """
+    define()
     return distributed.leave(_run(main, doc, takes, several))
 
 

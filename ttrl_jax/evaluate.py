@@ -19,21 +19,17 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from ttrl_jax import build as builder
-from ttrl_jax import cli, hosts
+from ttrl_jax import cli
 from ttrl_jax.errors import InputError
-from ttrl_jax.measure import headline, introduce, measure, table, task_keys
+from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
+from ttrl_jax.measure.evaluation import measure, task_keys
+from ttrl_jax.measure.tables import headline, table
 from ttrl_jax.model import weights
-from ttrl_jax.model.decoder import Params
 from ttrl_jax.run import distributed, folder
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.metrics import write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
-
-cli.define_config_flag()
-cli.define_out_flag()
-cli.define_process_flags()
-flags.DEFINE_string("checkpoint", "", "Run folder, RUN/checkpoints/STEP, or model folder; default: model.path.")
+from ttrl_jax.session import open_session, restore
 
 RESULTS, GENERATIONS = "results.json", "generations.jsonl"
 
@@ -47,6 +43,15 @@ class Origin:
     step: int | None  # of the checkpoint; None without a run
 
 
+def define_flags() -> None:
+    """The flags of this command."""
+    cli.define_config_flag()
+    cli.define_out_flag()
+    cli.define_process_flags()
+    which = "Run folder, RUN/checkpoints/STEP, or model folder; default: model.path."
+    cli.define(flags.DEFINE_string, "checkpoint", "", which)
+
+
 def main() -> int:
     began = time.monotonic()
 
@@ -54,39 +59,33 @@ def main() -> int:
     cli.join_processes()
 
     # ------------------------------------------------------------- inputs: all checked before anything is written
-    origin, inputs = distributed.together(read_inputs)
+    origin, inputs = distributed.together(find_inputs)
     config = inputs.config
-    model = builder.identity(inputs)
+    model = identity(inputs)
     out = Path(flags.FLAGS.out) if flags.FLAGS.out else default_out(origin, config)
     settings = config.as_configdict().to_dict() | {"checkpoint": checkpoint_of(origin)}
-    distributed.require_same(hosts.facts(inputs.tasks, settings, model))
+    distributed.require_same(facts(inputs, settings, model))
     distributed.together(lambda: folder.require_same(out, settings, model, flag="--out"))
 
-    # ------------------------------------------------------------- model, then one task after the other
+    # ------------------------------------------------------------- model, then one set of questions after the other
     found, rows = {}, []
-    with Progress(len(inputs.tasks), start=0, title="evaluated") as progress:
-        parts = builder.build_eval(config, inputs, progress.line)
-        params = read_params(origin, inputs, parts)
+    with Progress(len(inputs.sets), start=0, title="evaluated") as progress:
+        session = open_session(inputs, say=progress.line, begin=origin.run is None)
+        if origin.run is not None and origin.step is not None:
+            with Checkpoints(origin.run / folder.CHECKPOINTS, keep=None) as checkpoints:
+                session = restore(session, checkpoints, origin.step)
         introduce(inputs, progress.line)
         progress.line(f"weights   {origin.model if origin.run is None else f'{origin.run}, after step {origin.step}'}")
         progress.line(f"samples   {sampled(config)}")
-        keys = task_keys(config.seed, len(inputs.tasks))
-        for i, (task, key) in enumerate(zip(inputs.tasks, keys, strict=True)):
-            result = measure(
-                task,
-                parts,
-                params,
-                key,
-                extra_k=config.eval.k,
-                greedy=config.eval.greedy,
-                progress=progress.tokens(f"evaluating {task.name}"),
-            )
-            found[task.name] = result.numbers
-            rows += [{"task": task.name} | row for row in result.rows]
-            progress.step(i + 1, f"{task.name}: {headline(result.numbers, samples=config.eval.samples)}")
+        for i, (questions, key) in enumerate(zip(inputs.sets, task_keys(session), strict=True)):
+            result = measure(session, questions, key, progress=progress.tokens(f"evaluating {questions.name}"))
+            found[questions.name] = result.numbers
+            rows += [{"task": questions.name} | row for row in result.rows]
+            shown = headline(result.numbers, samples=config.eval.samples)
+            progress.step(i + 1, f"{questions.name}: {shown}")
 
     # ------------------------------------------------------------- results
-    params_sha256 = weights.sha256(params)
+    params_sha256 = weights.sha256(session.state.policy.params)
     if not distributed.leader():
         return 0
     results = {
@@ -106,13 +105,13 @@ def main() -> int:
     return 0
 
 
-def read_inputs() -> tuple[Origin, builder.EvalInputs]:
+def find_inputs() -> tuple[Origin, Inputs]:
     """What the flags ask for, checked. Raises InputError."""
     config = cli.config()
     origin = find_origin(flags.FLAGS.checkpoint, config.model.path)
-    inputs = builder.read_eval_inputs(with_model(config, origin.model))
+    inputs = read_inputs(with_model(config, origin.model), training=False)
     if origin.run is not None:
-        folder.require_same_model(origin.run, builder.identity(inputs), flag="--checkpoint")
+        folder.require_same_model(origin.run, identity(inputs), flag="--checkpoint")
     return origin, inputs
 
 
@@ -148,14 +147,6 @@ def with_model(config: FrozenConfigDict, path: str) -> FrozenConfigDict:
     return FrozenConfigDict(changed)
 
 
-def read_params(origin: Origin, inputs: builder.EvalInputs, parts: builder.EvalParts) -> Params:
-    """The float32 parameters, laid over the mesh."""
-    if origin.run is None or origin.step is None:
-        return weights.load(inputs.source, inputs.model, inputs.mesh)
-    with Checkpoints(origin.run / folder.CHECKPOINTS, keep=None) as checkpoints:
-        return checkpoints.restore_part(origin.step, "params", parts.params_layout)
-
-
 def default_out(origin: Origin, config: FrozenConfigDict) -> Path:
     """A folder of its own for each config, checkpoint or model, and seed."""
     if origin.run is None:
@@ -173,4 +164,4 @@ def sampled(config: FrozenConfigDict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__))
+    sys.exit(cli.run(main, doc=__doc__, define=define_flags))

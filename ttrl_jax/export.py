@@ -19,15 +19,13 @@ from ttrl_jax.card import card
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import decoder, weights
 from ttrl_jax.model.config import ModelConfig, read_config
+from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.sharding import make_mesh, shardings
+from ttrl_jax.records import POLICY
 from ttrl_jax.run import folder
 from ttrl_jax.run.checkpoint import Checkpoints
-from ttrl_jax.source import model_source, parameter_count
-from ttrl_jax.tasks import OWN
-
-cli.define_out_flag()
-flags.DEFINE_integer("step", None, "Training steps of the checkpoint; default: the newest.")
-flags.DEFINE_string("dtype", "float32", "float32, bit by bit what was trained, or bfloat16, rounded and half the size.")
+from ttrl_jax.source import model_source
+from ttrl_jax.tasks.sets import OWN
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -42,6 +40,14 @@ class Trained:
     step: int
     evaluations: list[dict[str, Any]]  # until then, the first one before any step
     params: decoder.Params
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    cli.define_out_flag()
+    cli.define(flags.DEFINE_integer, "step", None, "Training steps of the checkpoint; default: the newest.")
+    dtypes = "float32, bit by bit what was trained, or bfloat16, rounded and half the size."
+    cli.define(flags.DEFINE_string, "dtype", "float32", dtypes)
 
 
 def main(run: str) -> int:
@@ -81,7 +87,7 @@ def restore(run: Path, step: int | None, *, out: Path, itemsize: int) -> Trained
         if step is None:
             raise InputError(f"{run} has no checkpoint yet; train until it has saved one")
         evaluations = checkpoints.meta(step)["evaluations"]
-        params = checkpoints.restore_part(step, "params", layout)
+        params = checkpoints.restore_part(step, f"models.{POLICY}.params", layout)
     summary = folder.read_summary(run)
     if summary is not None and summary["steps"] == step:
         ends = {
@@ -106,4 +112,4 @@ def write(trained: Trained, out: Path, *, dtype: str, shard_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, takes="RUN"))
+    sys.exit(cli.run(main, doc=__doc__, define=define_flags, takes="RUN"))

@@ -21,9 +21,8 @@ from ttrl_jax import cli, huggingface
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import weights
 from ttrl_jax.model.config import ModelConfig, read_config
-from ttrl_jax.source import model_source, parameter_count
-
-cli.define_out_flag()
+from ttrl_jax.model.shapes import parameter_count
+from ttrl_jax.source import model_source
 
 _COLINEAR = 0.9995  # |cosine| above which an arc is too short, or too near a half circle, to divide by its sine
 _NO_DIRECTION = 1e-8  # norm up to which a tensor is not normalised
@@ -263,4 +262,4 @@ def _card(recipe: Recipe) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, takes="RECIPE.yml"))
+    sys.exit(cli.run(main, doc=__doc__, define=cli.define_out_flag, takes="RECIPE.yml"))

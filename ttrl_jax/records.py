@@ -4,6 +4,7 @@ P prompts · V votes per prompt · G trained samples (G <= V) · R rows (P * G) 
 D model · N query heads · K kv heads · H head · F ffn · L layers · W vocabulary
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,13 @@ class Rollouts:
     logps: np.ndarray  # float32 [P, V, T], log-prob of each token under the tempered, unfiltered distribution
     truncated: np.ndarray  # bool [P, V], true where no stop token came before the limit
     slot_steps: int  # slots times steps that were decoded: what lengths - 1 (the first comes before) could add up to
+    texts: Sequence[Sequence[str]] = ()  # [P][V], special tokens left out; the sampler, which knows no text, gives none
+
+    @property
+    def mean_logps(self) -> np.ndarray:
+        """Mean log-prob of each response's tokens, float64 [P, V]."""
+        real = np.arange(self.logps.shape[2]) < self.lengths[..., None]
+        return np.where(real, self.logps, 0).sum(2, dtype=np.float64) / self.lengths
 
 
 @jax.tree_util.register_dataclass
@@ -54,7 +62,18 @@ class TrainBatch:
     responses: Any  # int32 [..., R, T'], the response alone, what the log-probs are taken of
     mask: Any  # float32 [..., R, T'], 1 on response tokens, the stop token included
     sampler_logps: Any  # float32 [..., R, T'], as the sampler saw them (metrics only)
-    advantages: Any  # float32 [..., R]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Model:
+    """A model that is trained."""
+
+    params: Any  # nested dict of float32 arrays, the masters
+    optimizer: Any  # optax state over params
+
+
+POLICY = "policy"  # the name of the model that answers
 
 
 @jax.tree_util.register_dataclass
@@ -63,5 +82,8 @@ class TrainState:
     """What training changes and a checkpoint keeps."""
 
     step: Any  # int32 [], finished training steps
-    params: Any  # nested dict of float32 arrays, the masters
-    optimizer: Any  # optax state over params
+    models: dict[str, Model]  # by name, the policy among them
+
+    @property
+    def policy(self) -> Model:
+        return self.models[POLICY]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from ttrl_jax.check import OLD_RULES
 from ttrl_jax.errors import InputError
 
 # The reference's scripts write "\n" where nothing turns it into a line break, so that its models see a back-slash and
@@ -43,8 +44,9 @@ def resolve(
     template: the chat template in the model's folder, as text; None if it has none.
     max_positions: of the model, which hold prompt and response.
 
-    Returns the whole config, and for each key that the model can decide where its value is from, in words. A decided
-    limit that does not fit is lowered; a given one is left to be refused.
+    Returns the whole config, in which no older spelling is left, and for each key that the model or such a spelling can
+    decide where its value is from, in words. A decided limit that does not fit is lowered; a given one is left to be
+    refused.
     Raises InputError if prompt.thinking is given and the model cannot do it.
     """
     prompt = config.prompt
@@ -64,6 +66,9 @@ def resolve(
     }
     whole, sources = ConfigDict(config.as_configdict()), {}
     with whole.unlocked():
+        if config.reward.kind is not None:
+            whole.judge.rule, whole.reward.kind = OLD_RULES[config.reward.kind], None
+            sources["judge.rule"] = f"by its older spelling, reward.kind={config.reward.kind!r}"
         for key, value in decided.items():
             section, leaf = key.split(".")
             sources[key] = "set"

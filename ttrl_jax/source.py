@@ -5,15 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import jax
-import numpy as np
 
 from ttrl_jax.data import gguf_tokenizer
 from ttrl_jax.data import prompts as text
 from ttrl_jax.errors import InputError
-from ttrl_jax.model import decoder, gguf
-from ttrl_jax.model.config import ModelConfig
-from ttrl_jax.model.shapes import named
+from ttrl_jax.model import gguf
+from ttrl_jax.model.shapes import named, parameter_count
 
 _HUB_FILES = [
     "config.json",
@@ -66,8 +63,3 @@ def _size(name: str) -> str:
         return ""
     count = parameter_count(model) / 1e9
     return f": {count:.1f} billion parameters, {2 * count:.1f} GB in bfloat16"
-
-
-def parameter_count(model: ModelConfig) -> int:
-    """Parameters of the model, a tied table counted once."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(decoder.shapes(model)))

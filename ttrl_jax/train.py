@@ -7,258 +7,191 @@ update the model by GRPO. The same command again resumes after the last checkpoi
 table.
 """
 
-import contextlib
-import dataclasses
 import json
-import resource
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from absl import flags
 
-from ttrl_jax import build as builder
-from ttrl_jax import cli, hosts
+from ttrl_jax import cli
 from ttrl_jax.data.problems import truths
 from ttrl_jax.errors import InputError
-from ttrl_jax.learn.advantage import group_normalised
+from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
 from ttrl_jax.learn.batch import train_batch
-from ttrl_jax.measure import generations, headline, in_format, measure, table, task_keys
-from ttrl_jax.measure import introduce as introduce_inputs
+from ttrl_jax.learn.credit import grpo
+from ttrl_jax.measure.evaluation import measure, task_keys
+from ttrl_jax.measure.evidence import evidence_of
+from ttrl_jax.measure.generations import generations
+from ttrl_jax.measure.step import Clock, Seen, line_of, step_metrics
+from ttrl_jax.measure.summary import report, summarise
+from ttrl_jax.measure.tables import headline
+from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.weights import sha256
-from ttrl_jax.records import Prompts, Rollouts
-from ttrl_jax.reward.audit import audit, truth_classes
+from ttrl_jax.reward.audit import truth_classes
 from ttrl_jax.reward.extract import Answer
-from ttrl_jax.reward.score import random_classes, score, select, vote_share, with_format
-from ttrl_jax.reward.vote import Ballot, classes_of, label_keys, vote, vote_metrics
+from ttrl_jax.reward.history import History
+from ttrl_jax.reward.judge import Draw, winners
+from ttrl_jax.reward.score import select
 from ttrl_jax.run import distributed, folder
 from ttrl_jax.run.checkpoint import Checkpoints, Interrupt, check_disk
-from ttrl_jax.run.diagnosis import Diagnosis, diagnose
-from ttrl_jax.run.metrics import MetricsLog, read_lines, write_json, write_jsonl
+from ttrl_jax.run.diagnosis import diagnose
+from ttrl_jax.run.files import METRICS, Files
+from ttrl_jax.run.metrics import read_lines, write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
-from ttrl_jax.tasks import OWN
+from ttrl_jax.session import Session, encode, open_session, render, restore, sample, save, step_key, update
+from ttrl_jax.tasks.voting import cast_votes, judge_of
 
-cli.define_config_flag()
-cli.define_process_flags()
-flags.DEFINE_string("workdir", "", "Run folder; default: runs/<config name>.")
-
-
-@dataclasses.dataclass
-class History:
-    """What a run remembers beside the arrays. Saved with each checkpoint."""
-
-    labels: dict[int, str | None] = dataclasses.field(default_factory=dict)  # question -> label at its last visit
-    evaluations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0  # of all processes that worked on the run
+Watch = Callable[[str], Callable[[int], None]]  # what is sampled -> what sampling calls with the tokens so far
+Evaluations = Sequence[Mapping[str, Any]]  # each {"step": ..., set of questions: numbers, ...}
 
 
 class Interrupted(Exception):
     """A signal (its number) asked one of the processes to leave, and this is a safe point."""
 
 
+def define_flags() -> None:
+    """The flags of this command."""
+    cli.define_config_flag()
+    cli.define_process_flags()
+    cli.define(flags.DEFINE_string, "workdir", "", "Run folder; default: runs/<config name>.")
+
+
 def main() -> int:
     began = time.monotonic()
 
-    # ------------------------------------------------------------- the other processes: all run these same lines
-    cli.join_processes()
-    leader = distributed.leader()  # the one that writes
-
     # ------------------------------------------------------------- inputs: all checked before anything is written
-    inputs = distributed.together(lambda: builder.read_inputs(cli.config()))
-    config = inputs.config
-    workdir = Path(flags.FLAGS.workdir or f"runs/{cli.config_name()}")
-    settings = config.as_configdict().to_dict()
-    model = builder.identity(inputs)
-    distributed.require_same(hosts.facts(inputs.tasks, settings, model) | {"--workdir": str(workdir)})
+    cli.join_processes()  # all of which run these same lines
+    inputs = distributed.together(lambda: read_inputs(cli.config()))
+    config, workdir = inputs.config, Path(flags.FLAGS.workdir or f"runs/{cli.config_name()}")
+    settings, model = config.as_configdict().to_dict(), identity(inputs)
+    distributed.require_same(facts(inputs, settings, model) | {"--workdir": str(workdir)})
     distributed.together(lambda: folder.require_same(workdir, settings, model, flag="--workdir"))
     if (summary := distributed.first(folder.read_summary(workdir))) is not None:
-        print(f"{workdir} is finished:\n{report(summary, config)}")
+        print(f"{workdir} is finished:\n{report(summary, samples=config.eval.samples, extra_k=config.eval.k)}")
         return 0
-    needed_bytes = (config.checkpoint.keep + 1) * builder.state_bytes(inputs.model)
-    distributed.together(lambda: check_disk(workdir, needed_bytes=needed_bytes))
 
     # ------------------------------------------------------------- run folder, and where an earlier process stopped
-    distributed.together(lambda: folder.claim(workdir, settings, model) if leader else folder.await_claim(workdir))
+    distributed.together(lambda: check_disk(workdir, needed_bytes=disk_bytes(inputs)))
+    distributed.together(lambda: folder.claim(workdir, settings, model, leader=distributed.leader()))
     checkpoints = Checkpoints(workdir / folder.CHECKPOINTS, keep=config.checkpoint.keep)
-    start = checkpoints.latest() or 0
+    start, total = checkpoints.latest() or 0, inputs.total_steps
     distributed.require_same({"the last checkpoint in --workdir": start})
-    total = inputs.total_steps
+    logs = {"tensorboard": config.log.tensorboard, "wandb_project": config.log.wandb_project or None}
     with (
         Interrupt() as interrupt,
         checkpoints,
-        distributed.together(lambda: open_log(config, workdir, start) if leader else contextlib.nullcontext()) as log,
+        distributed.together(lambda: Files(workdir, start_step=start, **logs)) as files,
         Progress(total, start=start, title=workdir.name) as progress,
     ):
-
-        def watch(what: str) -> Callable[[int], None]:
-            """What sampling calls now and then: shows its speed, and leaves if a signal came."""
-            show = progress.tokens(what)
-
-            def tick(tokens: int) -> None:
-                if (number := distributed.signalled(interrupt.signum)) is not None:
-                    raise Interrupted(number)
-                show(tokens)
-
-            return tick
-
-        # --------------------------------------------------------- model, optimizer, random keys
-        parts = builder.build(config, inputs, progress.line)
-        train_key = jax.random.fold_in(jax.random.key(config.seed), 0)
-        eval_keys = task_keys(config.seed, len(inputs.tasks))
-        introduce(config, inputs, workdir, start, progress.line)
-        state, history = parts.state, History()
-        if start:
-            jax.tree.map(lambda leaf: leaf.delete(), state)  # two states at once may be more than fits
-            state = checkpoints.restore(start, parts.state_layout)
-            history = restore_history(checkpoints.meta(start))
-        earlier_seconds = history.seconds
-
-        def evaluate(step: int) -> dict[str, float]:
-            """Measure the model after `step` steps on every task; the generations of the first and last are kept."""
-            found = {}
-            for task, key in zip(inputs.tasks, eval_keys, strict=True):
-                result = measure(
-                    task,
-                    parts,
-                    state.params,
-                    key,
-                    extra_k=config.eval.k,
-                    greedy=config.eval.greedy,
-                    progress=watch(f"evaluating {task.name}"),
-                )
-                found[task.name] = result.numbers
-                if leader and step in (0, total):
-                    write_jsonl(workdir / "rollouts" / f"eval_{task.name}_{step:06}.jsonl", result.rows)
-                shown = headline(result.numbers, samples=config.eval.samples)
-                progress.line(f"evaluation after {step} steps | {task.name}: {shown}")
-            earlier = [each for each in history.evaluations if each["step"] != step]  # from before an interruption
-            history.evaluations = [*earlier, {"step": step, **found}]
-            return {f"eval/{task}/{name}": x for task, numbers in found.items() for name, x in numbers.items()}
-
-        # --------------------------------------------------------- the loop
-        step, clock = start, Clock()
+        watch, clock = watching(interrupt, progress), Clock(progress.phase)
+        session = open_session(inputs, say=progress.line, begin=start == 0)
+        introduce(inputs, progress.line)
+        progress.line(f"budget    {budget(inputs)}")
+        progress.line(f"run       {workdir}" + (f", resumed after step {start}" if start else ""))
+        history, evaluations, earlier = recall(checkpoints.meta(start)) if start else (History(), (), 0.0)
+        session = restore(session, checkpoints, start) if start else session
+        drawn = {"votes": config.rollout.votes, "sampling": session.sampling}
         try:
-            offline = {}
-            if config.reward.label == "offline":
-                key = jax.random.fold_in(train_key, total)  # no step has this one
-                show = watch("voting on all questions")
-                offline = offline_labels(config, inputs, parts, workdir, key, show, resumed=start > 0)
+            judge = judge_of(config, session.task, offline=offline_labels(session, workdir, watch))
+
+            # ----------------------------------------------------- the loop
             for step in range(start, total):
-                clock.laps.clear()
-                due = step == 0 or config.eval.every and step % config.eval.every == 0
-                measured = evaluate(step) if due else {}
+                evaluations = evaluate(session, evaluations, files, progress, watch) if due(session) else evaluations
                 clock.lap("evaluate")
-
-                key = jax.random.fold_in(train_key, step)
                 batch = inputs.problems.take(step)
-                prompts = parts.encode(batch)
-                rollouts, texts = parts.sample(state.params, prompts, key, progress=watch("sampling"))
+                ids, prompts = [problem.index for problem in batch], encode(session, batch)
+                rollouts = sample(session, prompts, step_key(session, step), **drawn, progress=watch("sampling"))
                 clock.lap("sample")
-
-                ids = [problem.index for problem in batch]
-                answers, ballots = cast_votes(texts, parts, config, step=step, ids=ids)
-                labels = [ballot.label for ballot in ballots]
-                if config.reward.label == "offline":  # the baseline: what the start model's votes give
-                    labels = classes_of(ballots, [offline[i] for i in ids])
-                if config.reward.label == "truth":  # the oracle: what true labels would have given
-                    labels = truth_classes(ballots, truths(batch))
-                if config.reward.label == "random":  # the control: what rewards without information give
-                    labels = random_classes(ballots, seed=config.seed, step=step, ids=ids)
-                labels = distributed.first(labels)  # comparing formulas has deadlines, which not every host keeps
-                rewards = vote_share(ballots) if config.reward.kind == "vote_share" else score(ballots, labels)
-                formed = in_format(texts, parts.in_format)
-                if formed is not None:
-                    rewards = with_format(rewards, formed, weight=config.reward.format_weight)
-                chosen = select(rewards, samples=config.train.samples)
-                advantages = group_normalised(np.take_along_axis(rewards, chosen, 1))
-                clock.lap("vote")
-
-                progress.phase("updating")
-                rows = train_batch(prompts, rollouts, chosen, advantages)
-                state, learned = parts.update(state, rows, parts.learning_rate(step))
+                ballots = cast_votes(session.task, rollouts.texts)
+                evidence = evidence_of(session, prompts, rollouts, judge)
+                oracle = truth_classes(ballots, truths(batch), same=judge.same) if by_truth(session) else None
+                verdict = judge(ballots, evidence, history, Draw(config.seed, step, ids), labels=oracle)
+                verdict = distributed.first(verdict)  # comparing formulas has deadlines, which not every host keeps
+                chosen = select(verdict.rewards, samples=config.train.samples)
+                rows = train_batch(prompts, rollouts, chosen)
+                advantages, credited = grpo(verdict.take(chosen), rows.mask)
+                clock.lap("vote", then="updating")
+                session, learned = update(session, rows, {"advantages": advantages})
                 clock.lap("update")
-
-                votes = vote_metrics(ballots, rewards, chosen, history.labels, ids=ids)
-                votes |= {} if formed is None else {"format_rate": float(formed.mean())}
-                audited = audit(ballots, labels, rewards, chosen, truths(batch)) if truths(batch) else {}
-                history.labels |= dict(zip(ids, label_keys(ballots), strict=True))
-                if leader and config.log.generations_every and step % config.log.generations_every == 0:
-                    rendered = parts.render(batch)
-                    rows = generations(batch, rendered, texts, answers, ballots, rollouts, rewards, truths(batch))
-                    write_jsonl(workdir / "rollouts" / f"train_{step:06}.jsonl", rows)
-                metrics = (
-                    measured
-                    | named("vote", votes)
-                    | named("audit", audited)
-                    | named("update", learned | {"learning_rate": parts.learning_rate(step)})
-                    | named("advantage", spread(advantages))
-                    | named("length", lengths(prompts, rollouts))
-                    | named("time", clock.laps | {"compile": parts.compile_seconds()})
-                    | named("speed", speed(rollouts, clock.laps["sample"]))
-                    | named("memory", {"peak_gb": peak_memory_gb()})
-                )
-                if leader:
-                    log.write(step, metrics)  # before the checkpoint, so that a resumed run misses no row
-                if (step + 1) % inputs.problems.steps_per_episode == 0:
-                    history.seconds = earlier_seconds + time.monotonic() - began
-                    checkpoints.save(step + 1, state, dataclasses.asdict(history))
-                    clock.lap("save")
-                progress.step(step + 1, line_of(inputs.problems.episode(step), votes, audited, learned))
-            step = total
-            last = evaluate(total)
-            if leader:
-                log.write(total, last)
+                visits = history.visits_of(step, ids, ballots, verdict.winners, rollouts.lengths, same=judge.same)
+                history = history.add(visits := distributed.first(visits))
+                seen = Seen(batch, prompts, rollouts, ballots, verdict, chosen, visits)
+                metrics = step_metrics(session, seen, advantage=credited, update=learned, time=clock.laps)
+                write(session, files, step, seen, metrics | measured(evaluations, step))
+                keep(session, checkpoints, history, evaluations, earlier + time.monotonic() - began)
+                progress.step(step + 1, f"episode {inputs.problems.episode(step) + 1} | {line_of(metrics)}")
+            evaluations = evaluate(session, evaluations, files, progress, watch)
+            files.write(total, measured(evaluations, total))
         except Interrupted as signalled:
-            history.seconds = earlier_seconds + time.monotonic() - began
-            if step > start:
-                checkpoints.save(step, state, dataclasses.asdict(history))
-            progress.line(f"interrupted after {step} of {total} steps; the same command goes on from there")
+            if session.step > start:
+                save(session, checkpoints, meta(history, evaluations, earlier + time.monotonic() - began))
+            progress.line(f"interrupted after {session.step} of {total} steps; the same command goes on from there")
             return 128 + signalled.args[0]
 
     # ------------------------------------------------------------- results
-    params_sha256 = sha256(state.params)
-    if not leader:
+    params_sha256 = sha256(session.state.policy.params)
+    if not distributed.leader():
         return 0
-    diagnosis = diagnose(read_lines(workdir / "metrics.jsonl")[0])  # of all steps, those before a resume too
-    seconds = earlier_seconds + time.monotonic() - began
-    summary = summarise(history, total, params_sha256, seconds, diagnosis)
+    diagnosis = diagnose(read_lines(workdir / METRICS)[0])  # of all steps, those before a resume too
+    ends = {"steps": total, "params_sha256": params_sha256, "diagnosis": diagnosis}
+    summary = summarise(evaluations, seconds=earlier + time.monotonic() - began, **ends)
     write_json(workdir / folder.SUMMARY, summary)
-    print(report(summary, config))
+    print(report(summary, samples=config.eval.samples, extra_k=config.eval.k))
     print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}")
     return 0
 
 
-# ---------------------------------------------------------------------- what main asks once
+# ---------------------------------------------------------------------- what main remembers beside the arrays
 
 
-def offline_labels(
-    config: Any,
-    inputs: builder.Inputs,
-    parts: builder.Parts,
-    workdir: Path,
-    key: jax.Array,
-    progress: Callable[[int], None],
-    *,
-    resumed: bool,
-) -> dict[int, Answer | None]:
-    """The label of each question, by its index, that the votes of the start model give, and keep giving.
+def meta(history: History, evaluations: Evaluations, seconds: float) -> dict[str, Any]:
+    """What is saved with each checkpoint; seconds: of all processes that worked on the run."""
+    return {"history": history.rows(), "evaluations": list(evaluations), "seconds": seconds}
+
+
+def recall(saved: Mapping[str, Any]) -> tuple[History, Evaluations, float]:
+    """The inverse of `meta`. What was saved before there was a history has none: flips are then unknown until each
+    question's second visit from there."""
+    visits = saved["history"] if "history" in saved else []
+    return History.of(visits), saved["evaluations"], saved["seconds"]
+
+
+def measured(evaluations: Evaluations, step: int) -> dict[str, float]:
+    """The numbers of the evaluation after `step` steps, if there was one, as metrics."""
+    return {
+        f"eval/{name}/{metric}": x
+        for found in evaluations
+        if found["step"] == step
+        for name, numbers in found.items()
+        if name != "step"
+        for metric, x in numbers.items()
+    }
+
+
+def offline_labels(session: Session, workdir: Path, watch: Watch) -> dict[int, Answer | None]:
+    """For reward.label="offline" the label of each question, by its number, that the votes of the start model give, and
+    keep giving; else nothing.
 
     They are sampled once, as a training step samples, and kept in labels.jsonl with the generations. Raises InputError
     if a run that goes on has lost them: the start model is gone by then.
     """
-    path, items = workdir / "labels.jsonl", inputs.problems.items
+    config, items, path = session.config, session.problems.items, workdir / "labels.jsonl"
+    if config.reward.label != "offline":
+        return {}
     if not distributed.first(path.is_file()):
-        if resumed:
+        if session.step:
             raise InputError(f"{path} is missing, without which the run cannot go on; put it back or begin a new run")
-        rollouts, texts = parts.sample(parts.state.params, parts.encode(items), key, progress=progress)
-        ids = [problem.index for problem in items]
-        answers, ballots = cast_votes(texts, parts, config, step=inputs.total_steps, ids=ids)
-        rows = generations(items, parts.render(items), texts, answers, ballots, rollouts, None, truths(items))
+        prompts, no_step = encode(session, items), session.inputs.total_steps  # whose key no step has
+        drawn = {"votes": config.rollout.votes, "sampling": session.sampling}
+        show = watch("voting on all questions")
+        rollouts = sample(session, prompts, step_key(session, no_step), **drawn, progress=show)
+        ballots = cast_votes(session.task, rollouts.texts)
+        won = winners(ballots, Draw(config.seed, no_step, [p.index for p in items]), ties=config.reward.ties)
+        made = {"winners": won, "rewards": None, "truths": truths(items), "same": session.task.same}
+        rows = generations(items, render(session, items), rollouts, ballots, **made)
         if distributed.leader():
             write_jsonl(path, rows)
     lines = distributed.first(path.read_text(encoding="utf-8") if distributed.leader() else "").splitlines()
@@ -266,130 +199,94 @@ def offline_labels(
     return {problem.index: label for problem, label in zip(items, labels, strict=True)}
 
 
-def cast_votes(
-    texts: Sequence[Sequence[str]], parts: builder.Parts, config: Any, *, step: int, ids: Sequence[int]
-) -> tuple[list[list[Answer | None]], list[Ballot]]:
-    """The answers in the responses to the questions `ids`, and the ballots on them, with ties as the config has them.
-    With several processes each reads a share of the questions."""
-
-    def read(question: int) -> tuple[list[Answer | None], Ballot]:
-        answers = [parts.extract(text) for text in texts[question]]
-        draw = (config.seed, step, ids[question]) if config.reward.ties == "random" else None
-        return answers, vote(answers, draw=draw)
-
-    found = distributed.each(read, range(len(ids)))
-    return [answers for answers, _ in found], [ballot for _, ballot in found]
+# ---------------------------------------------------------------------- what main does when it is due
 
 
-def open_log(config: Any, workdir: Path, start: int) -> MetricsLog:
-    """The metrics of a run that goes on after step `start`."""
-    project = config.log.wandb_project or None
-    return MetricsLog(workdir, start_step=start, tensorboard=config.log.tensorboard, wandb_project=project)
+def due(session: Session) -> bool:
+    """Whether the model is evaluated before its next step."""
+    every = session.config.eval.every
+    return session.step == 0 or (every > 0 and session.step % every == 0)
 
 
-# ---------------------------------------------------------------------- what main says
+def by_truth(session: Session) -> bool:
+    """Whether true answers make the labels: the oracle, what they would have given."""
+    return session.config.reward.label == "truth"
 
 
-def introduce(config: Any, inputs: builder.Inputs, workdir: Path, start: int, say: Callable[[str], None]) -> None:
-    """Print what was resolved: the inputs, the budget, and the run folder."""
-    problems, rollout = inputs.problems, config.rollout
-    introduce_inputs(inputs, say)
-    left_out = len(problems) - problems.steps_per_episode * rollout.prompts
-    say(
-        f"budget    {inputs.total_steps} steps ({config.episodes} episodes) of {rollout.prompts} questions x "
-        f"{rollout.votes} votes, {config.train.samples} of them trained on; label: {config.reward.label}"
-        + (f"; another {left_out} questions are left out of each episode" if left_out else "")
+def evaluate(session: Session, evaluations: Evaluations, files: Files, progress: Progress, watch: Watch) -> Evaluations:
+    """Measure the model on every set of questions -> the evaluations with this one. The generations of the first and
+    the last are kept."""
+    step, found = session.step, {}
+    for questions, key in zip(session.inputs.sets, task_keys(session), strict=True):
+        result = measure(session, questions, key, progress=watch(f"evaluating {questions.name}"))
+        found[questions.name] = result.numbers
+        if step in (0, session.inputs.total_steps):
+            files.generations(f"eval_{questions.name}_{step:06}", result.rows)
+        shown = headline(result.numbers, samples=session.config.eval.samples)
+        progress.line(f"evaluation after {step} steps | {questions.name}: {shown}")
+    earlier = [each for each in evaluations if each["step"] != step]  # without one from before an interruption
+    return (*earlier, {"step": step, **found})
+
+
+def write(session: Session, files: Files, step: int, seen: Seen, metrics: Mapping[str, float]) -> None:
+    """Write what a step has to say down, before the checkpoint: a run that is resumed misses no row."""
+    files.write(step, metrics, [vars(visit) for visit in seen.visits])
+    every = session.config.log.generations_every
+    if every and step % every == 0:
+        made = {"winners": seen.verdict.winners, "rewards": seen.verdict.rewards, "same": session.task.same}
+        rendered, known = render(session, seen.batch), truths(seen.batch)
+        rows = generations(seen.batch, rendered, seen.rollouts, seen.ballots, **made, truths=known)
+        files.generations(f"train_{step:06}", rows)
+
+
+def keep(
+    session: Session, checkpoints: Checkpoints, history: History, evaluations: Evaluations, seconds: float
+) -> None:
+    """Save a checkpoint at the end of an episode."""
+    if session.step % session.problems.steps_per_episode == 0:
+        save(session, checkpoints, meta(history, evaluations, seconds))
+
+
+def watching(interrupt: Interrupt, progress: Progress) -> Watch:
+    """What sampling calls now and then: shows its speed, and leaves if a signal came."""
+
+    def watch(what: str) -> Callable[[int], None]:
+        show = progress.tokens(what)
+
+        def tick(tokens: int) -> None:
+            if (number := distributed.signalled(interrupt.signum)) is not None:
+                raise Interrupted(number)
+            show(tokens)
+
+        return tick
+
+    return watch
+
+
+# ---------------------------------------------------------------------- what main says first
+
+
+def disk_bytes(inputs: Inputs) -> int:
+    """Of the checkpoints that are there at once: float32 parameters and Adam's two moments each."""
+    return (inputs.config.checkpoint.keep + 1) * 3 * 4 * parameter_count(inputs.model)
+
+
+def budget(inputs: Inputs) -> str:
+    """How much is trained, and what of the data or the devices is left out."""
+    problems, rollout, train = inputs.problems, inputs.config.rollout, inputs.config.train
+    said = (
+        f"{inputs.total_steps} steps ({inputs.config.episodes} episodes) of {rollout.prompts} questions x "
+        f"{rollout.votes} votes, {train.samples} of them trained on; label: {inputs.config.reward.label}"
     )
-    sizes, rows = inputs.mesh.shape, config.train.minibatch_prompts * config.train.samples
-    shards = sizes["data"] * sizes["fsdp"]
+    if left_out := len(problems) - problems.steps_per_episode * rollout.prompts:
+        said += f"; another {left_out} questions are left out of each episode"
+    shards, rows = inputs.mesh.shape["data"] * inputs.mesh.shape["fsdp"], train.minibatch_prompts * train.samples
     if shards > rows:
-        say(f"mesh      {shards} parts (data x fsdp) share {rows} rows of an optimizer step: some devices idle in it")
-    say(f"run       {workdir}" + (f", resumed after step {start}" if start else ""))
-
-
-def line_of(episode: int, votes: dict[str, float], audited: dict[str, float], learned: dict[str, float]) -> str:
-    """One line on a training step."""
-    shown = {"majority ratio": votes["majority_ratio"], "reward": votes["majority_voting_reward"]}
-    if audited:
-        shown |= {"label accuracy": audited["label_accuracy"], "reward accuracy": audited["reward_accuracy"]}
-    if "entropy" in learned:  # unknown where no row was computed
-        shown["entropy"] = learned["entropy"]
-    shown["grad norm"] = learned["grad_norm"]
-    return f"episode {episode + 1} | " + ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
-
-
-def summarise(history: History, steps: int, params_sha256: str, seconds: float, diagnosis: Diagnosis) -> dict[str, Any]:
-    """The content of summary.json: the first and last evaluation, the diagnosis, and what identifies the result."""
-    first, last = history.evaluations[0], history.evaluations[-1]
-    summary = {}
-    for task in [name for name in first if name != "step"]:
-        prefix = "" if task == OWN else f"{task}_"
-        summary |= {f"{prefix}before": first[task], f"{prefix}after": last[task]}
-    summary |= {"verdict": diagnosis.verdict, "diagnosis": diagnosis.text}
-    return summary | {"seconds": round(seconds, 1), "steps": steps, "params_sha256": params_sha256}
-
-
-def report(summary: dict[str, Any], config: Any) -> str:
-    """What a run ends with: the table of every evaluation in its summary, and the diagnosis."""
-    columns = {name.replace("_", " "): numbers for name, numbers in summary.items() if isinstance(numbers, dict)}
-    shown = table(columns, samples=config.eval.samples, extra_k=config.eval.k)
-    diagnosis = Diagnosis(summary["verdict"], summary["diagnosis"])
-    return f"{shown}\n{textwrap.fill(f'diagnosis: {diagnosis}', 120)}"
-
-
-# ---------------------------------------------------------------------- what main measures
-
-
-class Clock:
-    """Seconds between laps, by name."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.laps[name] = now - self._last
-        self._last = now
-
-
-def named(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in metrics.items()}
-
-
-def spread(values: np.ndarray) -> dict[str, float]:
-    return {"mean": float(values.mean()), "max": float(values.max()), "min": float(values.min())}
-
-
-def speed(rollouts: Rollouts, seconds: float) -> dict[str, float]:
-    """Of sampling: tokens a second, and the share of the slots' steps that drew one (none where all end at once)."""
-    found = {"sample_tokens_per_s": float(rollouts.lengths.sum() / seconds)}
-    if rollouts.slot_steps:
-        found["slot_use"] = float((rollouts.lengths - 1).sum() / rollouts.slot_steps)
-    return found
-
-
-def lengths(prompts: Prompts, rollouts: Rollouts) -> dict[str, float]:
-    """Token counts of prompts and of all responses."""
-    found = {"truncation_rate": float(rollouts.truncated.mean()), "generated_tokens": int(rollouts.lengths.sum())}
-    for name, values in (("response", rollouts.lengths), ("prompt", prompts.lengths)):
-        found |= {f"{name}_{which}": value for which, value in spread(values).items()}
-    return found
-
-
-def peak_memory_gb() -> float:
-    """The most memory held so far: of the first device where it says so, else of this process on the host."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"] / 1e9
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
-def restore_history(meta: dict[str, Any]) -> History:
-    """From a checkpoint's JSON, where the keys of `labels` have become text."""
-    return History(**(meta | {"labels": {int(index): label for index, label in meta["labels"].items()}}))
+        said += (
+            f"\nmesh      {shards} parts (data x fsdp) share {rows} rows of an optimizer step: some devices idle in it"
+        )
+    return said
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__))
+    sys.exit(cli.run(main, doc=__doc__, define=define_flags))

@@ -25,16 +25,22 @@ import worker  # noqa: E402
 from ml_collections import ConfigDict, FrozenConfigDict  # noqa: E402
 
 from configs import default  # noqa: E402
-from ttrl_jax import build, huggingface  # noqa: E402
-from ttrl_jax.learn.advantage import group_normalised  # noqa: E402
+from ttrl_jax import huggingface  # noqa: E402
+from ttrl_jax.inputs import Inputs, read_inputs  # noqa: E402
 from ttrl_jax.learn.batch import train_batch  # noqa: E402
+from ttrl_jax.learn.credit import grpo  # noqa: E402
+from ttrl_jax.measure.evidence import evidence_of  # noqa: E402
 from ttrl_jax.model import decoder, weights  # noqa: E402
 from ttrl_jax.model.layers import product, rms_norm  # noqa: E402
 from ttrl_jax.records import Prompts, Rollouts, padded_length  # noqa: E402
-from ttrl_jax.reward.score import score, select  # noqa: E402
-from ttrl_jax.reward.vote import vote  # noqa: E402
+from ttrl_jax.reward.history import History  # noqa: E402
+from ttrl_jax.reward.judge import Draw, Judge  # noqa: E402
+from ttrl_jax.reward.score import select  # noqa: E402
 from ttrl_jax.rollout import sampler  # noqa: E402
 from ttrl_jax.rollout.sampling import Sampling  # noqa: E402
+from ttrl_jax.session import encode, open_session, sample, step_key  # noqa: E402
+from ttrl_jax.session import update as learn  # noqa: E402
+from ttrl_jax.tasks.voting import cast_votes  # noqa: E402
 
 STOP = 0  # the one stop token where lengths are forced
 
@@ -50,27 +56,25 @@ def config_of(model: str, shape: dict) -> ConfigDict:
     return c
 
 
+def inputs_of(config: ConfigDict, *, training: bool, **changes: object) -> Inputs:
+    return dataclasses.replace(read_inputs(FrozenConfigDict(config), training=training), **changes)
+
+
 def rollout(model: str, shape: dict) -> worker.Run:
     c = config_of(model, shape)
     c.rollout.rows = shape["rows"]
-    inputs = build.read_eval_inputs(FrozenConfigDict(c))
     lengths, key = np.array(shape["asked"]), jax.random.key(0)  # [prompts, votes]
     uids = np.arange(shape["prompts"], dtype=np.uint32)
     forced = bool((lengths < shape["new_tokens"]).any())
     if forced:
         sampler.pick = ending(sampler.pick, ends(key, uids, lengths))
-    parts = build.build_eval(
-        c, dataclasses.replace(inputs, stop_ids=(STOP,) if forced else ()), functools.partial(print, file=sys.stderr)
-    )
-    params = weights.load(inputs.source, inputs.model, inputs.mesh)
-    ids = np.array(worker.prompt_ids(shape, vocab=inputs.model.vocab), np.int32)
+    session = open_session(inputs_of(c, training=False, stop_ids=(STOP,) if forced else ()))
+    ids = np.array(worker.prompt_ids(shape, vocab=session.inputs.model.vocab), np.int32)
     prompts = Prompts(ids, np.full(len(ids), ids.shape[1], np.int32), uids)
     sampling = Sampling(temperature=0.0) if shape["draw"] == "greedy" else Sampling(top_p=shape["top_p"])
 
     def run() -> dict:
-        drawn, _ = parts.draw(
-            params, prompts, key, votes=lengths.shape[1], sampling=sampling, progress=lambda tokens: None
-        )
+        drawn = sample(session, prompts, key, votes=lengths.shape[1], sampling=sampling)
         if not np.array_equal(drawn.lengths, lengths):
             raise RuntimeError("the responses do not have the lengths that were asked for")
         return {"tokens": int(lengths.sum()), "slot_steps": lengths.size + drawn.slot_steps}  # the first are prefill's
@@ -111,22 +115,21 @@ def training_config(model: str, shape: dict) -> ConfigDict:
 
 
 def update(model: str, shape: dict) -> worker.Run:
-    inputs = build.read_inputs(FrozenConfigDict(training_config(model, shape)))
-    parts = build.build(inputs.config, inputs, functools.partial(print, file=sys.stderr))
-    ids = np.array(worker.prompt_ids(shape, vocab=inputs.model.vocab), np.int32)
-    tokens = np.array(worker.response_ids(shape, vocab=inputs.model.vocab), np.int32)
+    session = open_session(inputs_of(training_config(model, shape), training=True))
+    vocab = session.inputs.model.vocab
+    ids = np.array(worker.prompt_ids(shape, vocab=vocab), np.int32)
+    tokens = np.array(worker.response_ids(shape, vocab=vocab), np.int32)
     p, g, t = tokens.shape
     prompts = Prompts(ids, np.full(p, ids.shape[1], np.int32), np.arange(p, dtype=np.uint32))
     lengths = np.full((p, g), t, np.int32)
     drawn = Rollouts(tokens, lengths, logps=np.zeros(tokens.shape, np.float32), truncated=lengths > 0, slot_steps=0)
-    advantages = np.array(worker.advantages(shape), np.float32).reshape(p, g)
-    rows = train_batch(prompts, drawn, np.tile(np.arange(g), (p, 1)), advantages)
-    state = parts.state
+    rows = train_batch(prompts, drawn, np.tile(np.arange(g), (p, 1)))
+    advantages = np.array(worker.advantages(shape), np.float32).reshape(p * g, 1) * rows.mask
 
     def run() -> dict:
-        nonlocal state
-        state, _ = parts.update(state, rows, 1e-6)
-        jax.block_until_ready(state)
+        nonlocal session
+        session, _ = learn(session, rows, {"advantages": advantages})
+        jax.block_until_ready(session.state)
         return {"tokens": p * g * (ids.shape[1] + t)}
 
     run()
@@ -141,31 +144,30 @@ def step(model: str, shape: dict) -> worker.Run:
         c.data.path = str(Path(scratch) / "questions.jsonl")
         asked = worker.questions(64)
         Path(c.data.path).write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
-        inputs = build.read_inputs(FrozenConfigDict(c))
-    inputs = dataclasses.replace(inputs, stop_ids=())
-    parts = build.build(inputs.config, inputs, functools.partial(print, file=sys.stderr))
-    state, number = parts.state, 0
+        inputs = inputs_of(c, training=True, stop_ids=())
+    session, judge, history = open_session(inputs), Judge(), History()
+    drawn = {"votes": shape["votes"], "sampling": session.sampling}
 
     def run() -> dict:
-        nonlocal state, number
-        laps = [time.perf_counter()]
+        nonlocal session
+        laps, number = [time.perf_counter()], session.step
         batch = inputs.problems.take(number)
-        prompts = parts.encode(batch)
-        key = jax.random.fold_in(jax.random.key(0), number)
-        drawn, texts = parts.sample(state.params, prompts, key, progress=lambda tokens: None)
+        prompts = encode(session, batch)
+        rollouts = sample(session, prompts, step_key(session, number), **drawn)
         laps.append(time.perf_counter())
-        answers = [[parts.extract(text) for text in group] for group in texts]
-        ballots = [vote(group) for group in answers]
-        rewards = score(ballots, [ballot.label for ballot in ballots])
-        chosen = select(rewards, samples=shape["samples"])
-        advantages = group_normalised(np.take_along_axis(rewards, chosen, 1))
+        ballots = cast_votes(session.task, rollouts.texts)
+        evidence = evidence_of(session, prompts, rollouts, judge)
+        verdict = judge(ballots, evidence, history, Draw(c.seed, number, [problem.index for problem in batch]))
+        chosen = select(verdict.rewards, samples=shape["samples"])
+        rows = train_batch(prompts, rollouts, chosen)
+        advantages, _ = grpo(verdict.take(chosen), rows.mask)
         laps.append(time.perf_counter())
-        state, _ = parts.update(state, train_batch(prompts, drawn, chosen, advantages), 1e-6)
-        jax.block_until_ready(state)
+        session, _ = learn(session, rows, {"advantages": advantages})
+        jax.block_until_ready(session.state)
         laps.append(time.perf_counter())
-        number += 1
         seconds = dict(zip(("sample", "vote", "update"), np.diff(laps).tolist(), strict=True))
-        return {"tokens": int(drawn.lengths.sum()), "parts": seconds, "unanimous": int((np.ptp(rewards, 1) == 0).sum())}
+        unanimous = int((np.ptp(verdict.rewards, 1) == 0).sum())
+        return {"tokens": int(rollouts.lengths.sum()), "parts": seconds, "unanimous": unanimous}
 
     run()
     return run
@@ -173,7 +175,7 @@ def step(model: str, shape: dict) -> worker.Run:
 
 def peak(model: str, shape: dict) -> worker.Run:
     """What XLA's dots reach on the model's own matrices with as many rows, and how fast memory is copied."""
-    inputs = build.read_eval_inputs(FrozenConfigDict(config_of(model, shape)))
+    inputs = inputs_of(config_of(model, shape), training=False)
     size, dtype = inputs.model, jnp.dtype(shape["dtype"])
     jax.set_mesh(inputs.mesh)
     params = weights.load(inputs.source, size, inputs.mesh)
@@ -226,7 +228,7 @@ def _median_seconds(call: Callable[[], jax.Array], times: int = 5) -> float:
 def export(model: str, shape: dict) -> worker.Run:
     """Not timed: the model as the Hugging Face folder shape["out"], in float32, for the peers."""
     out = Path(shape["out"])
-    inputs = build.read_eval_inputs(FrozenConfigDict(config_of(model, shape)))
+    inputs = inputs_of(config_of(model, shape), training=False)
     params = weights.load(inputs.source, inputs.model, inputs.mesh)
     tensors = weights.stream_out(params, inputs.model)
     more = {"dtype": "float32", "card": "", "shard_bytes": huggingface.SHARD_BYTES}

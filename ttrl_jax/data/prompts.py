@@ -1,7 +1,7 @@
 """From questions to prompt ids, from response ids to text, and which ids end a response."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,37 @@ from ttrl_jax.errors import InputError
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-class PromptEncoder:
-    """Makes the prompt of a question: prefix + question + suffix, as a user's turn or as plain text.
+Turn = dict[str, str]  # of a chat: "role" and "content"
 
-    chat_template: put the text in one user turn of the tokenizer's chat template, opened for the assistant's
-        answer. Without it the text stands alone, with the special tokens that the tokenizer adds to text.
-    system: the system turn before it; empty for none (a template may then insert its own).
+
+def turns(question: str, *, system: str, prefix: str, suffix: str) -> list[Turn]:
+    """The turns of a chat that ask a question: prefix + question + suffix as the user's, after a system turn unless
+    `system` is empty (a chat template may then insert its own)."""
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, {"role": "user", "content": prefix + question + suffix}]
+
+
+Messages = Callable[[str], list[Turn]]  # question -> turns
+
+
+class PromptEncoder:
+    """Makes the prompt of a question out of its turns, as a chat or as plain text.
+
+    messages: the turns that ask a question.
+    chat_template: render the turns with the tokenizer's chat template, opened for the assistant's answer. Without it
+        the user's turns stand alone, one after the other, with the special tokens that the tokenizer adds to text.
     thinking: the switch `enable_thinking` of templates that have it; nothing to others and to plain text.
     max_tokens: the longest prompt allowed, in tokens.
 
-    Raises InputError if a chat template is wanted and the tokenizer has none, or if there is a system turn
-    and no template to hold it.
+    Raises InputError if a chat template is wanted and the tokenizer has none.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        messages: Messages,
         chat_template: bool,
-        system: str,
-        prefix: str,
-        suffix: str,
         thinking: bool,
         max_tokens: int,
     ):
@@ -43,25 +53,28 @@ class PromptEncoder:
             raise InputError(
                 f"The tokenizer of {tokenizer.name_or_path} has no chat template: set prompt.chat_template=False."
             )
-        if system and not chat_template:
-            raise InputError("prompt.system needs prompt.chat_template=True; in plain text, use prompt.prefix.")
         self._tokenizer = tokenizer
+        self._messages = messages
         self._chat_template = chat_template
-        self._system = system
-        self._prefix = prefix
-        self._suffix = suffix
         self._thinking = thinking
         self._max_tokens = max_tokens
 
     def render(self, question: str) -> str:
-        """The prompt's text, special tokens of the chat template spelled out."""
-        text = self._prefix + question + self._suffix
+        """The prompt's text, special tokens of the chat template spelled out.
+
+        Raises InputError if the template refuses the turns, or if there is a system turn and no template to hold it.
+        """
+        said = self._messages(question)
         if not self._chat_template:
-            return text
-        system = [{"role": "system", "content": self._system}] if self._system else []
+            if others := sorted({turn["role"] for turn in said} - {"user"}):
+                raise InputError(
+                    f"Turns of {', '.join(others)} need prompt.chat_template=True (prompt.system makes one of system); "
+                    "in plain text there is the user's alone."
+                )
+            return "".join(turn["content"] for turn in said)
         try:
             return self._tokenizer.apply_chat_template(
-                [*system, {"role": "user", "content": text}],
+                said,
                 tokenize=False,
                 add_generation_prompt=True,
                 enable_thinking=self._thinking,

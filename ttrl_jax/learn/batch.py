@@ -5,11 +5,11 @@ import numpy as np
 from ttrl_jax.records import Prompts, Rollouts, TrainBatch, padded_length
 
 
-def train_batch(prompts: Prompts, rollouts: Rollouts, chosen: np.ndarray, advantages: np.ndarray) -> TrainBatch:
+def train_batch(prompts: Prompts, rollouts: Rollouts, chosen: np.ndarray) -> TrainBatch:
     """Lay the chosen samples out as rows, question by question.
 
-    chosen int32 [P, G] (sample indices), advantages float32 [P, G]. Returns a TrainBatch of P * G rows (host arrays);
-    row p * G + g is sample chosen[p, g] of prompt p.
+    chosen int32 [P, G] (sample indices). Returns a TrainBatch of P * G rows (host arrays); row p * G + g is sample
+    chosen[p, g] of prompt p.
     """
     p, g = chosen.shape
     take = np.arange(p)[:, None], chosen
@@ -33,5 +33,4 @@ def train_batch(prompts: Prompts, rollouts: Rollouts, chosen: np.ndarray, advant
         responses=responses.astype(np.int32),
         mask=mask.astype(np.float32),
         sampler_logps=cut(rollouts.logps).astype(np.float32),
-        advantages=advantages.reshape(-1).astype(np.float32),
     )

@@ -7,7 +7,7 @@ import optax
 from ttrl_jax.model import decoder
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import replicated, shardings
-from ttrl_jax.records import TrainState
+from ttrl_jax.records import Model, TrainState
 
 
 def params_layout(model: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
@@ -16,10 +16,8 @@ def params_layout(model: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params
     return jax.tree.map(_like, shapes, shardings(decoder.logical_axes(model), shapes, mesh))
 
 
-def state_layout(
-    params: decoder.Params, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
-) -> TrainState:
-    """The whole state, for parameters as `params_layout` has them; each moment lies as its parameter does."""
+def model_layout(params: decoder.Params, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> Model:
+    """A model that is trained, for parameters as `params_layout` has them; each moment lies as its parameter does."""
     opt_state = optax.tree.map_params(
         optimizer,
         lambda shape, of: _like(shape, of.sharding),
@@ -27,7 +25,12 @@ def state_layout(
         params,
         transform_non_params=lambda shape: _like(shape, replicated(mesh)),
     )
-    return TrainState(_like(jax.ShapeDtypeStruct((), jnp.int32), replicated(mesh)), params, opt_state)
+    return Model(params, opt_state)
+
+
+def state_layout(models: dict[str, Model], mesh: jax.sharding.Mesh) -> TrainState:
+    """The whole state, for models as `model_layout` has them."""
+    return TrainState(_like(jax.ShapeDtypeStruct((), jnp.int32), replicated(mesh)), models)
 
 
 def _like(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:

@@ -1,10 +1,41 @@
-"""The GRPO loss, token by token. Sums, not means: who adds up micro-batches divides by the minibatch's tokens once."""
+"""Losses, token by token. Sums, not means: who adds up micro-batches divides by the minibatch's tokens once."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 _LOG_RATIO_LIMIT = 20.0  # verl core_algos.compute_policy_loss: keeps exp finite
 _KL_LIMIT = 10.0  # verl core_algos.kl_penalty
+
+Sums = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an update makes smaller, and what it has to know of it beforehand."""
+
+    # (log-probs, entropies, numbers, mask) -> the loss summed over the tokens in mask, and sums of what is worth
+    # logging. All float32 of one shape; numbers: those of each token by name, such as "advantages". "old" are the
+    # log-probs before the first optimizer step, "reference" those of the start, where there is one.
+    sums: Callable[[jax.Array, jax.Array, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, Sums]]
+    all_rows: bool  # whether a row whose advantages are all 0 has a gradient
+    entropy_gradient: bool  # whether entropies have one
+    of_advantages: tuple[str, ...]  # names of sums that are 0 in a row whose advantages are
+
+
+def grpo(*, clip_low: float, clip_high: float, dual_clip: float, kl_coef: float, entropy_coef: float) -> Loss:
+    """The loss of GRPO and PPO's actor, `token_sums` with these scalars."""
+    scalars = dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+    scalars |= dict(kl_coef=kl_coef, entropy_coef=entropy_coef)
+    return Loss(
+        functools.partial(token_sums, **scalars),
+        all_rows=kl_coef != 0 or entropy_coef != 0,
+        entropy_gradient=entropy_coef != 0,
+        of_advantages=("loss", "policy_loss", "clip_fraction", "dual_clip_fraction"),
+    )
 
 
 def policy_loss(
@@ -44,9 +75,7 @@ def kl_k3(logps: jax.Array, reference_logps: jax.Array) -> jax.Array:
 def token_sums(
     logps: jax.Array,
     entropies: jax.Array,
-    old_logps: jax.Array,
-    reference_logps: jax.Array | None,
-    advantages: jax.Array,
+    numbers: Mapping[str, jax.Array],
     mask: jax.Array,
     *,
     clip_low: float,
@@ -54,13 +83,14 @@ def token_sums(
     dual_clip: float,
     kl_coef: float,
     entropy_coef: float,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, Sums]:
     """The loss summed over the tokens in `mask`, and sums of what is worth logging.
 
-    logps, entropies, old_logps, reference_logps, advantages, mask: float32, all of one shape. loss = policy loss
-    + kl_coef * k3 - entropy_coef * entropy. Divide by the token count of the whole minibatch for its token mean. The KL
-    term is left out (and reference_logps may be None) when kl_coef is 0.
+    logps, entropies, mask and the numbers "old", "advantages" and "reference": float32, all of one shape. loss = policy
+    loss + kl_coef * k3 - entropy_coef * entropy. Divide by the token count of the whole minibatch for its token mean.
+    The KL term is left out (and with it "reference") when kl_coef is 0.
     """
+    old_logps, advantages = numbers["old"], numbers["advantages"]
     loss, seen = policy_loss(logps, old_logps, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
     sums = {
         "policy_loss": (loss * mask).sum(),
@@ -71,7 +101,7 @@ def token_sums(
     }
     total = sums["policy_loss"] - entropy_coef * sums["entropy"]
     if kl_coef:
-        sums["kl"] = (kl_k3(logps, reference_logps) * mask).sum()
+        sums["kl"] = (kl_k3(logps, numbers["reference"]) * mask).sum()
         total = total + kl_coef * sums["kl"]
     sums["loss"] = total
     sums["ratio_max"] = jnp.where(mask > 0, seen["ratio"], 0).max()

@@ -1,12 +1,15 @@
 """Rows of like length, cut into pieces of one forward and backward pass each."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ttrl_jax.model.decoder import Packing
+from ttrl_jax.model.sharding import constrain
 from ttrl_jax.records import TrainBatch, padded_length
 
 SIZES = 16  # a packing has so many sixteenths of the places of its rows, for few shapes to compile
@@ -25,15 +28,48 @@ class MicroBatch:
     states: Any  # int32 [X, Z, C], which of its shard's R / X * T or N states is the one before the token
     tokens: Any  # int32 [X, Z, C]
     mask: Any  # float32 [X, Z, C], 1 where there is a token
-    sampler_logps: Any  # float32 [X, Z, C]
-    advantages: Any  # float32 [X, Z, C]
+    places: Any  # int32 [X, Z, C], the token's place in the rows of the whole batch, row * T' + place in the response,
+    # by which `take` and `put` go; R * T' where there is no token
     chunks: Any  # int32 []
+
+    def take(self, numbers: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+        """Of numbers [R, T'] those of the tokens of this micro-batch, [X, Z, C], 0 where there is none.
+
+        What is on the host stays there; what is on the devices goes to those that have the rows.
+        """
+        if isinstance(numbers, jax.Array):
+            return _take(numbers, self.places)
+        return np.append(numbers.reshape(-1), numbers.dtype.type(0))[self.places]
+
+    def put(self, numbers: jax.Array, scores: jax.Array) -> jax.Array:
+        """`numbers` [R, T'], whole on every device and used up, with `scores` [X, Z, C] where their tokens are: the
+        inverse of `take`."""
+        return _put(numbers, scores, self.places)
+
+
+@functools.partial(jax.jit, static_argnames=("shape",))
+def zeros(shape: tuple[int, int]) -> jax.Array:
+    """Numbers [R, T'] to `put` scores into: float32, whole on every device."""
+    return constrain(jnp.zeros(shape, jnp.float32), None, None)
+
+
+@jax.jit
+def _take(numbers: jax.Array, places: jax.Array) -> jax.Array:
+    found = jnp.take(numbers.reshape(-1), places, mode="fill", fill_value=0)
+    return constrain(found, "rows", None, None)
+
+
+@functools.partial(jax.jit, donate_argnames=("numbers",))
+def _put(numbers: jax.Array, scores: jax.Array, places: jax.Array) -> jax.Array:
+    whole = numbers.reshape(-1).at[places].set(constrain(scores, None, None, None), mode="drop")
+    return constrain(whole.reshape(numbers.shape), None, None)
 
 
 def micro_batches(
-    batch: TrainBatch, *, shards: int, tokens: int, chunk: int, full: int, longest: int, pack: bool
+    batch: TrainBatch, rows: np.ndarray, *, shards: int, tokens: int, chunk: int, full: int, longest: int, pack: bool
 ) -> list[MicroBatch]:
-    """Cut rows (host arrays) into micro-batches of at most `tokens` tokens for each shard, padding included.
+    """Cut the rows of a batch (host arrays) whose numbers are in `rows`, int [R'], into micro-batches of at most
+    `tokens` tokens for each shard, padding included.
 
     A longer row goes alone. The longest come first; each micro-batch is padded to the rung of its longest
     (records.padded_length; longest: the most tokens that any row of a run may have). How many rows go together depends
@@ -44,18 +80,18 @@ def micro_batches(
     """
     lengths = batch.prompt_lengths + batch.mask.sum(1).astype(np.int32)
     rungs = np.array([padded_length(int(length), longest) for length in lengths], np.int32)
-    order = np.argsort(-lengths, kind="stable")
+    order = rows[np.argsort(-lengths[rows], kind="stable")]
     pieces = []
     while len(order):
         width = int(rungs[order[0]])
-        rows = _rows(-(-full // shards), max(1, tokens // width))
+        height = _rows(-(-full // shards), max(1, tokens // width))
         long = int((2 * rungs[order] > width).sum())  # what is shorter had better wait for the next
         for _ in range(2):
-            if long <= -(-rows // 2) * shards:
-                rows = -(-rows // 2)
-        piece, order = order[: rows * shards], order[rows * shards :]
+            if long <= -(-height // 2) * shards:
+                height = -(-height // 2)
+        piece, order = order[: height * shards], order[height * shards :]
         # Dealt out in turn, so that every shard gets long rows and short ones. -1: a row of padding.
-        piece = np.pad(piece, (0, rows * shards - len(piece)), constant_values=-1).reshape(rows, shards).T
+        piece = np.pad(piece, (0, height * shards - len(piece)), constant_values=-1).reshape(height, shards).T
         ids, packing = _packed(batch, piece, width) if pack else (None, None)
         if packing is None:
             ids = _whole(batch, piece, width)
@@ -118,8 +154,8 @@ def _micro_batch(
     place = np.arange(len(shard)) - np.searchsorted(shard, shard)  # counts from 0 in each shard
     before = batch.prompt_lengths[source] - 1 + at
 
-    def lay(values: np.ndarray, dtype: type) -> np.ndarray:
-        out = np.zeros((shards, shape[1] * slots), dtype)
+    def lay(values: np.ndarray, dtype: type, padding: int = 0) -> np.ndarray:
+        out = np.full((shards, shape[1] * slots), padding, dtype)
         out[shard, place] = values
         return out.reshape(shape)
 
@@ -129,7 +165,6 @@ def _micro_batch(
         states=lay(packing.rows[shard, row, before] if packing else row * width + before, np.int32),
         tokens=lay(batch.responses[source, at], np.int32),
         mask=lay(1, np.float32),
-        sampler_logps=lay(batch.sampler_logps[source, at], np.float32),
-        advantages=lay(batch.advantages[source], np.float32),
+        places=lay(source * batch.mask.shape[1] + at, np.int32, padding=batch.mask.size),
         chunks=np.int32(-(-int(real.sum((1, 2)).max()) // slots)),
     )

@@ -1,7 +1,11 @@
-"""Shapes of well-known models by hub name: what they are is known before anything is fetched."""
+"""How many parameters a model has, and the shapes of well-known ones by hub name, known before anything is fetched."""
 
 from typing import Any
 
+import jax
+import numpy as np
+
+from ttrl_jax.model import decoder
 from ttrl_jax.model.config import ModelConfig, parse_config
 
 
@@ -78,3 +82,8 @@ _MODELS = {
 def named(name: str) -> ModelConfig | None:
     """The shape of the model of this hub name, as its config.json there gives it; None for a name not known here."""
     return parse_config(_MODELS[name], source=name) if name in _MODELS else None
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Parameters of the model, a tied table counted once."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(decoder.shapes(model)))

@@ -28,7 +28,7 @@ from absl import flags
 from jax.experimental import topologies
 from ml_collections import FrozenConfigDict
 
-from ttrl_jax import build, cli
+from ttrl_jax import cli
 from ttrl_jax.check import check
 from ttrl_jax.data import prompts as text
 from ttrl_jax.data.problems import BUILTIN
@@ -40,18 +40,24 @@ from ttrl_jax.plan.arithmetic import CHIPS, GB, Chip
 from ttrl_jax.plan.programs import Compiler, DoesNotCompile, Say, Setting
 from ttrl_jax.plan.search import changed, found, nearest
 from ttrl_jax.plan.tables import table
+from ttrl_jax.programs import check_length, with_kernel
 from ttrl_jax.resolve import resolve
 from ttrl_jax.rollout.slots import SHARING
 from ttrl_jax.source import model_source, tokenizer_of
-from ttrl_jax.tasks import read_tasks
-
-cli.define_config_flag()
-flags.DEFINE_string("topology", "", "TPU slice, such as v5e:4x4; default: the devices of this machine.")
-flags.DEFINE_list("questions", [], "Numbers of questions, of the data and of each set in eval.tasks.")
-flags.DEFINE_bool("json", False, "Print the plan as JSON.")
+from ttrl_jax.tasks.sets import read_sets
 
 TRIES = 3  # settings that are compiled before the search gives up
 KINDS = ("v5e", "v5p", "v6e")
+
+
+def define_flags() -> None:
+    """The flags of this command."""
+    cli.define_config_flag()
+    where = "TPU slice, such as v5e:4x4; default: the devices of this machine."
+    cli.define(flags.DEFINE_string, "topology", "", where)
+    numbers = "Numbers of questions, of the data and of each set in eval.tasks."
+    cli.define(flags.DEFINE_list, "questions", [], numbers)
+    cli.define(flags.DEFINE_bool, "json", False, "Print the plan as JSON.")
 
 
 def main() -> int:
@@ -115,7 +121,7 @@ def resolved(config: FrozenConfigDict) -> tuple[FrozenConfigDict, ModelConfig, t
         template = text.chat_template(tokenizer)
         stop_ids = tuple(sorted({*stop_ids, *text.stop_text_ids(tokenizer, config.rollout.stop)}))
     config, _ = resolve(config, template=template, max_positions=model.max_positions)
-    build.check_length(config, model)
+    check_length(config, model)
     return config, model, stop_ids
 
 
@@ -131,7 +137,7 @@ def setting_of(
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices)
     require_fit(mesh, heads=model.heads)
     require_fit_of_batch(mesh, prompts=config.rollout.prompts)
-    model, _ = build.with_kernel(config, model, mesh)
+    model, _ = with_kernel(config, model, mesh)
     return Setting(config, model, mesh, questions or (most,), questions is not None, stop_ids)
 
 
@@ -188,7 +194,7 @@ def number_of_questions(config: FrozenConfigDict, given: list[str]) -> tuple[int
         paths = [config.data.path] + [entry.partition("=")[2] for entry in config.eval.tasks]
         if not all(path.startswith(BUILTIN) or Path(path).expanduser().is_file() for path in paths):
             return None
-        questions = tuple(len(task.items) for task in read_tasks(config))
+        questions = tuple(len(each.items) for each in read_sets(config))
     if questions[0] < config.rollout.prompts:
         raise InputError(
             f"there are {questions[0]} questions and a step wants {config.rollout.prompts}; lower rollout.prompts"
@@ -261,4 +267,4 @@ def run_of(setting: Setting, seconds: dict[str, float] | None) -> dict[str, floa
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__))
+    sys.exit(cli.run(main, doc=__doc__, define=define_flags))

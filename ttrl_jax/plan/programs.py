@@ -13,19 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from ttrl_jax import build
-from ttrl_jax.learn.layout import params_layout, state_layout
+from ttrl_jax import programs
+from ttrl_jax.learn.layout import model_layout, params_layout, state_layout
 from ttrl_jax.learn.microbatch import MicroBatch
 from ttrl_jax.model import decoder
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import replicated
 from ttrl_jax.plan import arithmetic
 from ttrl_jax.plan.arithmetic import Draw, Work, chip_bytes
-from ttrl_jax.records import TrainBatch, TrainState, padded_length
+from ttrl_jax.records import POLICY, TrainBatch, TrainState, padded_length
 from ttrl_jax.rollout import copies
 from ttrl_jax.rollout import slots as places
 from ttrl_jax.rollout.sampler import FIRST_CACHE, Sampler
 from ttrl_jax.rollout.sampling import Sampling
+from ttrl_jax.session import policy_loss
 
 Say = Callable[[str], None]
 COLLECTIVE = re.compile(r"= (\S.*?) (all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute)(?:-start)?\(")
@@ -52,18 +53,22 @@ class Setting:
         return jnp.dtype(self.config.model.dtype)
 
     def layout(self) -> TrainState:
-        return state_layout(params_layout(self.model, self.mesh), build.make_optimizer(self.config), self.mesh)
+        params = params_layout(self.model, self.mesh)
+        policy = model_layout(params, programs.make_optimizer(self.config), self.mesh)
+        return state_layout({POLICY: policy}, self.mesh)
 
     def start(self, layout: TrainState) -> decoder.Params | None:
         """The copy of the start that a KL term needs."""
         if not self.config.train.kl_coef:
             return None
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=x.sharding), layout.params)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=x.sharding), layout.policy.params
+        )
 
     def draws(self) -> list[tuple[str, list[Draw], Sampling]]:
         """What a run samples: the phase; what is drawn in it, the largest first; and how."""
         config, sizes = self.config, sorted(self.questions, reverse=True)
-        training, evaluating = build.sampling_of(config.rollout), build.sampling_of(config.eval)
+        training, evaluating = programs.sampling_of(config.rollout), programs.sampling_of(config.eval)
         found = [("sample", [self._draw(config.rollout.prompts, config.rollout.votes)], training)]
         if config.reward.label == "offline":
             found.append(("label", [self._draw(self.questions[0], config.rollout.votes)], training))
@@ -112,30 +117,37 @@ class Compiler:
         self.layout = setting.layout()
         self.start = setting.start(self.layout)
         self.state = chip_bytes((self.layout, self.start))  # is held all the time
-        optimizer = build.make_optimizer(setting.config)
-        self.update = build.make_update(
-            setting.config, setting.model, setting.mesh, optimizer, self.layout, reference=self.start, announce=say
+        optimizer = programs.make_optimizer(setting.config)
+        self.update = programs.make_update(
+            setting.config,
+            setting.model,
+            setting.mesh,
+            optimizer,
+            self.layout.policy,
+            loss=policy_loss(setting.config),
+            temperature=programs.sampling_of(setting.config.rollout).temperature,
+            reference=self.start,
+            announce=say,
         )
         train = setting.config.train
-        self.micros = self.update.micro_batches(
-            _full_rows(
-                train.minibatch_prompts * train.samples,
-                setting.config.prompt.max_tokens + setting.config.rollout.max_tokens,
-                setting.config.rollout.max_tokens,
-            )
+        batch = _full_rows(
+            train.minibatch_prompts * train.samples,
+            setting.config.prompt.max_tokens + setting.config.rollout.max_tokens,
+            setting.config.rollout.max_tokens,
         )
+        self.micros = self.update.micro_batches(batch, np.arange(len(batch.mask)))
         self.programs: list[Program] = []
 
     def all(self) -> None:
         """Compile what training runs. Raises DoesNotCompile with the reason; `programs` has those before."""
         config, model, mesh = self.setting.config, self.setting.model, self.setting.mesh
         with jax.set_mesh(mesh):
-            program = copies.of_the_mesh(model, mesh, self.setting.dtype).lower(self.layout.params)
+            program = copies.of_the_mesh(model, mesh, self.setting.dtype).lower(self.layout.policy.params)
             copied = copies.layout(model, mesh, self.setting.dtype)
             work = arithmetic.copy_work(model, mesh, itemsize=self.setting.dtype.itemsize)
-            held = self.state - chip_bytes(self.layout.params)
+            held = self.state - chip_bytes(self.layout.policy.params)
             self.compile("copy", "sample", program, held=held, more_weights=chip_bytes(copied), work=work)
-            sampler = build.make_sampler(config, model, mesh, stop_ids=self.setting.stop_ids, announce=self.say)
+            sampler = programs.make_sampler(config, model, mesh, stop_ids=self.setting.stop_ids, announce=self.say)
             for phase, draws, sampling in self.setting.draws():
                 self.sampling(phase, sampler, copied, draws, sampling)
             self.learning()
@@ -148,7 +160,7 @@ class Compiler:
             "train.micro_tokens": config.train.micro_tokens,
             "slots": drawn.slots.size,
             "responses": drawn.questions * drawn.votes,
-            "row_tokens": build.row_tokens(config),
+            "row_tokens": programs.row_tokens(config),
             "pass_rows": _pass_rows(micro),
             "real_rows": int(micro.mask.sum()) // config.rollout.max_tokens,
         }
@@ -196,10 +208,11 @@ class Compiler:
 
     def learning(self) -> None:
         """Log-probs of the largest micro-batch; its gradient; an optimizer step. All responses reach their limit."""
-        setting, layout, start, update, micros = self.setting, self.layout, self.start, self.update, self.micros
+        setting, layout, start, update = self.setting, self.layout.policy, self.start, self.update
+        micros = self.micros
         config, model, mesh, train = setting.config, setting.model, setting.mesh, setting.config.train
         steps = config.rollout.prompts // train.minibatch_prompts
-        length = build.row_tokens(config)
+        length = programs.row_tokens(config)
         read = setting.dtype.itemsize * arithmetic.count(layout.params) * arithmetic.copies(mesh) * steps * len(micros)
         forward = steps * sum(_forward_flops(model, micro, length) for micro in micros)
         # Under the masters where there is more than one optimizer step, and under the start for the KL term.
@@ -208,14 +221,16 @@ class Compiler:
             under = layout.params if start is None else start
             program = update._score.lower(under, micros[0])
             work = Work(scored * forward, scored * read)
-            logps = self.compile("score", "score", program, held=self.state - chip_bytes(under), work=work)
-        old, reference = (logps if steps > 1 else None), (logps if start is not None else None)
-        program = update._gradient.lower(layout.params, layout.params, micros[0], old, reference)
+            logps, _ = self.compile("score", "score", program, held=self.state - chip_bytes(under), work=work)
+        numbers = dict.fromkeys(("advantages", "sampler_logps"), micros[0].mask)
+        numbers |= {"old": logps} if steps > 1 else {}
+        numbers |= {"reference": logps} if start is not None else {}
+        program = update._gradient.lower(layout.params, layout.params, micros[0], numbers)
         held, gradient = self.state - chip_bytes(layout.params), chip_bytes(layout.params)
         times = 4 if train.remat else 3  # backward twice what forward is, and with remat forward again
         work = Work(times * forward, times * read)
         self.compile("gradient", "update", program, held=held, more_optimizer=gradient, work=work)
-        program = update._step.lower(layout, layout.params, np.float32(1), np.float32(train.learning_rate), np.int32(1))
+        program = update._step.lower(layout, layout.params, np.float32(1), np.float32(train.learning_rate))
         held, work = self.state - chip_bytes(layout), arithmetic.step_work(model, steps)
         self.compile("step", "update", program, held=held, more_optimizer=gradient, work=work)
 
@@ -239,8 +254,9 @@ class Compiler:
         began = time.perf_counter()
         done = _compiled(lowered, f"{phase} {name}")
         seconds, stats, hlo = time.perf_counter() - began, done.memory_analysis(), done.as_text()
-        weights = chip_bytes((self.layout.params, self.start)) + more_weights
-        optimizer = chip_bytes(self.layout.optimizer) + more_optimizer
+        models = self.layout.models.values()
+        weights = chip_bytes(([model.params for model in models], self.start)) + more_weights
+        optimizer = chip_bytes([model.optimizer for model in models]) + more_optimizer
         outside = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
         program = Program(
             name,
@@ -279,7 +295,6 @@ def _full_rows(rows: int, length: int, tokens: int) -> TrainBatch:
         responses=np.zeros((rows, tokens), np.int32),
         mask=np.ones((rows, tokens), np.float32),
         sampler_logps=np.zeros((rows, tokens), np.float32),
-        advantages=np.ones(rows, np.float32),
     )
 
 

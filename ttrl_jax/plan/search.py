@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from ttrl_jax import build
+from ttrl_jax import programs
 from ttrl_jax.errors import InputError
 from ttrl_jax.model.sharding import make_mesh
 from ttrl_jax.plan.arithmetic import Draw, cache_bytes, chip_bytes
@@ -34,7 +34,7 @@ def estimates(setting: Setting) -> dict[str, Estimate]:
     state = chip_bytes((layout, setting.start(layout)))
     copied = chip_bytes(copies.layout(setting.model, setting.mesh, setting.dtype))
     draws = [drawn for _, (drawn, *_), _ in setting.draws()]
-    params = chip_bytes(layout.params)
+    params = chip_bytes(layout.policy.params)
     return {
         "copy": Estimate(state + copied, copied),
         "prefill": Estimate(state + copied, max(_prefill_bytes(setting, drawn) for drawn in draws)),
@@ -63,7 +63,7 @@ def nearest(setting: Setting, memory: float, factors: Mapping[str, float]) -> It
         "rollout.rows": config.rollout.rows,
         "train.micro_tokens": config.train.micro_tokens,
     }
-    row = build.row_tokens(config)
+    row = programs.row_tokens(config)
     ways = (
         _doublings(given["mesh.tensor"], math.gcd(mesh.size // mesh.shape["data"], setting.model.heads)),
         _halvings(given["rollout.rows"], places.SHARING * mesh.shape["data"]),
@@ -93,7 +93,7 @@ def changed(setting: Setting, change: dict[str, int]) -> Setting:
     if "mesh.tensor" in change:
         devices = list(mesh.devices.flat)
         mesh = make_mesh(data=mesh.shape["data"], fsdp=-1, tensor=change["mesh.tensor"], devices=devices)
-    model, _ = build.with_kernel(config, setting.model, mesh)
+    model, _ = programs.with_kernel(config, setting.model, mesh)
     return dataclasses.replace(setting, config=FrozenConfigDict(config), model=model, mesh=mesh)
 
 
@@ -128,7 +128,7 @@ def _gradient_bytes(setting: Setting, params: int) -> float:
     goes into each layer, twice, its places split over tensor; what a layer needs (all of it at once without remat); a
     chunk of logits."""
     config, model, tensor = setting.config, setting.model, setting.mesh.shape["tensor"]
-    length = build.row_tokens(config)
+    length = programs.row_tokens(config)
     tokens = max(1, config.train.micro_tokens // length) * length
     item, layers = setting.dtype.itemsize, 1 if config.train.remat else model.layers
     kept = 2 * item * tokens * model.width * model.layers / tensor

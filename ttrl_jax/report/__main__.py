@@ -18,8 +18,6 @@ from ttrl_jax.report.page import page
 from ttrl_jax.report.rollouts import read_questions
 from ttrl_jax.run.metrics import write_text
 
-cli.define_out_flag()
-
 
 def main(*paths: str) -> int:
     out = Path(flags.FLAGS.out)
@@ -41,4 +39,4 @@ def main(*paths: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, takes="RUN", several=True))
+    sys.exit(cli.run(main, doc=__doc__, define=cli.define_out_flag, takes="RUN", several=True))

@@ -11,7 +11,7 @@ from typing import Any
 from ttrl_jax.errors import InputError
 from ttrl_jax.run import folder
 from ttrl_jax.run.metrics import finite, read_lines
-from ttrl_jax.tasks import OWN
+from ttrl_jax.tasks.sets import OWN
 
 
 @dataclass

@@ -16,7 +16,7 @@ from ttrl_jax.report import rollouts, svg
 from ttrl_jax.report.data import Group, Run, by_seed, choices, ends, metric_at
 from ttrl_jax.report.svg import Line
 from ttrl_jax.run.diagnosis import diagnose
-from ttrl_jax.tasks import OWN
+from ttrl_jax.tasks.sets import OWN
 
 CURVES = {
     "Reward, mean of the trained samples": "vote/rewards/mean",

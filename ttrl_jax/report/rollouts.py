@@ -25,7 +25,7 @@ def read_questions(run: Run) -> list[Question]:
     (whether the truth is known), wrong (its last label is not the truth), flipped (its label changed between two
     visits that were written down) and visits. A visit: step, label, share (of the votes, for the label), votes, right
     (whether the label is the truth; None where that is not known), and samples, each [response, answer, class, reward,
-    tokens, truncated, right]. Labels are compared by key, as the run's own flip_rate does.
+    tokens, truncated, right]. Labels are compared by key.
     """
     questions: dict[tuple[str, str, str], Question] = {}
     for path in sorted((run.path / "rollouts").glob("*.jsonl")):

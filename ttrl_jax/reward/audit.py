@@ -1,20 +1,23 @@
 """Compare votes and rewards with the truth. For people to read: nothing here is trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ttrl_jax.reward.equivalence import same
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.score import score
 from ttrl_jax.reward.vote import Ballot, classes_of
 
 
-def truth_classes(ballots: Sequence[Ballot], truths: Sequence[str]) -> list[int | None]:
+def truth_classes(
+    ballots: Sequence[Ballot], truths: Sequence[str], *, same: Callable[[Answer, Answer], bool] = same
+) -> list[int | None]:
     """Return the class of each truth in its question's ballot, None if nobody gave it.
 
-    A truth is already an answer, so it does not go through the extractor.
+    A truth is already an answer, so it does not go through the extractor. same: whether two answers are.
     """
-    return classes_of(ballots, [Answer(truth) for truth in truths])
+    return classes_of(ballots, [Answer(truth) for truth in truths], same=same)
 
 
 def audit(
@@ -23,10 +26,13 @@ def audit(
     rewards: np.ndarray,
     chosen: np.ndarray,
     truths: Sequence[str],
+    *,
+    same: Callable[[Answer, Answer], bool] = same,
 ) -> dict[str, float]:
     """Measure a step against the truth, under the names of the reference (`_prompt_compute_ttrl_metrics`).
 
-    Args: labels [P], the classes that won or were given; rewards float [P, V]; chosen int [P, G]; truths [P].
+    Args: labels [P], the classes that won or were given; rewards float [P, V]; chosen int [P, G]; truths [P];
+    same: whether two answers are.
 
     Returns means over the P questions. Correct means: in the class of the truth.
       label_accuracy              share of questions whose label is the truth
@@ -39,7 +45,7 @@ def audit(
       point_biserial_correlation  between the whole reward and correctness of all P x G chosen samples; 0.0
                                   when it is undefined, that is when either is the same everywhere
     """
-    right = truth_classes(ballots, truths)
+    right = truth_classes(ballots, truths, same=same)
     correct = np.array([[t is not None and c == t for c in b.classes] for b, t in zip(ballots, right, strict=True)])
     agrees = score(ballots, labels) == correct
     chosen_correct = np.take_along_axis(correct, chosen, axis=1)

@@ -1,7 +1,7 @@
 """Decide which answers are the same answer.
 
-`cluster` is the one door: the vote, the reward and the audit all ask it (`classes` and `find` are thin forms of it), so
-there is a single notion of sameness. Answers with one canonical key (`keys.py`) are the same. Of the rest, most are
+The vote, the reward and the audit ask `cluster`, for all answers to a question, and `same`, for two, so there is a
+single notion of sameness. Answers with one canonical key (`keys.py`) are the same. Of the rest, most are
 told apart by what they are and by their values at a few points. The few pairs that are left are put to a symbolic
 comparison (`symbolic.py`), and sameness is then made transitive.
 """
@@ -9,7 +9,7 @@ comparison (`symbolic.py`), and sameness is then made transitive.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -76,17 +76,33 @@ def classes(answers: Sequence[Answer | None]) -> list[int | None]:
     return list(cluster(answers).ids)
 
 
-def find(answer: Answer, among: Sequence[Answer]) -> int | None:
-    """Return the index of the first answer that is the same as this one, None if there is none."""
-    name, form = key(answer), _form(answer.text)
-    if not name:
-        return None
-    for i, other in enumerate(among):
-        if key(other) == name:
-            return i
-    maybe = [i for i, other in enumerate(among) if key(other) and _may_be_equal(_form(other.text), form)]
-    equal = _compare([(_form(among[i].text), form) for i in maybe])
-    return next((i for i, same in zip(maybe, equal, strict=True) if same), None)
+def same(one: Answer, other: Answer) -> bool:
+    """Return whether two answers are the same; an answer without anything in it is the same as none."""
+    names = key(one), key(other)
+    if "" in names or names[0] == names[1]:
+        return "" not in names
+    forms = _form(one.text), _form(other.text)
+    return _may_be_equal(*forms) and _compare([forms]) == [True]
+
+
+def classes_by(same: Callable[[Answer, Answer], bool]) -> Callable[[Sequence[Answer | None]], Clusters]:
+    """Return what `cluster` is for another notion of sameness: an answer joins the first class whose first answer is
+    the same, so that `same` is asked for each class at most once. Nothing stays undecided."""
+
+    def cluster(answers: Sequence[Answer | None]) -> Clusters:
+        seen: list[Answer] = []
+        ids: list[int | None] = []
+        for answer in answers:
+            if answer is None:
+                ids.append(None)
+                continue
+            found = next((i for i, other in enumerate(seen) if same(other, answer)), len(seen))
+            if found == len(seen):
+                seen.append(answer)
+            ids.append(found)
+        return Clusters(tuple(ids), 0)
+
+    return cluster
 
 
 def _compare(pairs: list[tuple[Form, Form]]) -> list[bool | None]:

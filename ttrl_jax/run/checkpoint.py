@@ -4,7 +4,7 @@ A checkpoint is a folder named by its step that holds two items: `state`, arrays
 Orbax writes into a temporary folder beside it and renames that as the very last act, so a folder with a
 number for a name is complete.
 
-The state travels as a flat dict from the path of a leaf ("params.embed.kernel") to its array. Orbax thus
+The state travels as a flat dict from the path of a leaf ("models.policy.params.embed") to its array. Orbax thus
 never meets the containers (NamedTuples of optax, dataclasses, NNX states), and what is restored has exactly
 the caller's tree structure.
 """
@@ -107,24 +107,29 @@ class Checkpoints:
             if leaf.sharding is None:
                 raise TypeError(f"abstract leaf {path} has no sharding: where shall it be restored to?")
         where = self._require(step, "state")
-        _require_same(wanted, dict(self._manager.item_metadata(step)["state"].items()), where=where)
+        saved = dict(self._manager.item_metadata(step)["state"].items())
+        wanted = {_spelled(path, saved): leaf for path, leaf in wanted.items()}
+        _require_same(wanted, saved, where=where)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
         state = self._manager.restore(step, args=items)["state"]
         return jax.tree.unflatten(structure, [state[path] for path in wanted])
 
     def restore_part(self, step: int, name: str, abstract: PyTree) -> PyTree:
-        """Read one field of the saved state, such as "params", and nothing else of it; otherwise as `restore`."""
-        wanted, structure = _flatten({name: abstract})
+        """Read one part of the saved state, such as "models.policy.params", and nothing else of it; otherwise as
+        `restore`."""
+        leaves, structure = _flatten(abstract)
         where = self._require(step, "state")
         saved = dict(self._manager.item_metadata(step)["state"].items())
-        _require_same(wanted, {path: leaf for path, leaf in saved.items() if path.startswith(f"{name}.")}, where=where)
+        wanted = {_spelled(f"{name}.{path}", saved): leaf for path, leaf in leaves.items()}
+        prefix = _spelled(f"{name}.{next(iter(leaves))}", saved).removesuffix(next(iter(leaves)))
+        _require_same(wanted, {path: leaf for path, leaf in saved.items() if path.startswith(prefix)}, where=where)
         # The manager's own handler reads a state whole or not at all.
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             args = ocp.args.PyTreeRestore(
                 wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
             )
             state = reader.restore(where / "state", args=args)
-        return jax.tree.unflatten(structure, [state[path] for path in wanted])[name]
+        return jax.tree.unflatten(structure, [state[path] for path in wanted])
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON object saved beside the state of `step`; InputError if there is no such checkpoint."""
@@ -169,6 +174,12 @@ def _full_disk() -> Iterator[None]:
         if "No space left" not in str(error):
             raise
         raise OSError(errno.ENOSPC, "a checkpoint could not be written") from error
+
+
+def _spelled(path: str, saved: Mapping[str, Any]) -> str:
+    """The path of a leaf as a checkpoint has it: before models had names, there was the policy alone."""
+    earlier = path.removeprefix("models.policy.")
+    return earlier if earlier in saved and path not in saved else path
 
 
 def _flatten(tree: PyTree) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:

@@ -60,14 +60,20 @@ def require_same_model(folder: Path, model: Mapping[str, Any], *, flag: str) -> 
 
 
 def made_with(folder: Path, *, flag: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the model that the run in `folder`, which `flag` sets, belongs to. Raises InputError."""
+    """The config, in the keys of today, and the model that the run in `folder`, which `flag` sets, belongs to.
+
+    Raises InputError.
+    """
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder} is not a run folder (no {CONFIG}); give the --workdir of a training run")
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
         config, model = made["config"], made["model"]
-        flat(config)
+        if "reward.kind" in flat(config) and "judge" not in config:  # made before there were judges and tasks
+            kind = config["reward"]["kind"]
+            config["judge"] = {"rule": "majority" if kind == "agreement" else kind}
+            config["reward"]["kind"], config["task"] = None, ""
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error!r}); choose another {flag}") from error
     return config, model
@@ -80,17 +86,17 @@ def find_run(path: Path) -> tuple[Path, int | None] | None:
     return (path, None) if (path / CHECKPOINTS).is_dir() and (path / CONFIG).is_file() else None
 
 
-def claim(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    """Make the folder a run of this config and model, if it is not yet."""
-    if not (folder / CONFIG).is_file():
+def claim(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any], *, leader: bool = True) -> None:
+    """Make the folder a run of this config and model, if it is not yet. One process does, the leader; the others wait
+    until they see it. Raises InputError where they do not."""
+    if not leader:
+        _await_claim(folder)
+    elif not (folder / CONFIG).is_file():
         write_json(folder / CONFIG, {"config": config, "model": model})
 
 
-def await_claim(folder: Path) -> None:
-    """Return once this process sees that another one has claimed the folder: on a network disk that may take a while.
-
-    Raises InputError if it does not in time: then it is another folder.
-    """
+def _await_claim(folder: Path) -> None:
+    # On a network disk that may take a while; longer, and it is another folder.
     end = time.monotonic() + _SECONDS_TO_SEE
     while not (folder / CONFIG).is_file():
         if time.monotonic() > end:

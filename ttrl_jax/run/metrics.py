@@ -17,6 +17,36 @@ from tensorboardX import SummaryWriter
 from ttrl_jax.errors import InputError
 
 
+class Lines:
+    """A JSON Lines file of a run that grows by the step: each row has a "step"."""
+
+    def __init__(self, path: Path, *, start_step: int):
+        """Open the file, made if need be, and drop the rows that a killed run left too many.
+
+        start_step: rows of this step and later are dropped: they will be written again. Raises InputError if it is not
+        such a file.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_from(path, start_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows. The file ends with the last of them when the call returns."""
+        # A lone surrogate in a response has no UTF-8; see write_text.
+        text = "".join(_to_json(row) + "\n" for row in rows)
+        self._file.write(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
 class MetricsLog:
     """The metrics of one run, one row per `write`. Only process 0 makes one."""
 
@@ -37,11 +67,9 @@ class MetricsLog:
         # The optional package first: if it is missing, nothing has been written or dropped yet.
         self._wandb = _open_wandb(folder, wandb_project) if wandb_project is not None else None
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        _drop_from(path, start_step)
+        self._lines = Lines(folder / "metrics.jsonl", start_step=start_step)
         # purge_step makes TensorBoard hide the events of a killed run that this one will write again.
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step) if tensorboard else None
-        self._lines = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one row {"step": step, **metrics}. The file always ends with this row when the call returns.
@@ -51,8 +79,7 @@ class MetricsLog:
           metrics: name -> number; any 0-d array that float() takes will do.
         """
         numbers = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}
-        self._lines.write(_to_json({"step": step} | numbers) + "\n")
-        self._lines.flush()
+        self._lines.write([{"step": step} | numbers])
         if self._events is not None:
             for name, value in numbers.items():
                 self._events.add_scalar(name, value, step)

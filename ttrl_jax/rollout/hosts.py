@@ -5,21 +5,16 @@ are on one host. What was drawn is then known to all.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
-from ttrl_jax.data.problems import truths
 from ttrl_jax.model.config import ModelConfig
+from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.sharding import of_hosts
 from ttrl_jax.records import Prompts, Rollouts
-from ttrl_jax.run import distributed, folder
-from ttrl_jax.source import parameter_count
-from ttrl_jax.tasks import Task
-
-Sampled = tuple[Rollouts, list[list[str]]]  # with texts [P][V]
+from ttrl_jax.run import distributed
 
 _USABLE = 0.9  # of a device's memory; the rest is for what programs hold while they run
 
@@ -66,7 +61,7 @@ def sampling_bytes(
 
 
 def sample_shares(
-    draw: Callable[..., Sampled],
+    draw: Callable[..., Rollouts],
     prompts: Prompts,
     key: jax.Array,
     *,
@@ -74,7 +69,7 @@ def sample_shares(
     votes: int,
     max_tokens: int,
     progress: Callable[[int], None],
-) -> Sampled:
+) -> Rollouts:
     """Each host draws responses to its share of the prompts; returns all responses to all prompts, in all processes.
 
     draw(prompts, key, progress=...): samples on the devices of `host`, the mesh of this one. What `progress` raises in
@@ -83,17 +78,17 @@ def sample_shares(
     own = distributed.share(len(prompts.lengths))
     numbers = np.asarray(jax.random.key_data(key))  # the key lies on all devices; the host's own need one of theirs
 
-    def make() -> tuple[tuple[np.ndarray, ...], list[list[str]]]:
+    def make() -> tuple[tuple[np.ndarray, ...], Sequence[Sequence[str]]]:
         if own.start == own.stop:  # fewer prompts than processes
             progress(0)
             nothing = np.zeros((0, votes), np.int32)
-            return (nothing, nothing.astype(bool), np.int64(0), np.zeros(0, np.int32), np.zeros(0, np.float32)), []
+            return (nothing, nothing.astype(bool), np.int64(0), np.zeros(0, np.int32), np.zeros(0, np.float32)), ()
         with jax.set_mesh(host):
             mine = Prompts(prompts.ids[own], prompts.lengths[own], prompts.uids[own])
-            rollouts, texts = draw(mine, jax.random.wrap_key_data(numbers), progress=progress)
+            rollouts = draw(mine, jax.random.wrap_key_data(numbers), progress=progress)
         real = _real(rollouts.lengths, max_tokens)
         counts = rollouts.lengths, rollouts.truncated, np.int64(rollouts.slot_steps)
-        return (*counts, rollouts.tokens[real], rollouts.logps[real]), texts  # padding does not travel
+        return (*counts, rollouts.tokens[real], rollouts.logps[real]), rollouts.texts  # padding does not travel
 
     parts = distributed.gather(make)
     lengths, truncated, slot_steps, tokens, logps = zip(*(numbers for numbers, _ in parts), strict=True)
@@ -105,20 +100,10 @@ def sample_shares(
         logps=np.zeros(real.shape, np.float32),
         truncated=np.concatenate(truncated),
         slot_steps=int(sum(slot_steps)),
+        texts=[group for _, texts in parts for group in texts],
     )
     whole.tokens[real], whole.logps[real] = np.concatenate(tokens), np.concatenate(logps)
-    return whole, [texts for _, part in parts for texts in part]
-
-
-def facts(tasks: Sequence[Task], settings: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same in all processes of a command, by the name that an error gives it: the config's settings,
-    the questions, the model's identity, the version of jax."""
-    data = {
-        f"the questions of {task.path}": [[[p.id, p.question] for p in task.items], truths(task.items)]
-        for task in tasks
-    }
-    named = {f"--config.{name}": value for name, value in folder.flat(settings).items()}
-    return named | data | {"the files of model.path": model, "the version of jax": jax.__version__}
+    return whole
 
 
 def _real(lengths: np.ndarray, max_tokens: int) -> np.ndarray:

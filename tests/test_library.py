@@ -1,0 +1,278 @@
+"""Semantics and invariance: the verbs from Python are what the commands are made of, as docs/library.md has them."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_model import all_logits
+
+from configs import quickstart
+from ttrl_jax import cli, train
+from ttrl_jax import library as ttrl
+from ttrl_jax.model.weights import sha256
+from ttrl_jax.reward.judge import RULES
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), flags=re.DOTALL)
+LOOP, LOGPS, REWARDS, TASK = BLOCKS
+SMALL = {
+    "episodes": 5, "data.limit": 8, "rollout.votes": 8, "train.samples": 4, "train.micro_tokens": 384,
+    "eval.samples": 1, "eval.tasks": (), "log.tensorboard": False,
+}  # fmt: skip
+
+
+_quickstart = quickstart.get_config  # one test puts another in its place
+
+
+def small_config(**changes):
+    config = _quickstart()
+    config.update_from_flattened_dict(SMALL | changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def opened():
+    session = ttrl.open_session(ttrl.read_inputs(small_config()))
+    yield session
+    ttrl.close(session)
+
+
+def test_the_whole_method_is_twenty_lines_and_what_train_does(tmp_path, monkeypatch, fresh_flags):
+    """Bit for bit, after five steps."""
+    assert len([line for line in LOOP.splitlines() if line.strip()]) <= 20
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"--config.{name}={value}" for name, value in SMALL.items()]
+    monkeypatch.setattr(sys, "argv", ["train", f"--config={ROOT / 'configs' / 'quickstart.py'}", *arguments])
+    assert cli.run(train.main, define=train.define_flags, doc="") == 0
+    run = tmp_path / "runs" / "quickstart"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 5
+
+    monkeypatch.setattr(quickstart, "get_config", small_config)
+    spelled = LOOP.replace("votes=64", "votes=8").replace("samples=32", "samples=4")
+    names = {}
+    exec(compile(spelled, "docs/library.md", "exec"), names)
+    assert sha256(names["session"].state.policy.params) == summary["params_sha256"]
+    votes = [json.loads(line) for line in (run / "votes.jsonl").read_text().splitlines()]
+    assert votes == json.loads(json.dumps(names["history"].rows())) and len(votes) == 5 * 8
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[4]["update/loss"] == names["metrics"]["loss"]
+
+    again = ttrl.open_session(ttrl.read_inputs(small_config()), begin=False)
+    with ttrl.Checkpoints("runs/mine/checkpoints", keep=None) as checkpoints:
+        again = ttrl.restore(again, checkpoints, checkpoints.latest())
+    assert again.step == int(again.state.step) == 5
+    assert sha256(again.state.policy.params) == summary["params_sha256"]
+
+
+def test_log_probs_of_given_responses(opened):
+    """Slow twin: full logits of prompt and response, at the temperature of training."""
+    batch = opened.problems.take(0)
+    names = {"ttrl": ttrl, "np": np, "session": opened, "batch": batch}
+    exec(compile(LOGPS, "docs/library.md", "exec"), names)
+    logps, rows = np.asarray(names["logps"]), names["rows"]
+    assert logps.shape == rows.mask.shape and rows.mask.sum() == 8 * sum(
+        len(opened.inputs.tokenizer(text)["input_ids"]) for text in ("37 + 48 = \\boxed{85}", "it is \\boxed{86}")
+    )
+    params = jax.tree.map(np.asarray, opened.state.policy.params)
+    logits = all_logits(params, opened.inputs.model, rows.ids) / opened.sampling.temperature
+    found = jax.nn.log_softmax(logits)
+    at = np.minimum(rows.prompt_lengths[:, None] - 1 + np.arange(rows.mask.shape[1]), rows.ids.shape[1] - 1)
+    want = np.take_along_axis(np.take_along_axis(found, at[..., None], 1), rows.responses[..., None], 2)[..., 0]
+    np.testing.assert_allclose(logps, np.where(rows.mask > 0, want, 0), atol=2e-4)
+    with pytest.raises(ValueError, match="no empty one"):
+        ttrl.respond(opened, [["5", ""]])
+    with pytest.raises(ValueError):
+        ttrl.respond(opened, [["5", "6"], ["7"]])
+
+
+def test_entropies_of_votes_for_a_judge_that_asks(opened, monkeypatch):
+    """Slow twin: full logits of what was drawn, at the temperature of training; without asking there are none."""
+    batch = opened.problems.take(2)
+    prompts = ttrl.encode(opened, batch)
+    drawn = ttrl.sample(opened, prompts, jax.random.key(1), votes=3, sampling=opened.sampling)
+    assert ttrl.evidence_of(opened, prompts, drawn, ttrl.Judge()).entropies is None
+    monkeypatch.setitem(RULES, "asks", dataclasses.replace(RULES["majority"], asks_entropies=True))
+    found = ttrl.evidence_of(opened, prompts, drawn, ttrl.Judge(rule="asks"))
+    params = jax.tree.map(np.asarray, opened.state.policy.params)
+    for p, v in ((0, 0), (3, 2), (7, 1)):
+        prompt, length = prompts.ids[p, : prompts.lengths[p]], drawn.lengths[p, v]
+        row = np.concatenate([prompt, drawn.tokens[p, v, :length]])[None]
+        logps = jax.nn.log_softmax(all_logits(params, opened.inputs.model, row) / opened.sampling.temperature)
+        entropies = -(np.exp(logps) * logps).sum(-1)[0, len(prompt) - 1 : -1]
+        assert found.entropies[p, v] == pytest.approx(float(entropies.mean()), rel=1e-4)
+        assert found.lengths[p, v] == length
+        assert found.mean_logps[p, v] == pytest.approx(drawn.logps[p, v, :length].mean(), rel=1e-5)
+
+
+def test_what_was_drawn_is_what_is_encoded_again(opened):
+    batch = opened.problems.take(1)
+    prompts = ttrl.encode(opened, batch)
+    drawn = ttrl.sample(opened, prompts, jax.random.key(0), votes=3, sampling=opened.sampling)
+    given = ttrl.respond(opened, drawn.texts)
+    for text, row, length in zip(
+        sum(map(list, drawn.texts), []), given.tokens.reshape(24, -1), given.lengths.ravel(), strict=True
+    ):
+        assert opened.inputs.tokenizer.decode(row[:length].tolist()) == text
+    ended = ~drawn.truncated  # the token that ends a response has no text
+    assert (given.lengths == drawn.lengths - ended).all()
+
+
+def test_rewards_of_texts():
+    """None never wins, and earns nothing."""
+    [expression, want] = REWARDS.strip().split("  # ")
+    assert eval(expression, {"ttrl": ttrl}) == json.loads(want)
+    task = ttrl.by_strategies(strategies=("tag:a", "last_number"))
+    assert ttrl.majority_voting_reward(task, ["none", "nor here", "<a>3</a>", "nothing"]) == [0, 0, 1, 0]
+    assert ttrl.majority_voting_reward(task, ["none", "nor here"]) == [0, 0]
+
+
+def test_two_sessions_and_no_mesh_left(opened):
+    """Semantics: another model size is open beside, and each goes on as if it were alone."""
+    empty = jax.sharding.get_abstract_mesh()
+    assert empty.empty
+    other = ttrl.open_session(ttrl.read_inputs(small_config(**{"seed": 1, "mesh.fsdp": 4, "mesh.data": 2})))
+    prompts = ttrl.encode(opened, opened.problems.take(0))
+    key = ttrl.step_key(opened, 0)
+    one, two, three = (
+        ttrl.sample(session, prompts, key, votes=2, sampling=opened.sampling).tokens
+        for session in (opened, other, opened)
+    )
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one, three)
+    ttrl.close(other)
+    assert jax.sharding.get_abstract_mesh().empty
+    with pytest.raises(RuntimeError):
+        ttrl.sample(other, prompts, key, votes=2, sampling=opened.sampling)
+
+
+def test_a_session_that_samples_alone(tmp_path):
+    """Semantics: it draws what one for training draws, and says what it cannot."""
+    session = ttrl.open_session(ttrl.read_inputs(small_config(**{"rollout.prompts": 80}), training=False))
+    assert session.state.policy.optimizer is None and session.inputs.total_steps == 0
+    prompts = ttrl.encode(session, session.inputs.sets[0].items)
+    drawn = ttrl.sample(session, prompts, jax.random.key(0), votes=2, sampling=ttrl.Sampling(temperature=0.0))
+    assert drawn.tokens.shape[:2] == (8, 2) and (drawn.tokens[:, 0] == drawn.tokens[:, 1]).all()
+    rows = ttrl.train_batch(prompts, drawn, np.zeros((8, 1), np.int32))
+    for verb in (ttrl.score, ttrl.entropies, lambda *given: ttrl.update(*given, {"advantages": rows.mask})):
+        with pytest.raises(ValueError, match="samples alone"):
+            verb(session, rows)
+
+
+def test_importing_defines_no_flags_and_touches_no_device():
+    code = """
+import importlib, pkgutil, sys
+import ttrl_jax
+names = [m.name for m in pkgutil.walk_packages(ttrl_jax.__path__, "ttrl_jax.") if "_worker" not in m.name]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+from absl import flags
+own = [name for name, found in flags.FLAGS.flags_by_module_dict().items() if name.startswith("ttrl_jax")]
+assert not own and "config" not in flags.FLAGS and len(names) > 60, own
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+TOTALS = """
+import json, re
+
+from ttrl_jax import library as ttrl
+
+
+def messages(question):
+    return [{"role": "user", "content": question}]
+
+
+def extract(response):
+    terms = re.findall(r"\\d+", response)
+    found = {"total": int(terms[-1]) % 10, "terms": len(terms)} if terms else None
+    return None if found is None else ttrl.Answer(json.dumps(found, sort_keys=True))
+
+
+def same(one, other):  # the terms do not count
+    return json.loads(one.text)["total"] == json.loads(other.text)["total"]
+
+
+def get_task():
+    return ttrl.Task("last digits", messages, extract, classes=ttrl.classes_by(same), same=same)
+"""
+
+
+def call_with_task(file, monkeypatch, *arguments):
+    arguments = [f"--config.{name}={value}" for name, value in SMALL.items()] + list(arguments)
+    command = ["train", f"--config={ROOT / 'configs' / 'quickstart.py'}", f"--config.task={file}", *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    return cli.run(train.main, define=train.define_flags, doc="")
+
+
+def test_a_task_of_ones_own(tmp_path, monkeypatch, fresh_flags):
+    """Semantics: votes, labels, flips and accuracies go by the file's equality, worked out again from the responses."""
+    monkeypatch.chdir(tmp_path)
+    Path("task.py").write_text(TOTALS)
+    rows = [
+        {"prompt": f"Tom has {n} apples and buys 48 more. How many apples does Tom have now?"} for n in range(20, 28)
+    ]
+    truths = [json.dumps({"total": (n + 48) % 10, "terms": 0}) for n in range(20, 28)]
+    rows = [row | {"answer": truth} for row, truth in zip(rows, truths, strict=True)]
+    Path("data.json").write_text(json.dumps(rows))
+    more = ["--config.data.path=data.json", "--config.log.generations_every=1", "--config.episodes=3"]
+    assert call_with_task("task.py", monkeypatch, *more) == 0
+    votes = [json.loads(line) for line in Path("runs/quickstart/votes.jsonl").read_text().splitlines()]
+    found, last, right, several = [], {}, 0, 0
+    for step in range(3):
+        for line in Path(f"runs/quickstart/rollouts/train_{step:06}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            digits = [json.loads(sample["answer"])["total"] for sample in row["samples"]]
+            several += len({sample["answer"] for sample in row["samples"]}) > len(set(digits))
+            first = list(dict.fromkeys(digits))
+            label = max(first, key=lambda digit: (digits.count(digit), -first.index(digit)))
+            assert json.loads(row["label"])["total"] == label
+            assert [sample["reward"] for sample in row["samples"]] == [float(digit == label) for digit in digits]
+            assert row["counts"] == [digits.count(digit) for digit in first]
+            flipped = last[row["id"]] != label if row["id"] in last else None
+            last[row["id"]] = label
+            found.append((step, flipped, label))
+            right += label == json.loads(row["truth"])["total"]
+    assert [(v["step"], v["flipped"], json.loads(v["label"])["total"]) for v in votes] == found
+    metrics = [json.loads(line) for line in Path("runs/quickstart/metrics.jsonl").read_text().splitlines()][:3]
+    assert sum(row["audit/label_accuracy"] for row in metrics) * 8 == pytest.approx(right)
+    assert several and right and any(flipped for _, flipped, _ in found)
+
+
+def test_the_task_of_the_page(tmp_path):
+    names = {}
+    exec(compile(TASK, "docs/library.md", "exec"), names)
+    task = names["get_task"]()
+    texts = ['{"total": 5}', 'so {"total": 5.0, "of": "apples"}', "five", '{"total": null}', '{"total": "6"}', "}{"]
+    assert ttrl.majority_voting_reward(task, texts) == [1, 1, 0, 0, 0, 0]
+    assert task.messages("How many?")[0]["content"].startswith("How many?\nAnswer with")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, ("there is no file", "task")),
+        ("def get_task(:\n", ("task.py", "line 1")),
+        ("import nothing_like_it\n", ("task.py", "nothing_like_it")),
+        ("x = 1\n", ("get_task()",)),
+        ("def get_task():\n    return 3\n", ("ttrl_jax.tasks.task.Task", "int")),
+    ],
+)
+def test_task_files_that_cannot_be_used(tmp_path, monkeypatch, capfd, fresh_flags, text, words):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("task.py").write_text(text)
+    assert call_with_task("task.py", monkeypatch) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ") and all(word in said for word in words), said
+    assert not Path("runs").exists()

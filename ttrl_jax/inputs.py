@@ -1,0 +1,146 @@
+"""What a session reads: config, model, tokenizer and questions, all of it checked before anything is written."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from ttrl_jax.check import check
+from ttrl_jax.data import prompts as text
+from ttrl_jax.data.problems import Problems, truths
+from ttrl_jax.errors import InputError
+from ttrl_jax.model import weights
+from ttrl_jax.model.config import ModelConfig, read_config
+from ttrl_jax.model.shapes import parameter_count
+from ttrl_jax.model.sharding import make_mesh, require_fit, require_fit_of_batch
+from ttrl_jax.programs import check_length, with_kernel
+from ttrl_jax.resolve import resolve
+from ttrl_jax.run import distributed, folder
+from ttrl_jax.source import model_source, tokenizer_of
+from ttrl_jax.tasks.sets import QuestionSet, read_sets
+from ttrl_jax.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was read, and what was decided by it."""
+
+    config: FrozenConfigDict  # with every value set
+    sources: dict[str, str]  # of the values that the model can decide: key -> where it is from, in words
+    source: Path  # of the model: a Hugging Face folder or a GGUF file
+    model: ModelConfig
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+    sets: tuple[QuestionSet, ...]  # the first is the config's own data
+    mesh: jax.sharding.Mesh
+    attention: str  # why whole rows are attended to as `model` says, in words
+    problems: Problems | None  # the own questions in the order of training; None where nothing is trained
+
+    @property
+    def task(self) -> Task:
+        """Of the config's own questions."""
+        return self.sets[0].task
+
+    @property
+    def total_steps(self) -> int:
+        """Of training."""
+        return 0 if self.problems is None else self.config.episodes * self.problems.steps_per_episode
+
+    def encoder(self, task: Task) -> text.PromptEncoder:
+        """What makes the prompts of a task's questions."""
+        return _encoder(self.config, self.tokenizer, task)
+
+
+def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True) -> Inputs:
+    """Read and check config, model and data, and let the model decide what the config leaves unset.
+
+    training: also what training alone asks of the config and the data. Raises InputError for the first thing that
+    cannot be used.
+    """
+    config = FrozenConfigDict(config)
+    check(config)
+    source = model_source(config.model.path)
+    model = read_config(source)
+    tokenizer, stop_ids = tokenizer_of(source)
+    text.check_vocabulary(tokenizer, model.vocab, str(source))
+    stop_ids = tuple(sorted({*stop_ids, *text.stop_text_ids(tokenizer, config.rollout.stop)}))
+    config, sources = resolve(config, template=text.chat_template(tokenizer), max_positions=model.max_positions)
+    check_length(config, model)
+    sets = read_sets(config)
+    for each in sets:
+        try:
+            _encoder(config, tokenizer, each.task).check(each.items)
+        except InputError as error:
+            raise InputError(f"{each.path}: {error}") from error
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    require_fit(mesh, heads=model.heads)
+    model, why = with_kernel(config, model, mesh)
+    weights.check(source, model)
+    problems = _problems(config, sets[0], mesh) if training else None
+    return Inputs(config, sources, source, model, tokenizer, stop_ids, sets, mesh, why, problems)
+
+
+def _encoder(config: FrozenConfigDict, tokenizer: Any, task: Task) -> text.PromptEncoder:
+    return text.PromptEncoder(
+        tokenizer,
+        messages=task.messages,
+        chat_template=config.prompt.chat_template,
+        thinking=config.prompt.thinking,
+        max_tokens=config.prompt.max_tokens,
+    )
+
+
+def _problems(config: FrozenConfigDict, own: QuestionSet, mesh: jax.sharding.Mesh) -> Problems:
+    problems = Problems(own.items, batch=config.rollout.prompts, seed=config.seed)
+    require_fit_of_batch(mesh, prompts=config.rollout.prompts)
+    if config.reward.label == "truth" and truths(own.items) is None:
+        raise InputError(
+            f'reward.label="truth" needs a truth for each question; {config.data.path} has no column '
+            f"{config.data.truth_column!r}"
+        )
+    return problems
+
+
+def identity(inputs: Inputs) -> dict[str, Any]:
+    """What tells this model from any other: its shape, and the fingerprint of its files."""
+    shape = dataclasses.asdict(inputs.model)
+    del shape["attention"]  # a run may go on on other devices
+    return {**shape, "fingerprint": weights.fingerprint(inputs.source)}
+
+
+def facts(inputs: Inputs, settings: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in all processes of a command, by the name that an error gives it: the settings, the
+    questions, the task's file, the model's identity, the version of jax."""
+    found = {f"--config.{name}": value for name, value in folder.flat(settings).items()}
+    for each in inputs.sets:
+        found[f"the questions of {each.path}"] = [[[p.id, p.question] for p in each.items], truths(each.items)]
+    if inputs.config.task:
+        found["the file of task"] = hashlib.sha256(Path(inputs.config.task).expanduser().read_bytes()).hexdigest()
+    return found | {"the files of model.path": model, "the version of jax": jax.__version__}
+
+
+def introduce(inputs: Inputs, say: Callable[[str], None]) -> None:
+    """Print what was resolved: model, devices, questions, settings, and the first prompt as the model sees it."""
+    config, device = inputs.config, jax.devices()[0]
+    count = parameter_count(inputs.model) / 1e6
+    say(f"model     {config.model.path}: {count:.2f} M parameters, {config.model.dtype} compute")
+    say(f"devices   {jax.device_count()} x {device.device_kind}, mesh {dict(inputs.mesh.shape)}")
+    if distributed.several():
+        say(f"processes {jax.process_count()}, with {jax.local_device_count()} devices each")
+    say(f"attention {inputs.model.attention}, {inputs.attention}")
+    for i, each in enumerate(inputs.sets):
+        blind = truths(each.items) is None
+        say(
+            ("task      " + each.name + ", " if i else "data      ")
+            + f"{each.path}: {len(each.items)} questions"
+            + (f"; no column {each.truth_column!r}: no accuracy is measured" if blind else "")
+        )
+    for key, source in inputs.sources.items():
+        section, name = key.split(".")
+        say(f"setting   {key}={config[section][name]!r}, {source}")
+    say(f"prompt    {inputs.encoder(inputs.task).render(inputs.sets[0].items[0].question)!r}")

@@ -1,0 +1,144 @@
+"""Measure a model on questions with known answers: sample k responses to each and count. For train and evaluate."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from ttrl_jax.data.problems import truths
+from ttrl_jax.measure.generations import generations
+from ttrl_jax.programs import sampling_of
+from ttrl_jax.records import Rollouts
+from ttrl_jax.reward.audit import truth_classes
+from ttrl_jax.reward.equivalence import same
+from ttrl_jax.reward.estimates import best_of_n, maj_at_k, pass_at_k
+from ttrl_jax.reward.extract import Answer
+from ttrl_jax.reward.vote import Ballot, vote
+from ttrl_jax.rollout.sampling import Sampling
+from ttrl_jax.session import Session, encode, render, sample
+from ttrl_jax.tasks.sets import QuestionSet
+from ttrl_jax.tasks.voting import cast_votes, in_format
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation of one set of questions found."""
+
+    numbers: dict[str, float]  # as `evaluate` returns them
+    rows: list[dict[str, Any]]  # as `generations` returns them, with "greedy" in each where it was sampled
+
+
+def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progress: Callable[[int], None]) -> Measured:
+    """Sample responses to questions as eval.* of the config says, and measure them.
+
+    key: of this set, the same at every step, so that two models are compared on the same random numbers. progress: as
+    in `sample`. Raises FloatingPointError if log-probs are not finite.
+    """
+    task, config, known = questions.task, session.config.eval, truths(questions.items)
+    prompts, rendered = (make(session, questions.items, task=task) for make in (encode, render))
+    ways = [(config.samples, sampling_of(config))] + [(1, Sampling(temperature=0.0))] * config.greedy
+    sets = []
+    for votes, sampling in ways:
+        rollouts = sample(session, prompts, key, votes=votes, sampling=sampling, progress=progress)
+        ballots = cast_votes(task, rollouts.texts)
+        made = {"winners": [ballot.label for ballot in ballots], "rewards": None, "truths": known, "same": task.same}
+        sets.append((rollouts, ballots, generations(questions.items, rendered, rollouts, ballots, **made)))
+    rollouts, ballots, rows = sets[0]
+    if config.greedy:
+        rows = [row | {"greedy": other["samples"][0]} for row, other in zip(rows, sets[1][2], strict=True)]
+    found = evaluate(
+        ballots,
+        rollouts,
+        known,
+        extra_k=config.k,
+        greedy=sets[1][1] if config.greedy else None,
+        formed=in_format(rollouts.texts, task.in_format),
+        readings={
+            name: [vote([read(text) for text in group], classes=task.classes) for group in rollouts.texts]
+            for name, read in task.readings.items()
+        },
+        same=task.same,
+    )
+    return Measured(found, rows)
+
+
+def task_keys(session: Session) -> list[jax.Array]:
+    """A random key for each set of questions, by its place in eval.tasks; the first is of the config's own data."""
+    root = jax.random.key(session.config.seed)
+    return [jax.random.fold_in(root, 1 + i) for i in range(len(session.inputs.sets))]  # 0 is training's
+
+
+def evaluate(
+    ballots: Sequence[Ballot],
+    rollouts: Rollouts,
+    truths: Sequence[str] | None,
+    *,
+    extra_k: Sequence[int],
+    greedy: Sequence[Ballot] | None,
+    formed: np.ndarray | None,
+    readings: Mapping[str, Sequence[Ballot]],
+    same: Callable[[Answer, Answer], bool] = same,
+) -> dict[str, float]:
+    """Summarise k samples of each problem.
+
+    ballots [P], of k votes each, on `rollouts`; truths [P], or None where there are none; greedy [P], ballots of the
+    one answer at temperature 0; formed bool [P, k], the samples that are in the format, or None without one; readings:
+    name -> ballots [P] on the same samples, read in another way; same: whether two answers are.
+    Always: majority_ratio, truncation_rate, no_answer_rate, response_length (tokens), with a format format_rate (share
+    of samples in it), and of each reading NAME_valid_rate (share of samples in which it finds an answer). With truths,
+    each a mean over problems: avg@k (share of correct samples, the paper's pass@1), std@k (spread of a problem's
+    samples), worst@k (all k correct), greedy (share of correct greedy answers), and for j = 2, 4, 8 ..., k and those of
+    `extra_k`: pass@j (unbiased, arXiv 2107.03374), maj@j (exact, ties split evenly) and best_of@j (exact: of j samples,
+    the one with the highest mean log-prob of its tokens is correct); of each reading NAME_avg@k, NAME_pass@j and
+    NAME_maj@j likewise.
+    Raises FloatingPointError if log-probs are not finite.
+    """
+    k = rollouts.lengths.shape[1]
+    result = {
+        "majority_ratio": float(np.mean([max(ballot.counts, default=0) / k for ballot in ballots])),
+        "truncation_rate": float(rollouts.truncated.mean()),
+        "no_answer_rate": float(np.mean([answer is None for ballot in ballots for answer in ballot.votes])),
+        "response_length": float(rollouts.lengths.mean()),
+    }
+    if formed is not None:
+        result["format_rate"] = float(formed.mean())
+    for name, read in readings.items():
+        result[f"{name}_valid_rate"] = float(
+            np.mean([answer is not None for ballot in read for answer in ballot.votes])
+        )
+    if truths is None:
+        return result
+    scores = rollouts.mean_logps
+    if not np.isfinite(scores).all():
+        raise FloatingPointError("the log-probs of sampled tokens are not finite")
+    sizes = sorted({*(2**i for i in range(1, k.bit_length())), k, *extra_k})
+    right = truth_classes(ballots, truths, same=same)
+    result |= _accuracies(ballots, right, sizes)
+    correct = np.array([[c is not None and i == c for i in b.classes] for b, c in zip(ballots, right, strict=True)])
+    shares = correct.mean(1)
+    result[f"std@{k}"] = float(np.sqrt(shares * (1 - shares)).mean())
+    result[f"worst@{k}"] = float((shares == 1).mean())
+    if greedy is not None:
+        found = truth_classes(greedy, truths, same=same)
+        result["greedy"] = float(np.mean([c is not None for c in found]))
+    for j in sizes:
+        best = [best_of_n(*each, j) for each in zip(scores.tolist(), correct.tolist(), strict=True)]
+        result[f"best_of@{j}"] = float(np.mean(best))
+    for name, read in readings.items():
+        found = _accuracies(read, truth_classes(read, truths, same=same), sizes)
+        result |= {f"{name}_{metric}": value for metric, value in found.items()}
+    return result
+
+
+def _accuracies(ballots: Sequence[Ballot], right: Sequence[int | None], sizes: Sequence[int]) -> dict[str, float]:
+    """avg@k, and pass@j and maj@j for each j of `sizes`; right [P]: the class of each ballot that the truth is in."""
+    k = len(ballots[0].classes)
+    hits = [0 if c is None else ballot.counts[c] for ballot, c in zip(ballots, right, strict=True)]
+    result = {f"avg@{k}": float(np.mean(hits) / k)}
+    for j in sizes:
+        result[f"pass@{j}"] = float(np.mean([pass_at_k(k, n, j) for n in hits]))
+        won = [maj_at_k(b.counts, c, b.classes.count(None), j) for b, c in zip(ballots, right, strict=True)]
+        result[f"maj@{j}"] = float(np.mean(won))
+    return result

@@ -1,0 +1,59 @@
+"""Responses and what became of them, as rows of a file."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ttrl_jax.data.problems import Problem
+from ttrl_jax.records import Rollouts
+from ttrl_jax.reward.audit import truth_classes
+from ttrl_jax.reward.extract import Answer
+from ttrl_jax.reward.vote import Ballot
+
+
+def generations(
+    problems: Sequence[Problem],
+    prompts: Sequence[str],
+    rollouts: Rollouts,
+    ballots: Sequence[Ballot],
+    *,
+    winners: Sequence[int | None],
+    rewards: np.ndarray | None,
+    truths: Sequence[str] | None,
+    same: Callable[[Answer, Answer], bool],
+) -> list[dict[str, Any]]:
+    """One JSON-ready row for each problem: question, prompt as the model sees it, label and every response with answer,
+    class and reward.
+
+    prompts [P], as text; winners [P], the class of each label; same: whether two answers are. With `truths`, also the
+    truth and `right`, the class that it is in (None: nobody gave it).
+    """
+    rows, scores = [], rollouts.mean_logps
+    right = None if truths is None else truth_classes(ballots, truths, same=same)
+    for p, (problem, ballot) in enumerate(zip(problems, ballots, strict=True)):
+        samples = [
+            {
+                "response": text,
+                "answer": None if answer is None else answer.text,
+                "class": ballot.classes[v],
+                "tokens": int(rollouts.lengths[p, v]),
+                "truncated": bool(rollouts.truncated[p, v]),
+                "mean_logp": float(scores[p, v]),
+            }
+            | ({} if rewards is None else {"reward": float(rewards[p, v])})
+            for v, (text, answer) in enumerate(zip(rollouts.texts[p], ballot.votes, strict=True))
+        ]
+        label = None if winners[p] is None else ballot.answers[winners[p]].text
+        rows.append(
+            {
+                "id": problem.id,
+                "question": problem.question,
+                "prompt": prompts[p],
+                "label": label,
+                "counts": list(ballot.counts),
+                "samples": samples,
+            }
+            | ({} if truths is None else {"truth": truths[p], "right": right[p]})
+        )
+    return rows

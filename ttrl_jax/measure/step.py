@@ -1,0 +1,115 @@
+"""What is written down of a training step, besides what its votes and its update say."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from ttrl_jax.data.problems import Problem, truths
+from ttrl_jax.records import Prompts, Rollouts
+from ttrl_jax.reward.audit import audit
+from ttrl_jax.reward.history import Visit
+from ttrl_jax.reward.judge import Verdict
+from ttrl_jax.reward.signals import vote_metrics
+from ttrl_jax.reward.vote import Ballot
+from ttrl_jax.session import Session
+from ttrl_jax.tasks.voting import in_format
+
+
+class Clock:
+    """Seconds between laps, by name. phase: told what comes then."""
+
+    def __init__(self, phase: Callable[[str], None]) -> None:
+        self.laps: dict[str, float] = {}
+        self._phase, self._last = phase, time.monotonic()
+
+    def lap(self, name: str, *, then: str | None = None) -> None:
+        now = time.monotonic()
+        self.laps[name] = now - self._last
+        self._last = now
+        if then is not None:
+            self._phase(then)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a training step was about."""
+
+    batch: Sequence[Problem]  # P questions
+    prompts: Prompts
+    rollouts: Rollouts
+    ballots: Sequence[Ballot]
+    verdict: Verdict
+    chosen: np.ndarray  # int32 [P, G], the votes that were trained on
+    visits: Sequence[Visit]
+
+
+def step_metrics(
+    session: Session, seen: Seen, *, advantage: dict[str, float], update: dict[str, float], time: dict[str, float]
+) -> dict[str, float]:
+    """All metrics of a step; docs/metrics.md has their meaning. time: seconds of its parts."""
+    verdict, task = seen.verdict, session.task
+    flips, formed = [visit.flipped for visit in seen.visits], in_format(seen.rollouts.texts, task.in_format)
+    votes = vote_metrics(seen.ballots, verdict, seen.chosen, flips, classes=task.classes)
+    votes |= {} if formed is None else {"format_rate": float(formed.mean())}
+    audited, known = {}, truths(seen.batch)
+    if known is not None:
+        audited = audit(seen.ballots, verdict.labels, verdict.rewards, seen.chosen, known, same=task.same)
+    return named(
+        vote=votes,
+        audit=audited,
+        update=update,
+        advantage=advantage,
+        length=lengths(seen.prompts, seen.rollouts),
+        time=time | {"compile": session.compile_seconds},
+        speed=speed(seen.rollouts, time["sample"]),
+        memory=memory(),
+    )
+
+
+def line_of(metrics: Mapping[str, float]) -> str:
+    """The main numbers of a step on one line."""
+    shown = {
+        "majority ratio": "vote/majority_ratio",
+        "reward": "vote/majority_voting_reward",
+        "label accuracy": "audit/label_accuracy",
+        "reward accuracy": "audit/reward_accuracy",
+        "entropy": "update/entropy",  # unknown where no row was computed
+        "grad norm": "update/grad_norm",
+    }
+    return ", ".join(f"{title} {metrics[name]:.3f}" for title, name in shown.items() if name in metrics)
+
+
+def named(**groups: dict[str, float]) -> dict[str, float]:
+    """The numbers of all groups, with names such as "vote/majority_ratio"."""
+    return {f"{group}/{name}": value for group, numbers in groups.items() for name, value in numbers.items()}
+
+
+def speed(rollouts: Rollouts, seconds: float) -> dict[str, float]:
+    """Of sampling: tokens a second, and the share of the slots' steps that drew one (none where all end at once)."""
+    found = {"sample_tokens_per_s": float(rollouts.lengths.sum() / seconds)}
+    if rollouts.slot_steps:
+        found["slot_use"] = float((rollouts.lengths - 1).sum() / rollouts.slot_steps)
+    return found
+
+
+def lengths(prompts: Prompts, rollouts: Rollouts) -> dict[str, float]:
+    """Token counts of prompts and of all responses."""
+    found = {"truncation_rate": float(rollouts.truncated.mean()), "generated_tokens": int(rollouts.lengths.sum())}
+    for name, values in (("response", rollouts.lengths), ("prompt", prompts.lengths)):
+        numbers = {"mean": np.mean(values), "max": np.max(values), "min": np.min(values)}
+        found |= {f"{name}_{which}": float(number) for which, number in numbers.items()}
+    return found
+
+
+def memory() -> dict[str, float]:
+    """The most memory held so far, GB: of the first device where it says so, else of this process on the host."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return {"peak_gb": stats["peak_bytes_in_use"] / 1e9}
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak_gb": kib * (1 if sys.platform == "darwin" else 1024) / 1e9}

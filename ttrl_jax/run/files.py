@@ -1,0 +1,45 @@
+"""What a run writes into its folder as it goes on: metrics, votes and generations. Process 0 writes, the others do
+nothing."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from ttrl_jax.run import distributed
+from ttrl_jax.run.metrics import Lines, MetricsLog, write_jsonl
+
+VOTES, METRICS, ROLLOUTS = "votes.jsonl", "metrics.jsonl", "rollouts"
+
+
+class Files:
+    """The files of one run that grow. A run that goes on drops first what an earlier process wrote too many of."""
+
+    def __init__(self, folder: Path, *, start_step: int, tensorboard: bool, wandb_project: str | None):
+        """As MetricsLog; votes.jsonl has a line for each question and step."""
+        self.folder, self._metrics, self._votes = folder, None, None
+        if distributed.leader():
+            logs = {"tensorboard": tensorboard, "wandb_project": wandb_project}
+            self._metrics = MetricsLog(folder, start_step=start_step, **logs)
+            self._votes = Lines(folder / VOTES, start_step=start_step)
+
+    def write(self, step: int, metrics: Mapping[str, float], votes: Iterable[Mapping[str, Any]] = ()) -> None:
+        """The metrics of a step, and its votes as JSON objects with a "step"."""
+        if self._metrics is not None and self._votes is not None:
+            self._votes.write(votes)
+            self._metrics.write(step, metrics)
+
+    def generations(self, name: str, rows: Iterable[Any]) -> None:
+        """rollouts/NAME.jsonl."""
+        if self._metrics is not None:
+            write_jsonl(self.folder / ROLLOUTS / f"{name}.jsonl", rows)
+
+    def close(self) -> None:
+        for log in (self._metrics, self._votes):
+            if log is not None:
+                log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

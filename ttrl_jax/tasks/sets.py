@@ -1,0 +1,115 @@
+"""The sets of questions that a model is evaluated on: the config's own, and those that eval.tasks names."""
+
+import functools
+import importlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ttrl_jax.data.problems import Problem, load
+from ttrl_jax.data.prompts import turns
+from ttrl_jax.errors import InputError
+from ttrl_jax.tasks.task import Task, by_strategies, from_file
+
+OWN = "data"  # the name of the config's own questions
+
+_CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions of one task."""
+
+    name: str  # in the names of metrics and files
+    path: str
+    truth_column: str
+    items: list[Problem]
+    task: Task
+
+
+def read_sets(config: ConfigDict) -> tuple[QuestionSet, ...]:
+    """The config's own questions, named "data", and then those of eval.tasks in their order.
+
+    An entry is NAME=PATH or NAME. If configs/NAME.py exists, its data.*, its task, and its reward.extract, format and
+    locale are used, with PATH in place of its data.path if there is one. Any other name is a label and needs a PATH;
+    the config's own settings are used. How questions are asked is the config's own in any case.
+
+    Raises InputError for entries that cannot be used, for data that cannot be read, and for what `task_of` refuses.
+    """
+    _check_names(config.eval.tasks)
+    sets = [_set(OWN, config.data.path, config, task_of(config, asked_by=config), level=config.data.level)]
+    for entry in config.eval.tasks:
+        name, path = _split(entry)
+        if _is_config(name):
+            settings = importlib.import_module(f"configs.{name}").get_config()
+            task = task_of(settings, asked_by=config)
+            found = _set(name, path or settings.data.path, settings, task, level=settings.data.level)
+        else:
+            found = _set(name, path, config, sets[0].task, level=0)  # the level is one of data.path
+        sets.append(found)
+    return tuple(sets)
+
+
+def task_of(settings: ConfigDict, *, asked_by: ConfigDict) -> Task:
+    """The task of a config: that of its Python file, or by reward.extract, format and locale; then questions are asked
+    as prompt.* of the config `asked_by` says. Raises InputError if there is none."""
+    if settings.task:
+        return from_file(settings.task)
+    reward, prompt = settings.reward, asked_by.prompt
+    return by_strategies(
+        strategies=reward.extract,
+        locale=reward.locale,
+        tags=reward.format,
+        thinking=prompt.thinking,
+        messages=functools.partial(turns, system=prompt.system, prefix=prompt.prefix, suffix=prompt.suffix),
+    )
+
+
+def _set(name: str, path: str, settings: ConfigDict, task: Task, *, level: int) -> QuestionSet:
+    data = settings.data
+    items = load(
+        path,
+        split=data.split,
+        question_column=data.question_column,
+        truth_column=data.truth_column,
+        limit=data.limit or None,
+        level=level or None,
+    )
+    return QuestionSet(name, path, data.truth_column, items, task)
+
+
+def _check_names(entries: Sequence[str]) -> None:
+    """Raise InputError for the first entry whose form or name is wrong, before anything is read."""
+    seen: set[str] = set()
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise InputError(f"eval.tasks must hold texts such as 'NAME=PATH', got {entry!r}")
+        name, path = _split(entry)
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise InputError(
+                f"the eval.tasks entry {entry!r} must be NAME=PATH or NAME, the name made of letters, digits, - and _"
+            )
+        if name == OWN:
+            raise InputError(f"the eval.tasks entry {entry!r} must have another name: {OWN!r} means data.path")
+        if name in seen:
+            raise InputError(f"eval.tasks names {name!r} twice; rename one")
+        seen.add(name)
+        if not path and "=" in entry:
+            raise InputError(f"the eval.tasks entry {entry!r} has no path after the =")
+        if not path and not _is_config(name):
+            raise InputError(f"the eval.tasks entry {entry!r} has no path and there is no configs/{name}.py")
+        if not path and name == "default":
+            raise InputError("the eval.tasks entry 'default' has no path, and configs/default.py names none")
+
+
+def _split(entry: str) -> tuple[str, str]:
+    """Name and path, which may itself hold a =; the path is empty where there is none."""
+    name, _, path = entry.partition("=")
+    return name, path
+
+
+def _is_config(name: str) -> bool:
+    return (_CONFIGS / f"{name}.py").is_file()

@@ -1,0 +1,98 @@
+"""A task: how a question becomes a prompt, how an answer is read, and which answers are the same.
+
+Mathematics in boxes, letters of a choice and numbers in tags are made by `by_strategies`. A task of one's own is a
+Python file whose `get_task()` returns a Task.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ttrl_jax.data.prompts import Turn
+from ttrl_jax.errors import InputError
+from ttrl_jax.reward import equivalence
+from ttrl_jax.reward.equivalence import Clusters
+from ttrl_jax.reward.extract import Answer, extract, in_format
+
+Reader = Callable[[str], Answer | None]  # response -> answer
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of question. Nothing of it sees a truth but `same`, when answers are measured."""
+
+    name: str
+    messages: Callable[[str], list[Turn]]  # question -> turns of a chat, or the pieces of a plain text
+    extract: Reader
+    classes: Callable[[Sequence[Answer | None]], Clusters]  # of all answers to a question; see equivalence.classes_by
+    same: Callable[[Answer, Answer], bool]  # of two, for flips, offline labels and measuring
+    in_format: Callable[[str], bool] | None = None  # whether a response is in the format; None without a format
+    readings: Mapping[str, Reader] = field(default_factory=dict)  # by name, more ways to read, for measuring alone
+
+
+def by_strategies(
+    *,
+    strategies: Sequence[str] = ("boxed",),
+    locale: str = "en",
+    tags: Sequence[str] = (),
+    thinking: bool = False,
+    messages: Callable[[str], list[Turn]] = lambda question: [{"role": "user", "content": question}],
+) -> Task:
+    """The task whose answers `extract.extract` reads by these settings, and which compares them as mathematics.
+
+    Raises InputError for settings that cannot be, and for a format that no response of a model that thinks can have.
+    """
+    tags = tuple(tags)
+    if thinking and "think" in tags:
+        raise InputError(
+            f"reward.format={tags} cannot hold where the model thinks before it answers, as its thoughts, <think> and "
+            "all, are taken off first; leave 'think' out of reward.format"
+        )
+    read = functools.partial(extract, thinking=thinking, locale=locale, tags=tags)
+    reader = functools.partial(read, strategies=tuple(strategies))
+    reader("")  # raises if it cannot read
+    formed = functools.partial(in_format, tags=tags, thinking=thinking) if tags else None
+    flexible = functools.partial(read, strategies=(*strategies, "last_number"))
+    return Task(
+        " or ".join(strategies),
+        messages,
+        reader,
+        equivalence.cluster,
+        equivalence.same,
+        formed,
+        {} if formed is None else _readings(reader, formed, flexible),
+    )
+
+
+def _readings(reader: Reader, formed: Callable[[str], bool], flexible: Reader) -> dict[str, Reader]:
+    """Two more ways to read what was sampled with a format.
+
+    strict: what `reader` finds in responses that are in the format; others have no answer.
+    flexible: what `reader` finds or else the last number, wherever it stands.
+    """
+    return {"strict": lambda response: reader(response) if formed(response) else None, "flexible": flexible}
+
+
+def from_file(path: str) -> Task:
+    """The task that `get_task()` of a Python file returns. Raises InputError if there is none."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"there is no file {file.absolute()}; set task to a Python file, or leave it empty")
+    spec = importlib.util.spec_from_file_location(f"ttrl_jax_task_{file.stem}", file)
+    if spec is None:
+        raise InputError(f"task={path} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise InputError(f"the task file {path} is not valid Python: {error.msg}, line {error.lineno}") from error
+    except ImportError as error:
+        raise InputError(f"the task file {path} could not be imported: {error}") from error
+    if "get_task" not in vars(module):
+        raise InputError(f"the task file {path} has no function get_task(); define one that returns a Task")
+    task = module.get_task()
+    if not isinstance(task, Task):
+        raise InputError(f"get_task() of {path} must return a ttrl_jax.tasks.task.Task, got a {type(task).__name__}")
+    return task

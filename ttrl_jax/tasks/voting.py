@@ -1,0 +1,52 @@
+"""From the texts of responses to votes and, in one plain call, to rewards."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ttrl_jax.reward.extract import Answer
+from ttrl_jax.reward.history import History
+from ttrl_jax.reward.judge import Draw, Evidence, Judge
+from ttrl_jax.reward.vote import Ballot, vote
+from ttrl_jax.run import distributed
+from ttrl_jax.tasks.task import Task
+
+
+def cast_votes(task: Task, texts: Sequence[Sequence[str]]) -> list[Ballot]:
+    """The ballots [P] on the answers in responses [P][V]. Of several processes each reads a share of the questions."""
+    return distributed.each(lambda group: vote([task.extract(text) for text in group], classes=task.classes), texts)
+
+
+def judge_of(config: ConfigDict, task: Task, *, offline: Mapping[int, Answer | None] | None = None) -> Judge:
+    """The judge that a config asks for. The oracle is none of them: with reward.label="truth" it is the majority's.
+
+    offline: question -> label, for reward.label="offline".
+    """
+    reward = config.reward
+    return Judge(
+        rule=config.judge.rule,
+        label="majority" if reward.label == "truth" else reward.label,
+        ties=reward.ties,
+        format_weight=reward.format_weight,
+        offline=offline or {},
+        same=task.same,
+    )
+
+
+def in_format(texts: Sequence[Sequence[str]], test: Callable[[str], bool] | None) -> np.ndarray | None:
+    """Which of the responses pass the test of a format, bool [P, V]; None where there is no format."""
+    return None if test is None else np.array([[test(text) for text in group] for group in texts])
+
+
+def majority_voting_reward(task: Task, texts: Sequence[str]) -> list[float]:
+    """The rewards of the responses to one question: 1 for those that agree with the most common answer, else 0.
+
+    The reference's function of this name (`verl/verl/utils/reward_score/ttrl_math`), but that a response without an
+    answer never votes, never wins and earns nothing, and that the votes and the rewards go by one notion of sameness.
+    Raises ValueError without any response.
+    """
+    ballot = vote([task.extract(text) for text in texts], classes=task.classes)
+    nothing = np.zeros((1, len(texts)))
+    verdict = Judge(same=task.same)([ballot], Evidence(nothing, nothing, None), History(), Draw(0, 0, [0]))
+    return verdict.rewards[0].tolist()
