@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # fixes the order of questions and every sampled token
     c.episodes = 80  # passes over the questions; 0: no training, the model as it is and its vote
-    c.algorithm = "grpo"  # grpo
+    c.algorithm = "grpo"  # grpo | dr_grpo | rloo | ppo (with a critic) | prime (with a process reward model)
     c.task = ""  # Python file whose get_task() says what is asked, read and compared (docs/library.md); empty: as below
 
     c.model = ConfigDict()
@@ -75,6 +75,7 @@ def get_config() -> ConfigDict:
     # Tokens of each device in one forward and backward pass, prompts and padding included (memory; changes only
     # rounding). Responses of like length go together; one that is longer goes alone.
     c.train.micro_tokens = 8192
+    c.train.advantage = "std"  # of grpo: std: rewards over their group's spread | entropic (arXiv 2601.16175)
     c.train.learning_rate = 5e-7  # peak
     c.train.warmup = 0.03  # share of the training steps; then cosine to 0
     c.train.b1 = 0.9
@@ -88,6 +89,22 @@ def get_config() -> ConfigDict:
     c.train.entropy_coef = 0.0  # weight of the entropy bonus
     c.train.remat = True  # recompute layers in the backward pass (memory)
     c.train.chunk_tokens = 1024  # response tokens of each device whose logits exist at once (memory)
+
+    c.critic = ConfigDict()  # of ppo, trained before the policy on the same minibatches; Adam as in train
+    c.critic.trunk = "own"  # own: a decoder that begins as the policy | policy: a head on the policy's own states
+    c.critic.learning_rate = 9e-6  # constant
+    c.critic.clip = 0.5  # how far a value counts as moved in one training step
+    c.critic.grad_clip = 1.0  # global norm
+    c.critic.gamma = 1.0  # discount of a token
+    c.critic.gae_lambda = 1.0  # of generalised advantages; 1: the reward less the value
+
+    c.prime = ConfigDict()  # of prime: the process reward model, which begins as the policy; Adam as in train, no decay
+    c.prime.learning_rate = 1e-6  # constant
+    c.prime.beta = 0.05  # of its log-ratios to the start
+    c.prime.grad_clip = 10.0  # global norm
+    c.prime.outcome_coef = 5.0  # weight of the agreement with the label
+    c.prime.process_coef = 5.0  # weight of the token rewards
+    c.prime.minibatch_rows = 256  # rows of one of its optimizer steps
 
     c.eval = ConfigDict()
     c.eval.every = 2  # training steps between evaluations; 0: only before and after

@@ -1,11 +1,15 @@
-"""Train one config with labels of several kinds and several seeds; make the table, the pictures and the report.
+"""Train one config with labels of several kinds, or by several algorithms, and several seeds; make the table, the
+pictures and the report.
 
     python scripts/compare.py --config configs/quickstart.py --out runs/compare [--config.a.b=value ...]
+    python scripts/compare.py --config configs/quickstart.py --out runs/figure5 --algorithms grpo,ppo,prime
 
 Labels: majority (the method), offline (voted once by the start model), random (the control) and truth (the oracle). The
-model as it is, and its vote without any training (self-consistency), are the start of each run. The runs, one after the
-other, are OUT/<label>-seed<n>; the same command again goes on where it stopped, and with more labels or seeds adds
-theirs. OUT gets table.md, curves.svg and report.html. The quickstart takes four minutes a run on 2 cores.
+model as it is, and its vote without any training (self-consistency), are the start of each run. Algorithms: those of
+the key `algorithm`, by majority labels, beside GRPO by true ones, the oracle (figure 5 of arXiv 2504.16084). The runs,
+one after the other, are OUT/<label or algorithm>-seed<n>; the same command again goes on where it stopped, and with
+more labels, algorithms or seeds adds theirs. OUT gets table.md, curves.svg and report.html. The quickstart takes two to
+six minutes a run on 2 cores.
 """
 
 import argparse
@@ -14,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the package of this checkout
@@ -33,31 +37,38 @@ LABELS = {
     "random": "random answers (control)",
     "truth": "true answers (oracle)",
 }
+ALGORITHMS = {"grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO", "ppo": "PPO", "prime": "PRIME"}
+TITLES = LABELS | ALGORITHMS
+ORACLE = "truth"  # beside algorithms: GRPO with it
 CURVES = {
     "labels that are the truth": "audit/label_accuracy",
     "rewards as the truth would give": "audit/reward_accuracy",
     "votes for the label": "vote/majority_ratio",
 }
+PARTS = ("sample", "vote", "update")  # of a step, in whose seconds no evaluation is
 ENDS = 8  # steps at either end of a run, whose means are printed: an episode of the quickstart
 POINTS = 36  # of a line in the pictures; the steps between are averaged
 
 
 def main() -> int:
     options, changes = parse(sys.argv[1:])
-    folders = [(label, seed, options.out / f"{label}-seed{seed}") for seed in options.seeds for label in options.labels]
-    for i, (label, seed, folder) in enumerate(folders):
+    arms = [*options.algorithms, ORACLE] if options.algorithms else options.labels
+    folders = [(arm, seed, options.out / f"{arm}-seed{seed}") for seed in options.seeds for arm in arms]
+    for i, (arm, seed, folder) in enumerate(folders):
         print(f"== run {i + 1} of {len(folders)}: {folder}", flush=True)
-        keys = [f"--config.reward.label={label}", f"--config.seed={seed}"]
+        keys = [f"--config.algorithm={arm}" if arm in ALGORITHMS else f"--config.reward.label={arm}"]
+        keys.append(f"--config.seed={seed}")
         train = ["ttrl_jax.train", "--config", options.config, *changes, *keys, "--workdir", str(folder)]
         code = subprocess.run([sys.executable, "-m", *train]).returncode
         if code:
             return code
-    chosen = [str(folder) for label in options.labels for each, _, folder in folders if each == label]
-    groups = dict(zip(options.labels, by_seed(read_runs(chosen)), strict=True))
-    table = markdown(groups)
+    chosen = [str(folder) for arm in arms for each, _, folder in folders if each == arm]
+    groups = dict(zip(arms, by_seed(read_runs(chosen)), strict=True))
+    table = algorithms_table(groups) if options.algorithms else markdown(groups)
+    said = findings(groups) + ([] if options.algorithms else courses(groups))
     write_text(options.out / "table.md", table)
     write_text(options.out / "curves.svg", picture(groups))
-    print(table + "".join(f"{line}\n" for line in findings(groups) + courses(groups)), flush=True)
+    print(table + "".join(f"{line}\n" for line in said), flush=True)
     report = ["ttrl_jax.report", *chosen, "--out", str(options.out / "report.html")]
     return subprocess.run([sys.executable, "-m", *report]).returncode
 
@@ -68,21 +79,26 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config", required=True, help="as of ttrl_jax.train: FILE.py or FILE.py:MODEL")
     parser.add_argument("--out", required=True, type=Path, help="folder for the runs and what is made of them")
     parser.add_argument("--labels", default=",".join(LABELS), help="which, with commas between (%(default)s)")
+    parser.add_argument("--algorithms", default="", help=f"instead of labels: of {', '.join(ALGORITHMS)}")
     parser.add_argument("--seeds", default="0,1,2", help="whole numbers with commas between (%(default)s)")
     options, changes = parser.parse_known_args(arguments)
     for change in changes:
         if not change.startswith("--config.") or "=" not in change:
             parser.error(f"unexpected argument {change!r}; a setting is changed by --config.a.b=value")
-        if change.startswith(("--config.seed=", "--config.reward.label=")):
-            parser.error(f"{change!r} is what the runs differ in; give --seeds or --labels")
+        if change.startswith(("--config.seed=", "--config.reward.label=", "--config.algorithm=")):
+            parser.error(f"{change!r} is what the runs differ in; give --seeds, --labels or --algorithms")
     options.labels, options.seeds = options.labels.split(","), options.seeds.split(",")
+    options.algorithms = options.algorithms.split(",") if options.algorithms else []
+    strange = [algorithm for algorithm in options.algorithms if algorithm not in ALGORITHMS]
+    if strange:
+        parser.error(f"--algorithms knows {', '.join(ALGORITHMS)}, got {strange[0]!r}")
     unknown = [label for label in options.labels if label not in LABELS]
     if unknown:
         parser.error(f"--labels knows {', '.join(LABELS)}, got {unknown[0]!r}")
     wrong = [seed for seed in options.seeds if not seed.isdecimal()]
     if wrong:
         parser.error(f"--seeds must be whole numbers such as 0,1,2, got {wrong[0]!r}")
-    for given in (options.labels, options.seeds):
+    for given in (options.labels, options.algorithms, options.seeds):
         if len(set(given)) < len(given):
             parser.error(f"each may be given once, got {','.join(given)}")
     return options, changes
@@ -96,9 +112,29 @@ def markdown(groups: dict[str, Group]) -> str:
             first, last = group.ends(task)
             names = metric_at(first, "avg"), metric_at(first, "maj")
             cells = [spread(numbers.get(name or "", [])) for numbers in (first, last) for name in names]
-            rows.append([LABELS[label], "trained on" if task == OWN else task, *cells])
+            rows.append([TITLES[label], "trained on" if task == OWN else task, *cells])
     head = ["labels", "questions", *(f"{name} {when}" for when in ("before", "after") for name in names)]
     lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def algorithms_table(groups: dict[str, Group]) -> str:
+    """Of each algorithm and the oracle: avg@k and maj@k at the start and at the end, the share of what the oracle has
+    gained, and the seconds of a step, the median over the steps of all seeds."""
+    rows, names = [], ("", "")
+    tops = {task: groups[ORACLE].ends(task) for task in groups[ORACLE].tasks}
+    for arm, group in groups.items():
+        steps = [sum(row.get(f"time/{part}", 0.0) for part in PARTS) for run in group.runs for row in run.rows]
+        for task in group.tasks:
+            first, last = group.ends(task)
+            name, vote = names = metric_at(first, "avg"), metric_at(first, "maj")
+            before, after, top = fmean(first[name]), fmean(last[name]), fmean(tops[task][1][name])
+            gained = f"{(after - before) / (top - before):.2f}" if top > before else "-"
+            cells = [spread(numbers) for numbers in (first[name], first[vote], last[name], last[vote])]
+            seconds = f"{median(second for second in steps if second > 0):.2f}" if task == OWN else ""
+            rows.append([TITLES[arm], "trained on" if task == OWN else task, *cells, gained, seconds])
+    head = ["algorithm", "questions", *(f"{name} {when}" for when in ("before", "after") for name in names)]
+    lines = [[*head, "of the oracle's gain", "seconds a step"], ["---"] * (len(head) + 2), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -116,7 +152,8 @@ def findings(groups: dict[str, Group]) -> list[str]:
     for label, value in reached.items():
         than_start = "above" if value > start else "not above"
         than_vote = "above" if value > before else "not above"
-        said.append(f"Labels by {LABELS[label]}: {name} {value:.3f}, {than_start} the start, {than_vote} its vote.")
+        way = f"Labels by {LABELS[label]}" if label in LABELS else TITLES[label]
+        said.append(f"{way}: {name} {value:.3f}, {than_start} the start, {than_vote} its vote.")
     return said
 
 
@@ -133,12 +170,13 @@ def courses(groups: dict[str, Group]) -> list[str]:
 def picture(groups: dict[str, Group]) -> str:
     """Two charts: correct samples in training by kind of label; how right the first kind's labels and rewards are."""
     correct = [
-        Line(LABELS[label], i, mean_curve(group, "audit/ground_truth_reward"))
+        Line(TITLES[label], i, mean_curve(group, "audit/ground_truth_reward"))
         for i, (label, group) in enumerate(groups.items())
     ]
     label, group = next(iter(groups.items()))
     told = [Line(text, i, mean_curve(group, name)) for i, (text, name) in enumerate(CURVES.items())]
-    charts = [("Correct samples in training", correct), (f"Labels by {LABELS[label]}", told)]
+    told_of = f"Labels by {LABELS[label]}" if label in LABELS else TITLES[label]
+    charts = [("Correct samples in training", correct), (told_of, told)]
     charts = [(title, [line for line in drawn if line.points]) for title, drawn in charts]
     style = resources.files("ttrl_jax.report").joinpath("page.css").read_text(encoding="utf-8")
     return svg.picture([chart for chart in charts if chart[1]], style, most=POINTS)

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny_model import LLAMA, random_params
+from tiny_model import LLAMA, forward_of, random_params
 
 from ttrl_jax import cli
 from ttrl_jax.errors import InputError
@@ -18,7 +18,7 @@ from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.learn.layout import model_layout, params_layout, state_layout
 from ttrl_jax.learn.loss import grpo
 from ttrl_jax.learn.optimizer import make_optimizer
-from ttrl_jax.learn.update import ScoreSettings, Sizes, Update
+from ttrl_jax.learn.update import Sizes, Update
 from ttrl_jax.model import decoder
 from ttrl_jax.model.sharding import make_mesh, of_hosts, on_this_host, shardings
 from ttrl_jax.records import Model, Prompts, Rollouts, TrainState
@@ -30,7 +30,7 @@ from ttrl_jax.run.checkpoint import Checkpoints
 
 # The last has more devices along tensor than the model has kv heads.
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 2, 4)]
-UPDATED = {2: MESHES[2:4], 4: MESHES}  # by the number of processes
+UPDATED = {2: MESHES[2:4], 4: MESHES[1:2] + MESHES[4:]}  # by the number of processes
 # Likewise: prompts, and whether each host draws by itself. None can be shared evenly.
 SAMPLED = {2: [(5, True), (5, False)], 4: [(3, True)]}
 MAX_TOKENS = 12
@@ -66,10 +66,9 @@ def scores_and_gradients(shape):
         params = placed(random_params(LLAMA), layout)
         optimizer = make_optimizer(b1=0.9, b2=0.99, weight_decay=0.01, grad_clip=1.0)
         update = Update(
-            LLAMA,
+            forward_of(LLAMA, temperature=0.8, unroll=False),
             optimizer,
             loss=grpo(clip_low=0.2, clip_high=0.2, dual_clip=3.0, kl_coef=0.05, entropy_coef=0.01),
-            score=ScoreSettings(temperature=0.8, dtype=jnp.float32, remat=False, unroll=False),
             sizes=Sizes(
                 minibatch_rows=16,
                 micro_tokens=192,
@@ -86,7 +85,7 @@ def scores_and_gradients(shape):
         numbers = {"advantages": advantages, "sampler_logps": batch.sampler_logps, "old": scores, "reference": scores}
         for micro in update.micro_batches(batch, np.arange(16)):
             own = {name: micro.take(values) for name, values in numbers.items()}
-            total, _ = update._gradient(params, total, micro, own)
+            total, _, _ = update._gradient(params, None, total, micro, own)
         return np.asarray(scores), [whole(leaf) for leaf in jax.tree.leaves(total)]
 
 

@@ -178,6 +178,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path):
     child = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)], env=cpu(), check=False)
     assert child.returncode == -signal.SIGKILL

@@ -154,7 +154,7 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--config.eval=3", ("--config.eval=3",)),
         ("--nonsense=1", ("nonsense",)),
         ("nonsense", ("nonsense",)),
-        ("--config.algorithm=ppo", ("algorithm", "grpo", "ppo")),
+        ("--config.algorithm=reinforce", ("algorithm", "grpo", "reinforce")),
         ("--config.train.samples=65", ("train.samples=65", "rollout.votes=64")),
         ("--config.episodes=-1", ("episodes", "-1")),
         ("--config.rollout.prompts=72", ("64", "72")),

@@ -96,6 +96,29 @@ def test_courses_by_hand(groups):
     ]
 
 
+def test_table_of_algorithms_by_hand(tmp_path: Path):
+    """Two seeds each; the oracle gains 0.6, PPO half of it. Three steps of 1, 2 and 6 seconds, evaluations apart."""
+    groups = {}
+    for arm, ends in (("grpo", (0.7, 0.9)), ("ppo", (0.4, 0.6)), ("truth", (0.8, 0.8))):
+        paths = []
+        for seed, end in enumerate(ends):
+            path = tmp_path / f"{arm}{seed}"
+            made(path, {"avg@4": 0.2, "maj@4": 0.5}, {"avg@4": end, "maj@4": end + 0.1}, "majority", seed)
+            rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+            for row, seconds in zip(rows, (1, 2, 6), strict=True):
+                row |= {"time/sample": seconds / 2, "time/update": seconds / 2, "time/evaluate": 50.0}
+            write_jsonl(path / "metrics.jsonl", rows)
+            paths.append(str(path))
+        [groups[arm]] = compare.by_seed(compare.read_runs(paths))
+    head, _, *rows = compare.algorithms_table(groups).splitlines()
+    assert head.endswith("| avg@4 after | maj@4 after | of the oracle's gain | seconds a step |")
+    start = "0.200 (0.200 to 0.200) | 0.500 (0.500 to 0.500)"
+    assert rows[0] == f"| GRPO | trained on | {start} | 0.800 (0.700 to 0.900) | 0.900 (0.800 to 1.000) | 1.00 | 2.00 |"
+    assert rows[1] == f"| PPO | trained on | {start} | 0.500 (0.400 to 0.600) | 0.600 (0.500 to 0.700) | 0.50 | 2.00 |"
+    assert rows[2].startswith("| true answers (oracle) | trained on |") and rows[2].endswith("| 1.00 | 2.00 |")
+    assert "PPO: avg@4 0.500, above the start, not above its vote." in compare.findings(groups)
+
+
 def test_picture_has_the_mean_of_the_seeds(groups):
     assert compare.mean_curve(groups["majority"], "audit/ground_truth_reward") == [(0, 0.125), (1, 0.375), (2, 0.625)]
     assert compare.mean_curve(groups["majority"], "audit/label_accuracy") == []
@@ -113,6 +136,7 @@ def test_picture_has_the_mean_of_the_seeds(groups):
     ("arguments", "words"),
     [
         (["--labels", "majority,gold"], "'gold'"),
+        (["--algorithms", "grpo,sarsa"], "'sarsa'"),
         (["--seeds", "0,x"], "'x'"),
         (["--seeds", "0,0"], "once"),
         (["--config.seed=1"], "--seeds"),

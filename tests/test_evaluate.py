@@ -132,6 +132,7 @@ def test_a_model_folder_gives_what_training_began_with(run: Path, folder: Path):
     assert results["results"] == of_step(run, 0)
 
 
+@pytest.mark.slow
 def test_without_checkpoint_the_configs_model_and_another_seed_other_samples(run: Path, folder: Path):
     begin = lines(run / "rollouts" / "eval_data_000000.jsonl")
     seeds = {}

@@ -339,7 +339,7 @@ def test_decided_values_belong_to_the_run(call, tmp_path: Path):
 REAL = {"aime": ("AIME-TTT.json", 30), "math500": ("MATH-TTT.json", 500)}
 
 
-@pytest.mark.parametrize("name", [pytest.param("aime", marks=pytest.mark.slow), "math500"])
+@pytest.mark.parametrize("name", ["math500"])
 def test_the_paper_s_questions(name: str, call, model: Path, ttrl_data: Path):
     """All of them are read, encoded and equal to their own truths; two are trained on."""
     file, count = REAL[name]

@@ -16,7 +16,7 @@ LEVELS = [
     {"resolve", "cli", "huggingface", "programs"},
     {"inputs"},
     {"session"},
-    {"measure", "export", "merge", "report", "plan"},
+    {"algorithms", "measure", "export", "merge", "report", "plan"},
     {"train", "evaluate", "library"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ttrl_jax.errors import InputError
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.history import History
 from ttrl_jax.reward.judge import RULES, Draw, Evidence, Judge, Rule, majority, winners
@@ -78,6 +79,12 @@ def test_a_rule_says_whether_it_asks_for_entropies(monkeypatch: pytest.MonkeyPat
     assert Judge(rule="surest").asks_entropies and not Judge().asks_entropies
     evidence = dataclasses.replace(PLAIN, entropies=np.array([[3, 1, 2, 4]] * 3))
     assert Judge(rule="surest")(BALLOTS, evidence, History(), DRAW).rewards.tolist() == [[0, 1, 0, 0]] * 3
+
+
+@pytest.mark.parametrize("given", [{"rule": "best"}, {"label": "truth"}, {"ties": "last"}])
+def test_a_judge_that_cannot_be(given: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(given))} must be one of .*, got '{next(iter(given.values()))}'"):
+        Judge(**given)
 
 
 def test_the_format_is_added_to_every_rule() -> None:

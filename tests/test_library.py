@@ -15,12 +15,13 @@ from tiny_model import all_logits
 from configs import quickstart
 from ttrl_jax import cli, train
 from ttrl_jax import library as ttrl
+from ttrl_jax.errors import InputError
 from ttrl_jax.model.weights import sha256
 from ttrl_jax.reward.judge import RULES
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), flags=re.DOTALL)
-LOOP, LOGPS, REWARDS, TASK = BLOCKS
+LOOP, OWN, REWARDS_OF_ONES_OWN, MEASURE, GO_ON, LOGPS, REWARDS, TASK = BLOCKS
 SMALL = {
     "episodes": 5, "data.limit": 8, "rollout.votes": 8, "train.samples": 4, "train.micro_tokens": 384,
     "eval.samples": 1, "eval.tasks": (), "log.tensorboard": False,
@@ -43,7 +44,7 @@ def opened():
     ttrl.close(session)
 
 
-def test_the_whole_method_is_twenty_lines_and_what_train_does(tmp_path, monkeypatch, fresh_flags):
+def test_the_whole_method_is_twenty_lines_and_what_train_does(tmp_path, monkeypatch, fresh_flags, capfd):
     """Bit for bit, after five steps."""
     assert len([line for line in LOOP.splitlines() if line.strip()]) <= 20
     monkeypatch.chdir(tmp_path)
@@ -55,20 +56,27 @@ def test_the_whole_method_is_twenty_lines_and_what_train_does(tmp_path, monkeypa
     assert summary["steps"] == 5
 
     monkeypatch.setattr(quickstart, "get_config", small_config)
-    spelled = LOOP.replace("votes=64", "votes=8").replace("samples=32", "samples=4")
-    names = {}
-    exec(compile(spelled, "docs/library.md", "exec"), names)
+    names = {"np": np, "dataclasses": dataclasses}
+    exec(compile(LOOP, "docs/library.md", "exec"), names)
     assert sha256(names["session"].state.policy.params) == summary["params_sha256"]
     votes = [json.loads(line) for line in (run / "votes.jsonl").read_text().splitlines()]
     assert votes == json.loads(json.dumps(names["history"].rows())) and len(votes) == 5 * 8
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert metrics[4]["update/loss"] == names["metrics"]["loss"]
 
-    again = ttrl.open_session(ttrl.read_inputs(small_config()), begin=False)
-    with ttrl.Checkpoints("runs/mine/checkpoints", keep=None) as checkpoints:
-        again = ttrl.restore(again, checkpoints, checkpoints.latest())
-    assert again.step == int(again.state.step) == 5
+    session, history, names["config"] = names["session"], names["history"], small_config()
+    exec(compile(REWARDS_OF_ONES_OWN, "docs/library.md", "exec"), names)
+    assert names["verdict"].rewards.shape == (8, 8) and names["verdict"].rewards.all()
+    with ttrl.Checkpoints("runs/my_loop", keep=1) as checkpoints:
+        assert not ttrl.save(session, checkpoints)
+    exec(compile(GO_ON, "docs/library.md", "exec"), names)
+    again = names["session"]
+    assert again.step == int(again.state.step) == 5 and names["history"] == history
     assert sha256(again.state.policy.params) == summary["params_sha256"]
+    capfd.readouterr()
+    exec(compile(MEASURE, "docs/library.md", "exec"), names)
+    assert capfd.readouterr().out.startswith("data {'majority_ratio': ")
+    assert OWN.splitlines()[0] == "from configs import default" and "read_inputs(config)" in OWN
 
 
 def test_log_probs_of_given_responses(opened):
@@ -86,10 +94,11 @@ def test_log_probs_of_given_responses(opened):
     at = np.minimum(rows.prompt_lengths[:, None] - 1 + np.arange(rows.mask.shape[1]), rows.ids.shape[1] - 1)
     want = np.take_along_axis(np.take_along_axis(found, at[..., None], 1), rows.responses[..., None], 2)[..., 0]
     np.testing.assert_allclose(logps, np.where(rows.mask > 0, want, 0), atol=2e-4)
-    with pytest.raises(ValueError, match="no empty one"):
-        ttrl.respond(opened, [["5", ""]])
-    with pytest.raises(ValueError):
-        ttrl.respond(opened, [["5", "6"], ["7"]])
+    for texts in ([["5", ""]], [["5", "6"], ["7"]]):
+        with pytest.raises(InputError, match="no empty one"):
+            ttrl.respond(opened, texts)
+    with pytest.raises(InputError, match="a response has 14 tokens, more than rollout.max_tokens=13"):
+        ttrl.respond(opened, [["12345678901234"]])
 
 
 def test_entropies_of_votes_for_a_judge_that_asks(opened, monkeypatch):
@@ -254,7 +263,8 @@ def test_the_task_of_the_page(tmp_path):
     exec(compile(TASK, "docs/library.md", "exec"), names)
     task = names["get_task"]()
     texts = ['{"total": 5}', 'so {"total": 5.0, "of": "apples"}', "five", '{"total": null}', '{"total": "6"}', "}{"]
-    assert ttrl.majority_voting_reward(task, texts) == [1, 1, 0, 0, 0, 0]
+    texts += ['{"total": ' + "9" * 400 + "}", "{" + "[" * 100_000 + "}"]
+    assert ttrl.majority_voting_reward(task, texts) == [1, 1, 0, 0, 0, 0, 0, 0]
     assert task.messages("How many?")[0]["content"].startswith("How many?\nAnswer with")
 
 

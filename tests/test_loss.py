@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ttrl_jax.learn.loss import kl_k3, policy_loss, token_sums
+from ttrl_jax.learn.loss import kl_k3, policy_loss, process_sums, token_sums, value_sums
 
 CLIPS = dict(clip_low=0.2, clip_high=0.28, dual_clip=3.0)
 
@@ -66,6 +66,7 @@ def test_sums_by_hand():
     entropies = jnp.array([[0.5, 0.25, nonsense], [1.0, nonsense, nonsense]])
     mask = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     numbers = {"old": old, "reference": reference, "advantages": jnp.array([[1.0] * 3, [-1.0] * 3])}
+    numbers["sampler_logps"] = old + jnp.array([[0.5, -0.25, nonsense], [0.0, nonsense, nonsense]])
     total, sums = token_sums(logps, entropies, numbers, mask, kl_coef=0.1, entropy_coef=0.01, **CLIPS)
     want = {
         "policy_loss": -1.28 - 1.0 + 3.0,
@@ -75,6 +76,7 @@ def test_sums_by_hand():
         "dual_clip_fraction": 1.0,
         "approx_kl": -np.log(1.5) - np.log(4.0),
         "ratio_max": 4.0,
+        "logp_gap": 0.75,
         "loss": 0.72 + 0.1 * 0.5 - 0.01 * 1.75,
     }
     assert sums.keys() == want.keys()
@@ -104,10 +106,60 @@ def test_the_token_mean_is_trls():
     reference = logps + 0.5 * rng.normal(size=shape)
     mask = (np.arange(30) < rng.integers(1, 31, size=12)[:, None]).astype(float)
     advantages = np.tile([1.2, -0.7], 6)
-    numbers = {"old": old, "reference": reference, "advantages": np.tile(advantages[:, None], 30)}
+    numbers = {"old": old, "reference": reference, "advantages": np.tile(advantages[:, None], 30), "sampler_logps": old}
     numbers = {name: np.float32(x) for name, x in numbers.items()}
     arrays = (np.float32(logps), np.zeros(shape, np.float32), numbers, np.float32(mask))
     total, sums = token_sums(*arrays, kl_coef=0.05, entropy_coef=0.0, **CLIPS)
     want = trl_loss(logps, old, reference, advantages, mask, epsilon_low=0.2, epsilon_high=0.28, delta=3.0, beta=0.05)
     assert float(total) / mask.sum() == pytest.approx(want, rel=1e-5)
     assert float(sums["clip_fraction"]) > 3 and float(sums["dual_clip_fraction"]) > 0  # all branches were there
+
+
+def test_value_loss_by_hand():
+    """Half the larger of two squares, clip 0.5, old value 1: (value, return) = (2, 0): 4 against 1.5^2; (2, 3): 1
+    against 1.5^2, which decides; (1.2, 1): 0.04, not moved as far; and one beyond the mask."""
+    values, returns = jnp.array([[2.0, 2.0, 1.2, 9.0]]), jnp.array([[0.0, 3.0, 1.0, 0.0]])
+    numbers, mask = {"old": jnp.ones((1, 4)), "returns": returns}, jnp.array([[1.0, 1.0, 1.0, 0.0]])
+
+    def loss(values):
+        return value_sums(values, jnp.zeros_like(values), numbers, mask, clip=0.5)
+
+    (total, sums), slope = jax.value_and_grad(loss, has_aux=True)(values)
+    assert float(total) == float(sums["loss"]) == pytest.approx(0.5 * (4 + 2.25 + 0.04), rel=1e-6)
+    assert float(sums["clip_fraction"]) == 1
+    np.testing.assert_allclose(slope, [[2.0, 0.0, 0.2, 0.0]], atol=1e-6)  # what is clipped does not pull back
+
+
+def trl_value_loss(vpred, values, returns, mask, cliprange):
+    """PPOTrainer's: 0.5 * masked_mean(max of two squares)."""
+    clipped = np.clip(vpred, values - cliprange, values + cliprange)
+    return 0.5 * (np.maximum((vpred - returns) ** 2, (clipped - returns) ** 2) * mask).sum() / mask.sum()
+
+
+def test_the_value_loss_is_trls():
+    rng = np.random.default_rng(1)
+    old, values, returns = (rng.normal(size=(12, 30)).astype(np.float32) for _ in range(3))
+    mask = (np.arange(30) < rng.integers(1, 31, size=12)[:, None]).astype(np.float32)
+    total, sums = value_sums(values, values, {"old": old, "returns": returns}, mask, clip=0.2)
+    assert float(total) / mask.sum() == pytest.approx(trl_value_loss(values, old, returns, mask, 0.2), rel=1e-5)
+    assert 0 < float(sums["clip_fraction"]) < mask.sum()
+
+
+def test_process_loss_by_hand():
+    """Three rows, two of them here, of 2 and 3 tokens in chunks of 3: beta 0.5, sums of log-ratios 2 and -1.
+    -log sigmoid(1) where the outcome is 1, and -log(1 - sigmoid(-0.5)) where it is 0."""
+    ratios = jnp.array([[[0.5, 1.5, -1.0], [1.0, -1.0, 7.0]]])  # of row 0 two, of row 2 three, and none
+    row = jnp.array([[[0.0, 0.0, 2.0], [2.0, 2.0, 0.0]]])
+    outcome = jnp.array([[[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]])
+    mask = jnp.array([[[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]])
+    reference = jnp.full(ratios.shape, -3.0)
+
+    def loss(logps):
+        numbers = {"row": row, "outcome": outcome, "reference": reference}
+        return process_sums(logps, jnp.zeros_like(logps), numbers, mask, beta=0.5, rows=3)
+
+    (total, sums), slope = jax.value_and_grad(loss, has_aux=True)(reference + ratios)
+    assert float(total) == pytest.approx(np.log(1 + np.exp(-1.0)) + np.log(1 + np.exp(-0.5)), rel=1e-6)
+    assert float(sums["accuracy"]) == 2
+    up, down = -0.5 / (1 + np.exp(1.0)), 0.5 / (1 + np.exp(0.5))  # beta (sigmoid - outcome)
+    np.testing.assert_allclose(slope, [[[up, up, down], [down, down, 0.0]]], rtol=1e-5)

@@ -39,6 +39,7 @@ def run(name: str, folder: Path, parameters: str, monkeypatch: pytest.MonkeyPatc
     ]
 
 
+@pytest.mark.slow
 def test_the_quickstart_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     install, _, _, train, report, shown = run("quickstart", tmp_path, f"SETTINGS = {QUICK}", monkeypatch)
     assert install == ""  # the package is there

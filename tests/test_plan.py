@@ -12,14 +12,14 @@ from pathlib import Path
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import quickstart
 from tests.tiny_model import QWEN3, on_mesh
 from ttrl_jax import cli, train
 from ttrl_jax.plan import __main__ as plan
 from ttrl_jax.plan import arithmetic
-from ttrl_jax.plan.arithmetic import Chip, Work
+from ttrl_jax.plan.arithmetic import Chip, Work, chip_bytes
 from ttrl_jax.plan.programs import Compiler, Setting, loop_collectives
 from ttrl_jax.plan.search import changed, estimates, found, nearest
 
@@ -54,7 +54,7 @@ def test_work_of_a_step():
     moved = 4 * (2 * (4 * 7_536 * 4 + 32_768) + 24_576)
     assert arithmetic.decode_work(QWEN3, drawn, mesh, tokens=3, **sizes) == Work(flops, moved)
     assert arithmetic.copy_work(QWEN3, mesh, itemsize=2).moved == 6 * 7_536 * 4
-    assert arithmetic.step_work(QWEN3, 3).moved == 28 * 7_536 * 3
+    assert arithmetic.step_work(7_536, 3).moved == 28 * 7_536 * 3
 
 
 def test_the_roofline_is_the_longer_of_the_two():
@@ -186,6 +186,7 @@ def small_setting() -> Setting:
     return plan.setting_of(config, model, jax.devices(), (64, 256), stop_ids)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_made_to(capsys: pytest.CaptureFixture):
     """With a byte less than the first setting needs, another is found that XLA says fits."""
     setting = small_setting()
@@ -204,6 +205,24 @@ def compiled(setting: Setting) -> list:
     compiler = Compiler(setting, print)
     compiler.all()
     return compiler.programs
+
+
+@pytest.mark.parametrize(("algorithm", "name", "copies"), [("ppo", "critic", 6), ("prime", "process", 7)])
+def test_the_other_model_is_planned_for(algorithm: str, name: str, copies: int):
+    """Hand-worked: masters and two moments of both models, and the start; what it learns with is compiled."""
+    config = ConfigDict(small_setting().config.to_dict())
+    config.algorithm, config.train.kl_coef, config.train.minibatch_prompts = algorithm, 0.0, 2
+    setting = dataclasses.replace(small_setting(), config=FrozenConfigDict(config))
+    with jax.set_mesh(setting.mesh):
+        compiler = Compiler(setting, print)
+        compiler.learning(name)
+        compiler.learning("policy")
+    labels = [program.label for program in compiler.programs]
+    assert labels[:3] == [f"score {name} score", f"update {name} gradient", f"update {name} step"]
+    assert labels[3:] == ["score", "update gradient", "update step"]
+    one = chip_bytes(setting.layout().policy.params)
+    assert compiler.state == pytest.approx(copies * one, rel=0.01)
+    assert all(program.together >= compiler.state for program in compiler.programs)
 
 
 def test_nothing_fits_a_thimble():

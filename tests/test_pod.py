@@ -13,15 +13,16 @@ import pod
 import pytest
 from finished_run import results
 
-KILLS = int(os.environ["TTRL_KILLS"]) if "TTRL_KILLS" in os.environ else 2  # of process 0, 1 ... in turn
+KILLS = int(os.environ["TTRL_KILLS"]) if "TTRL_KILLS" in os.environ else 1  # of one process after the other in turn
 PROCESSES = int(os.environ["TTRL_PROCESSES"]) if "TTRL_PROCESSES" in os.environ else 2
 DEVICES = 4 // PROCESSES  # of each
-STEPS = 2 + 2 * KILLS
+STEPS = 4 + 2 * KILLS
 ARGUMENTS = [
     "-m", "ttrl_jax.train", "--config=configs/quickstart.py", "--config.eval.tasks=()", f"--config.episodes={STEPS}",
     "--config.rollout.prompts=2", "--config.data.limit=2", "--config.rollout.votes=8", "--config.train.samples=8",
     "--config.train.micro_tokens=384", "--config.train.minibatch_prompts=1", "--config.train.kl_coef=0.001",
     "--config.train.learning_rate=4e-5", "--config.eval.samples=2", "--config.eval.every=2",
+    "--config.prime.minibatch_rows=8",
     "--config.log.generations_every=1",
 ]  # fmt: skip
 SECONDS_TO_END = 60  # of the others, after one has gone
@@ -80,13 +81,16 @@ def test_one_process_learns_the_same(undisturbed: Path, tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600 + 60 * KILLS)
-def test_killed_processes_end_all_and_nothing_is_lost(undisturbed: Path, tmp_path: Path):
+@pytest.mark.parametrize(("algorithm", "first"), [("prime", 1)] + [("ppo", 0)] * ("TTRL_KILLS" in os.environ))
+def test_killed_processes_end_all_and_nothing_is_lost(tmp_path: Path, algorithm: str, first: int):
     """Invariance: SIGKILL to one at random times ends the others with 75 and a sentence; started again and again, the
-    run agrees bit by bit with one on the same mesh that was left alone."""
-    workdir, rng = tmp_path / "run", random.Random(0)
+    run of two models agrees bit by bit with one on the same mesh that was left alone."""
+    workdir, alone, rng = tmp_path / "run", tmp_path / "alone", random.Random(0)
+    change = f"--config.algorithm={algorithm}"
+    finish(alone, change)
     for kill in range(KILLS):
-        victim = kill % PROCESSES
-        started = start(workdir)
+        victim = (first + kill) % PROCESSES
+        started = start(workdir, change)
         wait_for_step(workdir, max(steps_saved(workdir), default=0) + 1, started)
         time.sleep(rng.uniform(0, 0.5))
         assert started[victim].poll() is None, "the kill came too late"
@@ -100,8 +104,8 @@ def test_killed_processes_end_all_and_nothing_is_lost(undisturbed: Path, tmp_pat
             assert code == 75 and LEFT_BEHIND in words.splitlines()[-1], "\n".join(said)
     assert not (workdir / "summary.json").exists()
     saved = max(steps_saved(workdir))
-    assert f"resumed after step {saved}" in finish(workdir)[0]
-    assert results(workdir) == results(undisturbed)
+    assert f"resumed after step {saved}" in finish(workdir, change)[0]
+    assert results(workdir) == results(alone)
 
 
 @pytest.mark.slow
@@ -121,6 +125,7 @@ def test_a_signal_to_one_makes_all_save_the_same_step_and_another_shape_goes_on(
     assert np.isfinite(got[-2]["update/grad_norm"])
 
 
+@pytest.mark.slow
 def test_they_evaluate_what_they_have_trained(undisturbed: Path, tmp_path: Path):
     """Invariance: the numbers of the last checkpoint are those that the run itself wrote down."""
     changes = [each for each in ARGUMENTS if each.startswith("--config")]

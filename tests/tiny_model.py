@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ttrl_jax.learn.logprobs import response_logprobs
 from ttrl_jax.model import decoder
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.rope import Rope
@@ -59,6 +60,16 @@ QWEN3 = ModelConfig(
 )
 
 MESHES = [(1, 8, 1), (2, 2, 2)]
+
+
+def forward_of(config: ModelConfig, *, temperature: float, remat: bool = False, unroll: bool = True):
+    """What an Update of a policy computes, in float32."""
+
+    def forward(params, base, micro):
+        way = dict(temperature=temperature, dtype=jnp.float32, remat=remat, entropy_gradient=True, unroll=unroll)
+        return response_logprobs(params, config, micro, **way)
+
+    return forward
 
 
 def random_params(config: ModelConfig, *, seed: int = 0, std: float = 0.3) -> decoder.Params:

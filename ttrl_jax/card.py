@@ -10,6 +10,7 @@ _SETTINGS = [
     ("of these trained on", "train", "samples"),
     ("questions of a step", "rollout", "prompts"),
     ("label", "reward", "label"),
+    ("what a vote earns", "judge", "rule"),
     ("longest response, in tokens", "rollout", "max_tokens"),
     ("sampling temperature", "rollout", "temperature"),
     ("peak learning rate", "train", "learning_rate"),
@@ -18,6 +19,7 @@ _SETTINGS = [
 
 _LABELS = {
     "majority": "the answer that most of them gave; true answers, where known, were only used to measure",
+    "offline": "the answer that most responses of the start model gave, never renewed: this is a baseline",
     "truth": "the true answer: this is an oracle, not the method",
     "random": "one of their answers at random: this is a control, not the method",
 }
@@ -31,8 +33,8 @@ tags: [ttrl, test-time-reinforcement-learning]
 # {name}, after {step} steps of test-time reinforcement learning
 
 This is {name} trained by TTRL (test-time reinforcement learning, [arXiv 2504.16084](https://arxiv.org/abs/2504.16084)):
-the model sampled many responses to each question, those whose answer was the label were rewarded, and GRPO updated the
-model. The label was {label}.
+the model sampled many responses to each question, their answers were rewarded by votes, and the algorithm `{algorithm}`
+updated the model. The label was {label}.
 
 ## Results
 
@@ -67,6 +69,7 @@ def card(config: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]], *,
         name=Path(path).name if local else path,
         step=step,
         label=_LABELS[config["reward"]["label"]],
+        algorithm=config["algorithm"],
         results=_table(evaluations),
         temperature=config["eval"]["temperature"],
         top_p=config["eval"]["top_p"],

@@ -8,6 +8,7 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.reward.extract import extract
 from ttrl_jax.reward.judge import RULES
 
+ALGORITHMS = ("grpo", "dr_grpo", "rloo", "ppo", "prime")
 OLD_RULES = {"agreement": "majority", "vote_share": "vote_share"}  # reward.kind -> judge.rule
 
 
@@ -15,7 +16,10 @@ def check(config: ConfigDict) -> None:
     """Raise InputError for the first value that is out of range or does not fit the others. None is for the model."""
     rollout, train, sampling = config.rollout, config.train, (config.rollout, config.eval)
     rules = [
-        (config.algorithm == "grpo", f'algorithm must be "grpo", got {config.algorithm!r}'),
+        (
+            config.algorithm in ALGORITHMS,
+            f"algorithm must be one of {', '.join(ALGORITHMS)}, got {config.algorithm!r}",
+        ),
         (config.model.path, "model.path is empty; give a model folder, a .gguf file or a hub name"),
         (config.data.path, "data.path is empty; give a data file, builtin:NAME or a hub name"),
         (
@@ -47,7 +51,7 @@ def check(config: ConfigDict) -> None:
         ),
         (0 <= config.seed < 2**31, f"seed must be in 0 .. 2^31 - 1, got {config.seed}"),
     ]
-    rules += _reward_rules(config) + _number_rules(config)
+    rules += _reward_rules(config) + _algorithm_rules(config) + _number_rules(config)
     rules.append(
         (
             rollout.prompts % max(1, train.minibatch_prompts) == 0,
@@ -97,6 +101,32 @@ def _reward_rules(config: ConfigDict) -> list[tuple[bool, str]]:
     ]
 
 
+def _algorithm_rules(config: ConfigDict) -> list[tuple[bool, str]]:
+    """What the algorithms are told, and what does not go with them."""
+    algorithm, advantage, critic = config.algorithm, config.train.advantage, config.critic
+    return [
+        (advantage in ("std", "entropic"), f"train.advantage must be std or entropic, got {advantage!r}"),
+        (
+            advantage == "std" or algorithm == "grpo",
+            f'train.advantage={advantage!r} is one of algorithm="grpo"; {algorithm} has its own: leave it at "std"',
+        ),
+        (critic.trunk in ("own", "policy"), f"critic.trunk must be own or policy, got {critic.trunk!r}"),
+        (critic.clip > 0, f"critic.clip must be above 0, got {critic.clip}"),
+        (0 <= critic.gamma <= 1, f"critic.gamma must be from 0 to 1, got {critic.gamma}"),
+        (0 <= critic.gae_lambda <= 1, f"critic.gae_lambda must be from 0 to 1, got {critic.gae_lambda}"),
+        (config.prime.beta > 0, f"prime.beta must be above 0, got {config.prime.beta}"),
+        (
+            algorithm != "prime" or (config.judge.rule == "majority" and config.reward.kind != "vote_share"),
+            'algorithm="prime" learns from outcomes that are 0 or 1; leave judge.rule at "majority", got "vote_share"',
+        ),
+        (
+            algorithm != "prime" or config.reward.format_weight == 0,
+            'algorithm="prime" learns from outcomes that are 0 or 1; leave reward.format_weight at 0, got '
+            f"{config.reward.format_weight}",
+        ),
+    ]
+
+
 def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
     """What must be at least 1, or at least 0."""
     rollout, train = config.rollout, config.train
@@ -109,6 +139,7 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "train.minibatch_prompts": train.minibatch_prompts,
         "train.micro_tokens": train.micro_tokens,
         "train.chunk_tokens": train.chunk_tokens,
+        "prime.minibatch_rows": config.prime.minibatch_rows,
         "eval.samples": config.eval.samples,
         "checkpoint.keep": config.checkpoint.keep,
     }
@@ -122,6 +153,12 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "train.kl_coef": train.kl_coef,
         "train.weight_decay": train.weight_decay,
         "train.grad_clip": train.grad_clip,
+        "critic.learning_rate": config.critic.learning_rate,
+        "critic.grad_clip": config.critic.grad_clip,
+        "prime.learning_rate": config.prime.learning_rate,
+        "prime.grad_clip": config.prime.grad_clip,
+        "prime.outcome_coef": config.prime.outcome_coef,
+        "prime.process_coef": config.prime.process_coef,
         "eval.every": config.eval.every,
         "log.generations_every": config.log.generations_every,
     }

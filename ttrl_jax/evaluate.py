@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from ttrl_jax import cli
 from ttrl_jax.errors import InputError
-from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
+from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs, settings_of
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.tables import headline, table
 from ttrl_jax.model import weights
@@ -63,7 +63,7 @@ def main() -> int:
     config = inputs.config
     model = identity(inputs)
     out = Path(flags.FLAGS.out) if flags.FLAGS.out else default_out(origin, config)
-    settings = config.as_configdict().to_dict() | {"checkpoint": checkpoint_of(origin)}
+    settings = settings_of(inputs) | {"checkpoint": checkpoint_of(origin)}
     distributed.require_same(facts(inputs, settings, model))
     distributed.together(lambda: folder.require_same(out, settings, model, flag="--out"))
 

@@ -77,6 +77,11 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True)
             _encoder(config, tokenizer, each.task).check(each.items)
         except InputError as error:
             raise InputError(f"{each.path}: {error}") from error
+    if config.reward.format_weight and sets[0].task.in_format is None:
+        raise InputError(
+            f"reward.format_weight={config.reward.format_weight} has no format to reward: the task of {config.task} "
+            "has no in_format; give it one, or leave the weight at 0"
+        )
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     require_fit(mesh, heads=model.heads)
     model, why = with_kernel(config, model, mesh)
@@ -113,14 +118,20 @@ def identity(inputs: Inputs) -> dict[str, Any]:
     return {**shape, "fingerprint": weights.fingerprint(inputs.source)}
 
 
+def settings_of(inputs: Inputs) -> dict[str, Any]:
+    """The whole config as plain values, which a run folder belongs to, with the fingerprint of the task's file."""
+    settings = inputs.config.as_configdict().to_dict()
+    if not inputs.config.task:
+        return settings
+    return settings | {"task_sha256": hashlib.sha256(Path(inputs.config.task).expanduser().read_bytes()).hexdigest()}
+
+
 def facts(inputs: Inputs, settings: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same in all processes of a command, by the name that an error gives it: the settings, the
-    questions, the task's file, the model's identity, the version of jax."""
+    questions, the model's identity, the version of jax."""
     found = {f"--config.{name}": value for name, value in folder.flat(settings).items()}
     for each in inputs.sets:
         found[f"the questions of {each.path}"] = [[[p.id, p.question] for p in each.items], truths(each.items)]
-    if inputs.config.task:
-        found["the file of task"] = hashlib.sha256(Path(inputs.config.task).expanduser().read_bytes()).hexdigest()
     return found | {"the files of model.path": model, "the version of jax": jax.__version__}
 
 

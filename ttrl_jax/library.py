@@ -3,9 +3,9 @@
 Importing this defines no flags, and neither sets JAX's mesh nor touches a device.
 """
 
+from ttrl_jax.algorithms import credit
 from ttrl_jax.inputs import Inputs, read_inputs
 from ttrl_jax.learn.batch import train_batch
-from ttrl_jax.learn.credit import grpo
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.evidence import evidence_of
 from ttrl_jax.reward.audit import audit, truth_classes
@@ -50,10 +50,10 @@ __all__ = [
     "cast_votes",
     "classes_by",
     "close",
+    "credit",
     "encode",
     "entropies",
     "evidence_of",
-    "grpo",
     "judge_of",
     "majority_voting_reward",
     "measure",

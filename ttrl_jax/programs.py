@@ -1,7 +1,9 @@
 """From a config in which every value is set to the programs that sample and learn: for runs, and for the planner."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,15 @@ from ml_collections import ConfigDict
 
 from ttrl_jax.errors import InputError
 from ttrl_jax.learn import optimizer as optim
+from ttrl_jax.learn.critic import critic_layout, response_values
+from ttrl_jax.learn.layout import model_layout, params_layout, state_layout
+from ttrl_jax.learn.logprobs import response_logprobs
 from ttrl_jax.learn.loss import Loss
-from ttrl_jax.learn.update import ScoreSettings, Sizes, Update
+from ttrl_jax.learn.microbatch import MicroBatch
+from ttrl_jax.learn.update import Sizes, Update
 from ttrl_jax.model import attention, decoder
 from ttrl_jax.model.config import ModelConfig
-from ttrl_jax.records import Model, padded_length
+from ttrl_jax.records import CRITIC, POLICY, PROCESS, TrainState, padded_length
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
 
@@ -80,46 +86,97 @@ def make_sampler(
     )
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Of the policy."""
+def trained_models(config: ConfigDict) -> int:
+    """How many models of the policy's size are trained."""
+    own_trunk = config.algorithm == "ppo" and config.critic.trunk == "own"
+    return 1 + int(own_trunk or config.algorithm == "prime")
+
+
+def needs_start(config: ConfigDict) -> bool:
+    """Whether a copy of the start is kept: for the KL term, and for what a process model has learned since."""
+    return config.train.kl_coef != 0 or config.algorithm == "prime"
+
+
+def make_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformation]:
+    """Of each model that is trained, by name."""
     train = config.train
-    return optim.make_optimizer(b1=train.b1, b2=train.b2, weight_decay=train.weight_decay, grad_clip=train.grad_clip)
+    adam = {"b1": train.b1, "b2": train.b2}
+    found = {POLICY: optim.make_optimizer(**adam, weight_decay=train.weight_decay, grad_clip=train.grad_clip)}
+    if config.algorithm == "ppo":
+        clip = config.critic.grad_clip
+        found[CRITIC] = optim.make_optimizer(**adam, weight_decay=train.weight_decay, grad_clip=clip)
+    if config.algorithm == "prime":  # without decay, as the reference has it
+        found[PROCESS] = optim.make_optimizer(**adam, weight_decay=0.0, grad_clip=config.prime.grad_clip)
+    return found
 
 
-def make_update(
+def layout_of(
     config: ConfigDict,
     model: ModelConfig,
     mesh: jax.sharding.Mesh,
-    optimizer: optax.GradientTransformation,
-    layout: Model,
+    optimizers: dict[str, optax.GradientTransformation],
+) -> TrainState:
+    """How the state of all models lies on the mesh."""
+    policy = params_layout(model, mesh)
+    params = {POLICY: policy, PROCESS: policy, CRITIC: critic_layout(policy, model, mesh, trunk=config.critic.trunk)}
+    models = {name: model_layout(params[name], each, mesh) for name, each in optimizers.items()}
+    return state_layout(models, mesh)
+
+
+def make_learners(
+    config: ConfigDict,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    optimizers: dict[str, optax.GradientTransformation],
+    layout: TrainState,
     *,
-    loss: Loss,
+    losses: dict[str, Loss],
     temperature: float,
-    reference: decoder.Params | None,
+    start: decoder.Params | None,
     announce: Callable[[str], None],
-) -> Update:
-    """The programs that learn on `mesh`. layout: of the model; temperature: of sampling; the rest as in Update."""
+) -> dict[str, Update]:
+    """The programs that learn on `mesh`, of each model by name.
+
+    losses: likewise. temperature: of sampling, at which the policy's log-probs are taken; the process model's are taken
+    at 1. start: the frozen start, or None where `needs_start` says so. announce: as in Update.
+    """
     train, on_cpu = config.train, mesh.devices.flat[0].platform == "cpu"
-    return Update(
-        model,
-        optimizer,
-        loss=loss,
-        score=ScoreSettings(
-            temperature=temperature,
-            dtype=jnp.dtype(config.model.dtype),
-            remat=train.remat,
-            unroll=on_cpu,  # where XLA copies all that a loop over layers has kept, at each of them
+    way = dict(config=model, dtype=jnp.dtype(config.model.dtype), remat=train.remat)
+    way["unroll"] = on_cpu  # where XLA copies all that a loop over layers has kept, at each of them
+    rows = {name: train.minibatch_prompts * train.samples for name in losses}
+    rows[PROCESS] = min(config.prime.minibatch_rows, config.rollout.prompts * train.samples)
+    forwards = {
+        POLICY: functools.partial(_logprobs, temperature=temperature, loss=losses[POLICY], **way),
+        CRITIC: functools.partial(response_values, **way),
+        PROCESS: functools.partial(
+            _logprobs, temperature=1.0, loss=losses[PROCESS] if PROCESS in losses else None, **way
         ),
-        sizes=Sizes(
-            minibatch_rows=train.minibatch_prompts * train.samples,
-            micro_tokens=train.micro_tokens,
-            chunk_tokens=train.chunk_tokens,
-            longest=longest_row(config),
-            shards=mesh.shape["data"] * mesh.shape["fsdp"],
-            pack=on_cpu,  # in each layer tokens are moved between rows: not measured on TPUs and GPUs
-        ),
-        reference=reference,
-        shardings=jax.tree.map(lambda leaf: leaf.sharding, layout),
-        announce=announce,
-        compiler_options=_LEAST_MEMORY if on_cpu else None,
-    )
+    }
+    starts = {POLICY: start if train.kl_coef else None, CRITIC: None, PROCESS: start}
+    return {
+        name: Update(
+            forwards[name],
+            optimizers[name],
+            name="" if name == POLICY else name,
+            loss=loss,
+            sizes=Sizes(
+                minibatch_rows=rows[name],
+                micro_tokens=train.micro_tokens,
+                chunk_tokens=train.chunk_tokens,
+                longest=longest_row(config),
+                shards=mesh.shape["data"] * mesh.shape["fsdp"],
+                pack=on_cpu,  # in each layer tokens are moved between rows: not measured on TPUs and GPUs
+            ),
+            reference=starts[name],
+            shardings=jax.tree.map(lambda leaf: leaf.sharding, layout.models[name]),
+            announce=announce,
+            compiler_options=_LEAST_MEMORY if on_cpu else None,
+        )
+        for name, loss in losses.items()
+    }
+
+
+def _logprobs(
+    params: decoder.Params, base: None, *, micro: MicroBatch, loss: Loss, **way: Any
+) -> tuple[jax.Array, jax.Array]:
+    return response_logprobs(params, micro=micro, entropy_gradient=loss.entropy_gradient, **way)

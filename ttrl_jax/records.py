@@ -73,7 +73,7 @@ class Model:
     optimizer: Any  # optax state over params
 
 
-POLICY = "policy"  # the name of the model that answers
+POLICY, CRITIC, PROCESS = "policy", "critic", "process"  # names: what answers, PPO's critic, PRIME's process model
 
 
 @jax.tree_util.register_dataclass

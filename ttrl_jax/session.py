@@ -25,15 +25,25 @@ from ml_collections import FrozenConfigDict
 
 from ttrl_jax.data import prompts as text
 from ttrl_jax.data.problems import Problem, Problems
+from ttrl_jax.errors import InputError
 from ttrl_jax.inputs import Inputs
 from ttrl_jax.learn import loss as losses
-from ttrl_jax.learn.layout import model_layout, params_layout, state_layout
+from ttrl_jax.learn.critic import new_head, trunk_of
+from ttrl_jax.learn.layout import params_layout, state_layout
 from ttrl_jax.learn.optimizer import learning_rate
 from ttrl_jax.learn.update import Numbers, Update
 from ttrl_jax.model import decoder, weights
 from ttrl_jax.model.sharding import of_hosts, replicated
-from ttrl_jax.programs import make_optimizer, make_sampler, make_update, sampling_of
-from ttrl_jax.records import POLICY, Model, Prompts, Rollouts, TrainBatch, TrainState
+from ttrl_jax.programs import (
+    layout_of,
+    make_learners,
+    make_optimizers,
+    make_sampler,
+    needs_start,
+    sampling_of,
+    trained_models,
+)
+from ttrl_jax.records import CRITIC, POLICY, PROCESS, Model, Prompts, Rollouts, TrainBatch, TrainState
 from ttrl_jax.rollout import copies, hosts
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
@@ -62,7 +72,7 @@ class Session:
     sampler: Sampler
     host: jax.sharding.Mesh | None  # of this host, where each samples by itself
     copy: copies.Copy  # of the masters, for sampling
-    learner: Update | None  # None where nothing is trained
+    learners: Mapping[str, Update]  # of each model of the state, by name; none where nothing is trained
 
     @property
     def config(self) -> FrozenConfigDict:
@@ -80,19 +90,25 @@ class Session:
     @property
     def compile_seconds(self) -> float:
         """Seconds spent compiling so far."""
-        return self.sampler.compile_seconds + (self.learner.compile_seconds if self.learner else 0.0)
+        return self.sampler.compile_seconds + sum(each.compile_seconds for each in self.learners.values())
 
 
-def policy_loss(config: FrozenConfigDict) -> losses.Loss:
-    """What `update` makes smaller."""
-    train = config.train
-    return losses.grpo(
+def losses_of(config: FrozenConfigDict) -> dict[str, losses.Loss]:
+    """What is made smaller, of each model that is trained: `update` trains the policy."""
+    train, rows = config.train, config.rollout.prompts * config.train.samples
+    policy = losses.grpo(
         clip_low=train.clip_low,
         clip_high=train.clip_high,
         dual_clip=train.dual_clip,
         kl_coef=train.kl_coef,
         entropy_coef=train.entropy_coef,
+        row_counts=config.rollout.max_tokens if config.algorithm == "dr_grpo" else None,
     )
+    if config.algorithm == "ppo":
+        return {POLICY: policy, CRITIC: losses.values(clip=config.critic.clip)}
+    if config.algorithm == "prime":
+        return {POLICY: policy, PROCESS: losses.process(beta=config.prime.beta, rows=rows)}
+    return {POLICY: policy}
 
 
 def open_session(inputs: Inputs, *, say: Callable[[str], None] = _to_stderr, begin: bool = True) -> Session:
@@ -103,32 +119,41 @@ def open_session(inputs: Inputs, *, say: Callable[[str], None] = _to_stderr, beg
     """
     keep_programs(say)
     config, mesh, training = inputs.config, inputs.mesh, inputs.problems is not None
-    layout = params_layout(inputs.model, mesh)
-    host = _host(inputs, say)
+    host, sampling = _host(inputs, say), sampling_of(config.rollout)
     make_copy = copies.of_each_host if host else copies.of_the_mesh
-    optimizer = make_optimizer(config) if training else None
-    model = Model(layout, None) if optimizer is None else model_layout(layout, optimizer, mesh)
-    session = Session(
+    optimizers = make_optimizers(config) if training else {}
+    layout = layout_of(config, inputs.model, mesh, optimizers)
+    if not training:
+        layout = state_layout({POLICY: Model(params_layout(inputs.model, mesh), None)}, mesh)
+    with_start = training and needs_start(config)
+    params = weights.load(inputs.source, inputs.model, mesh) if begin or with_start else None
+    learners = {}
+    if training:
+        learners = make_learners(
+            config,
+            inputs.model,
+            mesh,
+            optimizers,
+            layout,
+            losses=losses_of(config),
+            temperature=sampling.temperature,
+            start=_frozen(params, config) if with_start else None,
+            announce=say,
+        )
+    state = _start(params, optimizers, layout, inputs) if begin else None
+    if not begin:
+        jax.tree.map(lambda leaf: leaf.delete(), params)
+    return Session(
         inputs=inputs,
-        sampling=sampling_of(config.rollout),
+        sampling=sampling,
         step=0,
-        state=None,
-        layout=state_layout({POLICY: model}, mesh),
+        state=state,
+        layout=layout,
         sampler=make_sampler(config, inputs.model, host or mesh, stop_ids=inputs.stop_ids, announce=say),
         host=host,
         copy=make_copy(inputs.model, mesh, jnp.dtype(config.model.dtype)),
-        learner=None,
+        learners=learners,
     )
-    with_kl = training and config.train.kl_coef != 0
-    params = weights.load(inputs.source, inputs.model, mesh) if begin or with_kl else None
-    if training:
-        reference = _frozen(params, config) if with_kl else None
-        learner = _learner(session, optimizer, reference, say)
-        session = dataclasses.replace(session, learner=learner)
-    if begin:
-        return dataclasses.replace(session, state=_start(params, optimizer, session.layout))
-    jax.tree.map(lambda leaf: leaf.delete(), params)
-    return session
 
 
 def encode(session: Session, problems: Sequence[Problem], *, task: Task | None = None) -> Prompts:
@@ -190,12 +215,17 @@ def sample(
 def respond(session: Session, texts: Sequence[Sequence[str]]) -> Rollouts:
     """Responses that somebody else gave, as if they had been drawn: texts [P][V], V the same for all, none empty.
 
-    They are encoded as they stand, without a token that ends them; `logps`, which are not known, are zeros.
+    They are encoded as they stand, without a token that ends them; `logps`, which are not known, are zeros. Raises
+    InputError for other texts, and for one of more than rollout.max_tokens tokens.
     """
     ids = [[session.inputs.tokenizer(one, add_special_tokens=False)["input_ids"] for one in group] for group in texts]
+    if len({len(group) for group in ids}) != 1 or not all(row for group in ids for row in group):
+        raise InputError("respond() needs the same number of texts for each question, and no empty one")
     lengths = np.array([[len(row) for row in group] for group in ids], np.int32)
-    if lengths.ndim != 2 or not lengths.all():
-        raise ValueError("respond() needs the same number of texts for each question, and no empty one")
+    if lengths.max() > (limit := session.config.rollout.max_tokens):
+        raise InputError(
+            f"a response has {lengths.max()} tokens, more than rollout.max_tokens={limit}; raise that, or shorten it"
+        )
     tokens = np.zeros((*lengths.shape, lengths.max()), np.int32)
     for p, group in enumerate(ids):
         for v, row in enumerate(group):
@@ -205,41 +235,59 @@ def respond(session: Session, texts: Sequence[Sequence[str]]) -> Rollouts:
 
 
 def score(session: Session, rows: TrainBatch, *, model: str = POLICY) -> jax.Array:
-    """Log-probs of the response tokens of rows under a model of the state, at the temperature of training: float32
-    [R, T'], 0 where there is no token, whole on every device. Raises ValueError where nothing is trained."""
+    """Log-probs of the response tokens of rows under a model of the state, at the temperature of training, or a
+    critic's values of the states before them: float32 [R, T'], 0 where there is no token, whole on every device. Raises
+    ValueError where nothing is trained."""
     with jax.set_mesh(session.inputs.mesh):
-        return _trained(session).score(session.state.models[model].params, rows)
+        learner, base = _learner(session, model), _base(session, model)
+        return learner.score(session.state.models[model].params, rows, base=base)
 
 
 def entropies(session: Session, rows: TrainBatch, *, model: str = POLICY) -> jax.Array:
     """The same of the entropies, in nats, of what each token was drawn from."""
     with jax.set_mesh(session.inputs.mesh):
-        return _trained(session).entropies(session.state.models[model].params, rows)
+        return _learner(session, model).entropies(session.state.models[model].params, rows)
 
 
-def rate(session: Session) -> float:
-    """The learning rate of the next update: it counts training steps."""
-    train, total = session.config.train, session.inputs.total_steps
+def rate(session: Session, model: str = POLICY) -> float:
+    """The learning rate of a model's next update. The policy's counts training steps; others stay."""
+    config, total = session.config, session.inputs.total_steps
+    if model == CRITIC:
+        return config.critic.learning_rate
+    if model == PROCESS:
+        return config.prime.learning_rate
+    train = config.train
     return learning_rate(session.step, peak=train.learning_rate, total_steps=total, warmup=train.warmup)
 
 
-def update(session: Session, rows: TrainBatch, numbers: Numbers) -> tuple[Session, dict[str, float]]:
-    """Train the policy on rows, by `policy_loss`: one training step. The arrays of `session` are used up.
+def learn(
+    session: Session, model: str, rows: TrainBatch, numbers: Numbers
+) -> tuple[Session, dict[str, float], jax.Array | None]:
+    """Train one model of the state on rows, by its loss of `losses_of`. The arrays of `session` are used up.
 
-    numbers: "advantages", float32 [R, T'], and what else the loss asks for. Returns the session after it and what is
-    worth logging. Raises FloatingPointError where no gradient is finite, ValueError where nothing is trained.
+    numbers: what the loss asks for, float32 [R, T'] each. Returns the session after it, what is worth logging, and what
+    the loss keeps. Raises FloatingPointError where no gradient is finite, ValueError where nothing is trained.
     """
-    step, mesh, models = session.step + 1, session.inputs.mesh, session.state.models
-    with jax.set_mesh(mesh):
-        policy, metrics = _trained(session)(models[POLICY], rows, numbers, rate(session))
-        state = TrainState(jax.device_put(np.int32(step), replicated(mesh)), models | {POLICY: policy})
-    metrics["learning_rate"] = rate(session)
-    return dataclasses.replace(session, step=step, state=state), metrics
+    models = session.state.models
+    with jax.set_mesh(session.inputs.mesh):
+        learner, base = _learner(session, model), _base(session, model)
+        trained, metrics, kept = learner(models[model], rows, numbers, rate(session, model), base=base)
+    state = TrainState(session.state.step, models | {model: trained})
+    return dataclasses.replace(session, state=state), metrics, kept
 
 
-def save(session: Session, checkpoints: Checkpoints, meta: Mapping[str, Any] | None = None) -> None:
-    """Start saving the state, under the number of finished steps, with `meta`, a JSON object beside it."""
-    checkpoints.save(session.step, session.state, meta or {})
+def update(session: Session, rows: TrainBatch, numbers: Numbers) -> tuple[Session, dict[str, float]]:
+    """Train the policy on rows, with "advantages" among the numbers: `learn`, and the end of a training step."""
+    session, metrics, _ = learn(session, POLICY, rows, numbers)
+    metrics["learning_rate"], step = rate(session), session.step + 1
+    count = jax.device_put(np.int32(step), replicated(session.inputs.mesh))
+    return dataclasses.replace(session, step=step, state=TrainState(count, session.state.models)), metrics
+
+
+def save(session: Session, checkpoints: Checkpoints, meta: Mapping[str, Any] | None = None) -> bool:
+    """Start saving the state, under the number of finished steps, with `meta`, a JSON object beside it. Returns False,
+    with nothing done, if that step is saved already."""
+    return checkpoints.save(session.step, session.state, meta or {})
 
 
 def restore(session: Session, checkpoints: Checkpoints, step: int) -> Session:
@@ -247,7 +295,7 @@ def restore(session: Session, checkpoints: Checkpoints, step: int) -> Session:
     trained. Raises InputError if there is no such checkpoint, or if it is of another model."""
     if session.state is not None:
         jax.tree.map(lambda leaf: leaf.delete(), session.state)  # two at once may be more than fits
-    if session.learner is not None:
+    if session.learners:
         return dataclasses.replace(session, step=step, state=checkpoints.restore(step, session.layout))
     path = f"models.{POLICY}.params"
     params = checkpoints.restore_part(step, path, session.layout.policy.params)
@@ -257,15 +305,19 @@ def restore(session: Session, checkpoints: Checkpoints, step: int) -> Session:
 
 def close(session: Session) -> None:
     """Free the devices' memory. The session cannot be used any more."""
-    reference = session.learner.reference if session.learner else None
-    for leaf in jax.tree.leaves((session.state, reference)):
+    for leaf in jax.tree.leaves((session.state, [learner.reference for learner in session.learners.values()])):
         leaf.delete()
 
 
-def _trained(session: Session) -> Update:
-    if session.learner is None:
+def _learner(session: Session, model: str) -> Update:
+    if not session.learners:
         raise ValueError("the session samples alone; open it with read_inputs(config), without training=False")
-    return session.learner
+    return session.learners[model]
+
+
+def _base(session: Session, model: str) -> decoder.Params | None:
+    """The policy's parameters, where a model uses them."""
+    return session.state.policy.params if model == CRITIC and session.config.critic.trunk == "policy" else None
 
 
 def _host(inputs: Inputs, say: Callable[[str], None]) -> jax.sharding.Mesh | None:
@@ -273,8 +325,8 @@ def _host(inputs: Inputs, say: Callable[[str], None]) -> jax.sharding.Mesh | Non
     config, model, mesh = inputs.config, inputs.model, inputs.mesh
     item = jnp.dtype(config.model.dtype).itemsize
     kept_bytes = _FLOAT32
-    if inputs.problems is not None:  # masters, two moments, and the start for the KL term
-        kept_bytes = 3 * _FLOAT32 + (item if config.train.kl_coef else 0)
+    if inputs.problems is not None:  # masters and two moments of each model, and the start
+        kept_bytes = 3 * _FLOAT32 * trained_models(config) + (item if needs_start(config) else 0)
     alone, why = hosts.choose(
         mesh,
         needed_bytes=lambda host: hosts.sampling_bytes(
@@ -292,26 +344,6 @@ def _host(inputs: Inputs, say: Callable[[str], None]) -> jax.sharding.Mesh | Non
     return of_hosts(mesh).local_mesh if alone else None
 
 
-def _learner(
-    session: Session,
-    optimizer: optax.GradientTransformation,
-    reference: decoder.Params | None,
-    say: Callable[[str], None],
-) -> Update:
-    inputs = session.inputs
-    return make_update(
-        inputs.config,
-        inputs.model,
-        inputs.mesh,
-        optimizer,
-        session.layout.policy,
-        loss=policy_loss(inputs.config),
-        temperature=session.sampling.temperature,
-        reference=reference,
-        announce=say,
-    )
-
-
 def _frozen(params: decoder.Params, config: FrozenConfigDict) -> decoder.Params:
     """A real copy in the type that computes, also where the type stays: the parameters' own buffers are given away to
     the first update."""
@@ -320,10 +352,27 @@ def _frozen(params: decoder.Params, config: FrozenConfigDict) -> decoder.Params:
     return freeze(params)
 
 
-def _start(params: decoder.Params, optimizer: optax.GradientTransformation | None, layout: TrainState) -> TrainState:
-    """The state before any step."""
+def _start(
+    params: decoder.Params,
+    optimizers: Mapping[str, optax.GradientTransformation],
+    layout: TrainState,
+    inputs: Inputs,
+) -> TrainState:
+    """The state before any step: the helpers begin as copies of the policy."""
     where = jax.tree.map(lambda leaf: leaf.sharding, layout)
-    moments = None
-    if optimizer is not None:
-        moments = jax.jit(optimizer.init, out_shardings=where.policy.optimizer)(params)
-    return TrainState(jax.device_put(np.int32(0), where.step), {POLICY: Model(params, moments)})
+    models = {POLICY: Model(params, None)}
+    for name, optimizer in optimizers.items():
+        its, own = where.models[name], params
+        if name == PROCESS:
+            own = _copied(params)
+        if name == CRITIC:
+            own = {"head": jax.device_put(new_head(inputs.model, seed=inputs.config.seed), its.params["head"])}
+            own |= {"trunk": _copied(trunk_of(params))} if "trunk" in its.params else {}
+        models[name] = Model(own, jax.jit(optimizer.init, out_shardings=its.optimizer)(own))
+    return TrainState(jax.device_put(np.int32(0), where.step), models)
+
+
+def _copied(params: decoder.Params) -> decoder.Params:
+    """The same numbers in buffers of their own: those of the policy are given away to its first update."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, params)
+    return jax.jit(lambda params: jax.tree.map(lambda x: jnp.array(x, copy=True), params), out_shardings=where)(params)

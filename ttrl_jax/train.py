@@ -3,8 +3,8 @@
     python -m ttrl_jax.train --config configs/quickstart.py [--config.a.b=value ...] [--workdir runs/quickstart]
 
 Each step: sample many responses to each question, let the majority's answer be the label, reward agreement with it, and
-update the model by GRPO. The same command again resumes after the last checkpoint; on a finished run it prints its
-table.
+update the model by GRPO, or by the algorithm that the config names. The same command again resumes after the last
+checkpoint; on a finished run it prints its table.
 """
 
 import json
@@ -17,11 +17,11 @@ from typing import Any
 from absl import flags
 
 from ttrl_jax import cli
+from ttrl_jax.algorithms import credit
 from ttrl_jax.data.problems import truths
 from ttrl_jax.errors import InputError
-from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
+from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs, settings_of
 from ttrl_jax.learn.batch import train_batch
-from ttrl_jax.learn.credit import grpo
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.evidence import evidence_of
 from ttrl_jax.measure.generations import generations
@@ -30,6 +30,7 @@ from ttrl_jax.measure.summary import report, summarise
 from ttrl_jax.measure.tables import headline
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.weights import sha256
+from ttrl_jax.programs import trained_models
 from ttrl_jax.reward.audit import truth_classes
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.history import History
@@ -66,7 +67,7 @@ def main() -> int:
     cli.join_processes()  # all of which run these same lines
     inputs = distributed.together(lambda: read_inputs(cli.config()))
     config, workdir = inputs.config, Path(flags.FLAGS.workdir or f"runs/{cli.config_name()}")
-    settings, model = config.as_configdict().to_dict(), identity(inputs)
+    settings, model = settings_of(inputs), identity(inputs)
     distributed.require_same(facts(inputs, settings, model) | {"--workdir": str(workdir)})
     distributed.together(lambda: folder.require_same(workdir, settings, model, flag="--workdir"))
     if (summary := distributed.first(folder.read_summary(workdir))) is not None:
@@ -98,7 +99,7 @@ def main() -> int:
             judge = judge_of(config, session.task, offline=offline_labels(session, workdir, watch))
 
             # ----------------------------------------------------- the loop
-            for step in range(start, total):
+            for step in clock.each(range(start, total)):
                 evaluations = evaluate(session, evaluations, files, progress, watch) if due(session) else evaluations
                 clock.lap("evaluate")
                 batch = inputs.problems.take(step)
@@ -112,14 +113,14 @@ def main() -> int:
                 verdict = distributed.first(verdict)  # comparing formulas has deadlines, which not every host keeps
                 chosen = select(verdict.rewards, samples=config.train.samples)
                 rows = train_batch(prompts, rollouts, chosen)
-                advantages, credited = grpo(verdict.take(chosen), rows.mask)
                 clock.lap("vote", then="updating")
+                session, advantages, credited = credit(session, rows, verdict.take(chosen))
                 session, learned = update(session, rows, {"advantages": advantages})
                 clock.lap("update")
                 visits = history.visits_of(step, ids, ballots, verdict.winners, rollouts.lengths, same=judge.same)
                 history = history.add(visits := distributed.first(visits))
                 seen = Seen(batch, prompts, rollouts, ballots, verdict, chosen, visits)
-                metrics = step_metrics(session, seen, advantage=credited, update=learned, time=clock.laps)
+                metrics = step_metrics(session, seen, credited | {"update": learned}, clock.laps)
                 write(session, files, step, seen, metrics | measured(evaluations, step))
                 keep(session, checkpoints, history, evaluations, earlier + time.monotonic() - began)
                 progress.step(step + 1, f"episode {inputs.problems.episode(step) + 1} | {line_of(metrics)}")
@@ -267,8 +268,9 @@ def watching(interrupt: Interrupt, progress: Progress) -> Watch:
 
 
 def disk_bytes(inputs: Inputs) -> int:
-    """Of the checkpoints that are there at once: float32 parameters and Adam's two moments each."""
-    return (inputs.config.checkpoint.keep + 1) * 3 * 4 * parameter_count(inputs.model)
+    """Of the checkpoints that are there at once: float32 parameters and Adam's two moments of each model."""
+    models = trained_models(inputs.config)
+    return (inputs.config.checkpoint.keep + 1) * models * 3 * 4 * parameter_count(inputs.model)
 
 
 def budget(inputs: Inputs) -> str:
@@ -276,7 +278,8 @@ def budget(inputs: Inputs) -> str:
     problems, rollout, train = inputs.problems, inputs.config.rollout, inputs.config.train
     said = (
         f"{inputs.total_steps} steps ({inputs.config.episodes} episodes) of {rollout.prompts} questions x "
-        f"{rollout.votes} votes, {train.samples} of them trained on; label: {inputs.config.reward.label}"
+        f"{rollout.votes} votes, {train.samples} of them trained on by {inputs.config.algorithm}; "
+        f"label: {inputs.config.reward.label}"
     )
     if left_out := len(problems) - problems.steps_per_episode * rollout.prompts:
         said += f"; another {left_out} questions are left out of each episode"

@@ -26,9 +26,9 @@ from ml_collections import ConfigDict, FrozenConfigDict  # noqa: E402
 
 from configs import default  # noqa: E402
 from ttrl_jax import huggingface  # noqa: E402
+from ttrl_jax.algorithms import credit  # noqa: E402
 from ttrl_jax.inputs import Inputs, read_inputs  # noqa: E402
 from ttrl_jax.learn.batch import train_batch  # noqa: E402
-from ttrl_jax.learn.credit import grpo  # noqa: E402
 from ttrl_jax.measure.evidence import evidence_of  # noqa: E402
 from ttrl_jax.model import decoder, weights  # noqa: E402
 from ttrl_jax.model.layers import product, rms_norm  # noqa: E402
@@ -160,8 +160,8 @@ def step(model: str, shape: dict) -> worker.Run:
         verdict = judge(ballots, evidence, history, Draw(c.seed, number, [problem.index for problem in batch]))
         chosen = select(verdict.rewards, samples=shape["samples"])
         rows = train_batch(prompts, rollouts, chosen)
-        advantages, _ = grpo(verdict.take(chosen), rows.mask)
         laps.append(time.perf_counter())
+        session, advantages, _ = credit(session, rows, verdict.take(chosen))
         session, _ = learn(session, rows, {"advantages": advantages})
         jax.block_until_ready(session.state)
         laps.append(time.perf_counter())

@@ -1,23 +1,31 @@
 """How rewards become advantages: pure functions on the host, one for each algorithm. Rewards keep the group axis,
-[P, G]; advantages are per token, [R, T'], in the order of the rows."""
+[P, G]; advantages, values and returns are per token, [R, T'], R = P * G, in the order of the rows.
+
+In all of them mask is float32 [R, T'], 1 on response tokens, and a verdict is that on the samples that are trained on:
+rewards and bonus float32 [P, G], scale float32 [P]. A scale of 0 takes away what a question teaches; its tokens still
+count. The bonus is added at the end.
+"""
+
+import math
+from collections.abc import Callable
 
 import numpy as np
 
 from ttrl_jax.reward.judge import Verdict
 
 EPSILON = 1e-6
+_WHITE = 1e-8  # verl/utils/torch_functional.py, masked_whiten
+_NONE = 1e-10  # a variance that is rounding alone
+_FAR = 1e6  # the entropic advantage's largest beta
+
+Credited = tuple[np.ndarray, dict[str, float]]  # advantages float32 [R, T'], 0 where there is no token; their spread
 
 
-def grpo(verdict: Verdict, mask: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-    """GRPO's advantages: scale * group_normalised(rewards) + bonus, the same for all tokens of a response.
-
-    verdict: on the samples that are trained on: rewards and bonus float32 [P, G], scale float32 [P], of which 0 takes
-    away what a question teaches; mask float32 [R, T'], 1 on response tokens, R = P * G -> advantages float32 [R, T'], 0
-    where there is no token; and their mean, max and min over the responses.
-    """
-    groups = verdict.scale[:, None] * group_normalised(verdict.rewards) + verdict.bonus
-    found = {"mean": float(groups.mean()), "max": float(groups.max()), "min": float(groups.min())}
-    return groups.reshape(-1, 1) * mask, found
+def of_groups(verdict: Verdict, mask: np.ndarray, rule: Callable[[np.ndarray], np.ndarray]) -> Credited:
+    """scale * rule(rewards) + bonus, the same for all tokens of a response: GRPO with `group_normalised` or `entropic`,
+    Dr. GRPO with `centred`, RLOO with `leave_one_out`. Beside the advantages their mean, max and min over responses."""
+    groups = verdict.scale[:, None] * rule(verdict.rewards) + verdict.bonus
+    return groups.reshape(-1, 1) * mask, _spread(groups)
 
 
 def group_normalised(rewards: np.ndarray) -> np.ndarray:
@@ -30,7 +38,153 @@ def group_normalised(rewards: np.ndarray) -> np.ndarray:
     rewards = np.asarray(rewards, np.float32)
     if rewards.shape[1] == 1:
         return rewards / np.float32(1 + EPSILON)
+    return centred(rewards) / (rewards.std(1, ddof=1, keepdims=True) + np.float32(EPSILON))
+
+
+def centred(rewards: np.ndarray) -> np.ndarray:
+    """Dr. GRPO's advantage (arXiv 2503.20783, section 3.2): float32 [P, G] -> r - mean. One alone keeps its reward."""
+    rewards = np.asarray(rewards, np.float32)
+    if rewards.shape[1] == 1:
+        return rewards
     # In float64 the mean of equal rewards is exactly theirs. One off by a last digit would be divided by no more than
     # 1e-6, and push.
-    centred = rewards - rewards.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
-    return centred / (rewards.std(1, ddof=1, keepdims=True) + np.float32(EPSILON))
+    return rewards - rewards.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
+
+
+def leave_one_out(rewards: np.ndarray) -> np.ndarray:
+    """RLOO's advantage (arXiv 2402.14740, equation 7): each reward less the mean of the others', float32 [P, G].
+
+    That is n / (n - 1) times `centred`. A group of one keeps its reward.
+    """
+    n = rewards.shape[1]
+    return centred(rewards) * np.float32(n / max(1, n - 1))
+
+
+def entropic(rewards: np.ndarray) -> np.ndarray:
+    """The entropic advantage of TTT-Discover (arXiv 2601.16175): float32 [P, G] -> e_i / mean of the others' e - 1.
+
+    e_i = exp(beta (r_i - max r)), with beta >= 0 so that KL(softmax(beta r) || uniform) is ln 2, found by doubling and
+    bisection, at most 1e6. A group that has no such beta is pushed as far as that goes; a unanimous group, and a group
+    of one, get zeros.
+    """
+    return np.stack([_entropic(group) for group in np.asarray(rewards, np.float64)]).astype(np.float32)
+
+
+def _entropic(rewards: np.ndarray) -> np.ndarray:
+    n, below = len(rewards), rewards - rewards.max()
+    if n == 1 or not below.any():
+        return np.zeros(n)
+
+    def kl(beta: float) -> float:
+        weights = np.exp(beta * below)
+        shares = weights / weights.sum()
+        return float((shares * np.log(np.where(shares > 0, shares * n, 1))).sum())
+
+    low, high = 0.0, 1.0
+    while kl(high) < math.log(2) and high < _FAR:
+        low, high = high, min(2 * high, _FAR)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if kl(middle) < math.log(2) else (low, middle)
+    weights = np.exp(high * below)
+    return weights / ((weights.sum() - weights) / (n - 1) + 1e-12) - 1
+
+
+def ppo(
+    verdict: Verdict, mask: np.ndarray, values: np.ndarray, *, gamma: float, lam: float
+) -> tuple[np.ndarray, np.ndarray, dict[str, dict[str, float]]]:
+    """Generalised advantages (arXiv 1506.02438), whitened over all tokens, and the returns that the critic learns.
+
+    values float32 [R, T'], the critic's before its update; the reward comes with the last token (verl 0.4.1,
+    core_algos.compute_gae_advantage_return) -> advantages, returns float32 [R, T'], 0 where there is no token; and what
+    is worth logging, of advantages and of the critic.
+    """
+    rewards = verdict.rewards.reshape(-1, 1) * _last(mask)
+    raw = gae(rewards, values, mask, gamma=gamma, lam=lam)
+    returns = (raw + values) * mask
+    advantages = _judged(verdict, whitened(raw, mask), mask)
+    tokens = mask > 0
+    spread, left = np.var(returns[tokens]), np.var((returns - values)[tokens])
+    critic = {
+        "value": float(values[tokens].mean()),
+        "return": float(returns[tokens].mean()),
+        "explained_variance": float(1 - left / spread) if spread > _NONE else 0.0,  # 0: equal returns
+    }
+    return advantages, returns.astype(np.float32), {"advantage": _spread(advantages[tokens]), "critic": critic}
+
+
+def gae(rewards: np.ndarray, values: np.ndarray, mask: np.ndarray, *, gamma: float, lam: float) -> np.ndarray:
+    """A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t, both 0 past the end: float32 [R, T']."""
+    advantages, after, value = np.zeros(mask.shape, np.float64), np.zeros(len(mask)), np.zeros(len(mask))
+    for t in reversed(range(mask.shape[1])):
+        after = (rewards[:, t] + gamma * value - values[:, t] + gamma * lam * after) * mask[:, t]
+        value = values[:, t] * mask[:, t]
+        advantages[:, t] = after
+    return advantages.astype(np.float32)
+
+
+def whitened(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(x - mean) / sqrt(variance + 1e-8) over all tokens, the variance unbiased, float32 [R, T'], 0 elsewhere."""
+    tokens = x[mask > 0].astype(np.float64)
+    variance = tokens.var(ddof=1) if len(tokens) > 1 else 0.0
+    return ((x - tokens.mean()) / math.sqrt(variance + _WHITE) * mask).astype(np.float32)
+
+
+def prime(
+    verdict: Verdict,
+    mask: np.ndarray,
+    log_ratios: np.ndarray,
+    *,
+    beta: float,
+    outcome_coef: float,
+    process_coef: float,
+) -> tuple[np.ndarray, dict[str, dict[str, float]]]:
+    """PRIME's advantages (arXiv 2502.01456), as its code has them (recipe/prime/prime_core_algos.py, prime_dp_rm.py).
+
+    log_ratios float32 [R, T'], log pi - log pi_start of the process model. Each token's reward is beta times its own,
+    the last one's 0, all divided by the largest sum of what is left of a response, and less the other responses' mean;
+    the outcome, agreement with the label, comes with the last token, less the others' mean. Both are weighed, summed up
+    from each token to the end, and whitened.
+    """
+    shape, last = verdict.rewards.shape, _last(mask)
+    process = beta * log_ratios * mask * (1 - last)
+    process = process / (np.abs(_to_the_end(process)).max(initial=0.0) + EPSILON)
+    others, count = max(1, shape[1] - 1), shape[1]
+    means = (process.sum(1) / mask.sum(1)).reshape(shape)
+    if count > 1:
+        base = np.repeat(means.sum(1) / others, count)[:, None]
+        process = (process * count / others - base) * mask
+    outcome = leave_one_out(verdict.rewards).reshape(-1, 1) * last
+    advantages = whitened(_to_the_end(process_coef * process + outcome_coef * outcome) * mask, mask)
+    advantages = _judged(verdict, advantages, mask)
+    sums = (log_ratios * mask).sum(1).reshape(shape)
+    found = {"ordered_pairs": ordered_pairs(sums, verdict.rewards), "log_ratio": float(log_ratios[mask > 0].mean())}
+    return advantages, {"advantage": _spread(advantages[mask > 0]), "process": found}
+
+
+def ordered_pairs(scores: np.ndarray, rewards: np.ndarray) -> float:
+    """The share of pairs of one question with different rewards that scores [P, G] order as rewards [P, G] do; 0.5
+    without any pair. Equal scores count half."""
+    better = rewards[:, :, None] > rewards[:, None, :]
+    right = np.where(scores[:, :, None] > scores[:, None, :], 1.0, 0.5 * (scores[:, :, None] == scores[:, None, :]))
+    return float(right[better].mean()) if better.any() else 0.5
+
+
+def _last(mask: np.ndarray) -> np.ndarray:
+    """float32 [R, T'], 1 on the last token of each response."""
+    return mask * (np.cumsum(mask, 1) == mask.sum(1, keepdims=True))
+
+
+def _to_the_end(x: np.ndarray) -> np.ndarray:
+    """Of each token the sum from it to the end of its row."""
+    return np.cumsum(x[:, ::-1], 1)[:, ::-1]
+
+
+def _judged(verdict: Verdict, advantages: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """scale * advantages + bonus."""
+    scale = np.repeat(verdict.scale, verdict.rewards.shape[1])[:, None]
+    return ((scale * advantages + verdict.bonus.reshape(-1, 1)) * mask).astype(np.float32)
+
+
+def _spread(x: np.ndarray) -> dict[str, float]:
+    return {"mean": float(x.mean()), "max": float(x.max()), "min": float(x.min())}

@@ -17,17 +17,35 @@ Sums = dict[str, jax.Array]
 class Loss:
     """What an update makes smaller, and what it has to know of it beforehand."""
 
-    # (log-probs, entropies, numbers, mask) -> the loss summed over the tokens in mask, and sums of what is worth
-    # logging. All float32 of one shape; numbers: those of each token by name, such as "advantages". "old" are the
-    # log-probs before the first optimizer step, "reference" those of the start, where there is one.
+    # (scores, entropies, numbers, mask) -> the loss summed over the tokens in mask, and sums of what is worth logging.
+    # All float32 of one shape. scores: log-probs, or a critic's values, whose entropies are zeros. numbers: those of
+    # each token by name, such as "advantages"; "old" are the scores before the first optimizer step, "reference" those
+    # of the start, where there is one.
     sums: Callable[[jax.Array, jax.Array, Mapping[str, jax.Array], jax.Array], tuple[jax.Array, Sums]]
     all_rows: bool  # whether a row whose advantages are all 0 has a gradient
-    entropy_gradient: bool  # whether entropies have one
-    of_advantages: tuple[str, ...]  # names of sums that are 0 in a row whose advantages are
+    entropy_gradient: bool = False  # whether entropies have one
+    of_advantages: tuple[str, ...] = ()  # names of sums that are 0 in a row whose advantages are
+    largest: tuple[str, ...] = ()  # names of what is no sum but a maximum
+    asks_old: bool = True  # "old" is among the numbers that it asks for
+    row_counts: float | None = None  # what the sum is divided by, for each row; None: its tokens
+    by_rows: tuple[str, ...] = ()  # names of sums that are divided by that too; others are means over tokens
+    # (scores, numbers) -> numbers [X, Z, C] that an update returns, of its own forward passes.
+    keep: Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array] | None = None
 
 
-def grpo(*, clip_low: float, clip_high: float, dual_clip: float, kl_coef: float, entropy_coef: float) -> Loss:
-    """The loss of GRPO and PPO's actor, `token_sums` with these scalars."""
+def grpo(
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float,
+    kl_coef: float,
+    entropy_coef: float,
+    row_counts: float | None = None,
+) -> Loss:
+    """The loss of GRPO, RLOO, PPO's actor and PRIME's policy, `token_sums` with these scalars: a mean over tokens.
+
+    row_counts: what each row counts, not its tokens: the most tokens of a response in Dr. GRPO (arXiv 2503.20783).
+    """
     scalars = dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
     scalars |= dict(kl_coef=kl_coef, entropy_coef=entropy_coef)
     return Loss(
@@ -35,6 +53,26 @@ def grpo(*, clip_low: float, clip_high: float, dual_clip: float, kl_coef: float,
         all_rows=kl_coef != 0 or entropy_coef != 0,
         entropy_gradient=entropy_coef != 0,
         of_advantages=("loss", "policy_loss", "clip_fraction", "dual_clip_fraction"),
+        largest=("ratio_max",),
+        row_counts=row_counts,
+        by_rows=() if row_counts is None else ("loss", "policy_loss"),
+    )
+
+
+def values(*, clip: float) -> Loss:
+    """The loss of PPO's critic, `value_sums`."""
+    return Loss(functools.partial(value_sums, clip=clip), all_rows=True)
+
+
+def process(*, beta: float, rows: int) -> Loss:
+    """The loss of PRIME's process model, `process_sums`; it keeps the log-ratio of each token to the start."""
+    return Loss(
+        functools.partial(process_sums, beta=beta, rows=rows),
+        all_rows=True,
+        asks_old=False,
+        row_counts=1,
+        by_rows=("loss", "accuracy"),
+        keep=lambda scores, numbers: scores - numbers["reference"],
     )
 
 
@@ -86,7 +124,8 @@ def token_sums(
 ) -> tuple[jax.Array, Sums]:
     """The loss summed over the tokens in `mask`, and sums of what is worth logging.
 
-    logps, entropies, mask and the numbers "old", "advantages" and "reference": float32, all of one shape. loss = policy
+    logps, entropies, mask and the numbers "old", "advantages", "reference" and "sampler_logps", which are compared with
+    the old ones: float32, all of one shape. loss = policy
     loss + kl_coef * k3 - entropy_coef * entropy. Divide by the token count of the whole minibatch for its token mean.
     The KL term is left out (and with it "reference") when kl_coef is 0.
     """
@@ -105,4 +144,48 @@ def token_sums(
         total = total + kl_coef * sums["kl"]
     sums["loss"] = total
     sums["ratio_max"] = jnp.where(mask > 0, seen["ratio"], 0).max()
+    sums["logp_gap"] = (jnp.abs(old_logps - numbers["sampler_logps"]) * mask).sum()
     return total, jax.lax.stop_gradient(sums)
+
+
+def value_sums(
+    values: jax.Array, entropies: jax.Array, numbers: Mapping[str, jax.Array], mask: jax.Array, *, clip: float
+) -> tuple[jax.Array, Sums]:
+    """Half the squared distance from the returns, of the value or of one that has moved at most `clip`, whichever is
+    farther (verl core_algos.compute_value_loss), summed over tokens.
+
+    values, mask and the numbers "returns" and "old", the values before the first optimizer step: float32, of one shape.
+    """
+    old, returns = numbers["old"], numbers["returns"]
+    near = jnp.clip(values, old - clip, old + clip)
+    free, clipped = jnp.square(values - returns), jnp.square(near - returns)
+    total = 0.5 * (jnp.maximum(free, clipped) * mask).sum()
+    return total, jax.lax.stop_gradient({"loss": total, "clip_fraction": ((clipped > free) * mask).sum()})
+
+
+def process_sums(
+    logps: jax.Array,
+    entropies: jax.Array,
+    numbers: Mapping[str, jax.Array],
+    mask: jax.Array,
+    *,
+    beta: float,
+    rows: int,
+) -> tuple[jax.Array, Sums]:
+    """PRIME's cross-entropy (arXiv 2502.01456, equation 5; recipe/prime/prime_core_algos.py): of the outcome of each
+    row, under sigmoid(beta * the sum of log pi - log pi_start), summed over rows.
+
+    logps, mask and the numbers "reference", "outcome" (0 or 1, the same for all tokens of a row) and "row" (its number,
+    of `rows` in all): float32, of one shape. A row is whole in one micro-batch.
+    """
+    row = numbers["row"].astype(jnp.int32)
+
+    def by_row(x: jax.Array) -> jax.Array:
+        return jnp.zeros(rows, jnp.float32).at[row].add(x * mask)
+
+    tokens = by_row(jnp.ones_like(mask))
+    here, outcome = tokens > 0, by_row(numbers["outcome"]) / jnp.maximum(tokens, 1)
+    logit = beta * by_row(logps - numbers["reference"])
+    each = jnp.where(here, jax.nn.softplus(logit) - outcome * logit, 0.0)
+    right = jnp.where(here, (logit > 0) == (outcome > 0.5), False)
+    return each.sum(), jax.lax.stop_gradient({"loss": each.sum(), "accuracy": right.sum().astype(jnp.float32)})

@@ -39,7 +39,8 @@ class MicroBatch:
         """
         if isinstance(numbers, jax.Array):
             return _take(numbers, self.places)
-        return np.append(numbers.reshape(-1), numbers.dtype.type(0))[self.places]
+        flat = numbers.reshape(-1)
+        return np.where(self.places < len(flat), flat[np.minimum(self.places, len(flat) - 1)], flat.dtype.type(0))
 
     def put(self, numbers: jax.Array, scores: jax.Array) -> jax.Array:
         """`numbers` [R, T'], whole on every device and used up, with `scores` [X, Z, C] where their tokens are: the

@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -27,6 +27,12 @@ class Clock:
         self.laps: dict[str, float] = {}
         self._phase, self._last = phase, time.monotonic()
 
+    def each(self, steps: Iterable[int]) -> Iterator[int]:
+        """The steps, each with laps of its own."""
+        for step in steps:
+            self.laps, self._last = {}, time.monotonic()
+            yield step
+
     def lap(self, name: str, *, then: str | None = None) -> None:
         now = time.monotonic()
         self.laps[name] = now - self._last
@@ -49,9 +55,10 @@ class Seen:
 
 
 def step_metrics(
-    session: Session, seen: Seen, *, advantage: dict[str, float], update: dict[str, float], time: dict[str, float]
+    session: Session, seen: Seen, learned: Mapping[str, dict[str, float]], seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """All metrics of a step; docs/metrics.md has their meaning. time: seconds of its parts."""
+    """All metrics of a step; docs/metrics.md has their meaning. learned: what credit and update found, by group;
+    seconds: of the step's parts."""
     verdict, task = seen.verdict, session.task
     flips, formed = [visit.flipped for visit in seen.visits], in_format(seen.rollouts.texts, task.in_format)
     votes = vote_metrics(seen.ballots, verdict, seen.chosen, flips, classes=task.classes)
@@ -62,11 +69,10 @@ def step_metrics(
     return named(
         vote=votes,
         audit=audited,
-        update=update,
-        advantage=advantage,
+        **learned,
         length=lengths(seen.prompts, seen.rollouts),
-        time=time | {"compile": session.compile_seconds},
-        speed=speed(seen.rollouts, time["sample"]),
+        time={**seconds, "compile": session.compile_seconds},
+        speed=speed(seen.rollouts, seconds["sample"]),
         memory=memory(),
     )
 

@@ -130,6 +130,6 @@ def decode_work(
     )
 
 
-def step_work(model: ModelConfig, steps: int) -> Work:
+def step_work(parameters: int, steps: int) -> Work:
     """Of optimizer steps: the gradient is read; masters and two moments in float32 are read and written."""
-    return Work(0, 4 * 7 * count(decoder.shapes(model)) * steps)
+    return Work(0, 4 * 7 * parameters * steps)

@@ -14,23 +14,31 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from ttrl_jax import programs
-from ttrl_jax.learn.layout import model_layout, params_layout, state_layout
 from ttrl_jax.learn.microbatch import MicroBatch
+from ttrl_jax.learn.update import Update
 from ttrl_jax.model import decoder
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import replicated
 from ttrl_jax.plan import arithmetic
 from ttrl_jax.plan.arithmetic import Draw, Work, chip_bytes
-from ttrl_jax.records import POLICY, TrainBatch, TrainState, padded_length
+from ttrl_jax.records import CRITIC, POLICY, PROCESS, TrainBatch, TrainState, padded_length
 from ttrl_jax.rollout import copies
 from ttrl_jax.rollout import slots as places
 from ttrl_jax.rollout.sampler import FIRST_CACHE, Sampler
 from ttrl_jax.rollout.sampling import Sampling
-from ttrl_jax.session import policy_loss
+from ttrl_jax.session import losses_of
 
 Say = Callable[[str], None]
 COLLECTIVE = re.compile(r"= (\S.*?) (all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute)(?:-start)?\(")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
+
+
+# What a loss asks of each token, besides what is scored.
+_NUMBERS = {
+    POLICY: ("advantages", "sampler_logps"),
+    CRITIC: ("returns", "sampler_logps"),
+    PROCESS: ("outcome", "row", "sampler_logps"),
+}
 
 
 class DoesNotCompile(Exception):
@@ -53,13 +61,11 @@ class Setting:
         return jnp.dtype(self.config.model.dtype)
 
     def layout(self) -> TrainState:
-        params = params_layout(self.model, self.mesh)
-        policy = model_layout(params, programs.make_optimizer(self.config), self.mesh)
-        return state_layout({POLICY: policy}, self.mesh)
+        return programs.layout_of(self.config, self.model, self.mesh, programs.make_optimizers(self.config))
 
     def start(self, layout: TrainState) -> decoder.Params | None:
-        """The copy of the start that a KL term needs."""
-        if not self.config.train.kl_coef:
+        """The copy of the start, where there is one."""
+        if not programs.needs_start(self.config):
             return None
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=x.sharding), layout.policy.params
@@ -117,25 +123,18 @@ class Compiler:
         self.layout = setting.layout()
         self.start = setting.start(self.layout)
         self.state = chip_bytes((self.layout, self.start))  # is held all the time
-        optimizer = programs.make_optimizer(setting.config)
-        self.update = programs.make_update(
+        self.learners = programs.make_learners(
             setting.config,
             setting.model,
             setting.mesh,
-            optimizer,
-            self.layout.policy,
-            loss=policy_loss(setting.config),
+            programs.make_optimizers(setting.config),
+            self.layout,
+            losses=losses_of(setting.config),
             temperature=programs.sampling_of(setting.config.rollout).temperature,
-            reference=self.start,
+            start=self.start,
             announce=say,
         )
-        train = setting.config.train
-        batch = _full_rows(
-            train.minibatch_prompts * train.samples,
-            setting.config.prompt.max_tokens + setting.config.rollout.max_tokens,
-            setting.config.rollout.max_tokens,
-        )
-        self.micros = self.update.micro_batches(batch, np.arange(len(batch.mask)))
+        self.micros = self._micros(self.learners[POLICY])
         self.programs: list[Program] = []
 
     def all(self) -> None:
@@ -150,7 +149,14 @@ class Compiler:
             sampler = programs.make_sampler(config, model, mesh, stop_ids=self.setting.stop_ids, announce=self.say)
             for phase, draws, sampling in self.setting.draws():
                 self.sampling(phase, sampler, copied, draws, sampling)
-            self.learning()
+            for name in self.learners:
+                self.learning(name)
+
+    def _micros(self, learner: Update) -> list[MicroBatch]:
+        """Those of an optimizer step, all of whose responses reach their limit."""
+        prompt, tokens = self.setting.config.prompt.max_tokens, self.setting.config.rollout.max_tokens
+        batch = _full_rows(learner.sizes.minibatch_rows, prompt + tokens, tokens)
+        return learner.micro_batches(batch, np.arange(len(batch.mask)))
 
     def sizes(self) -> dict[str, int]:
         """What is computed at once, by which it shows where devices have nothing to do."""
@@ -206,33 +212,35 @@ class Compiler:
         work = total(arithmetic.decode_work(model, each, setting.mesh, tokens=tokens, **sizes) for each in draws)
         self.compile("decode", phase, program, held=held, more_weights=copied, work=work)
 
-    def learning(self) -> None:
-        """Log-probs of the largest micro-batch; its gradient; an optimizer step. All responses reach their limit."""
-        setting, layout, start, update = self.setting, self.layout.policy, self.start, self.update
-        micros = self.micros
-        config, model, mesh, train = setting.config, setting.model, setting.mesh, setting.config.train
-        steps = config.rollout.prompts // train.minibatch_prompts
-        length = programs.row_tokens(config)
-        read = setting.dtype.itemsize * arithmetic.count(layout.params) * arithmetic.copies(mesh) * steps * len(micros)
+    def learning(self, name: str) -> None:
+        """Scores of the largest micro-batch of one model that learns; its gradient; an optimizer step."""
+        setting, start, learner, layout = self.setting, self.start, self.learners[name], self.layout.models[name]
+        config, model, mesh, micros = setting.config, setting.model, setting.mesh, self._micros(self.learners[name])
+        rows = config.rollout.prompts * config.train.samples
+        steps, length = -(-rows // learner.sizes.minibatch_rows), programs.row_tokens(config)
+        base = self.layout.policy.params if name == CRITIC and config.critic.trunk == "policy" else None
+        weights, prefix = (layout.params, base), "" if name == POLICY else f"{name} "
+        read = setting.dtype.itemsize * arithmetic.count(weights) * arithmetic.copies(mesh) * steps * len(micros)
         forward = steps * sum(_forward_flops(model, micro, length) for micro in micros)
-        # Under the masters where there is more than one optimizer step, and under the start for the KL term.
-        scored, logps = (steps > 1) + (start is not None), None
+        # Under the masters for old scores, and for values; under the start where the loss compares with it.
+        old = (steps > 1 and learner.loss.asks_old) or name == CRITIC
+        scored, numbers = old + (learner.reference is not None), dict.fromkeys(_NUMBERS[name], micros[0].mask)
         if scored:
-            under = layout.params if start is None else start
-            program = update._score.lower(under, micros[0])
+            under = layout.params if learner.reference is None else start
+            program = learner._score.lower(under, base, micros[0])
             work = Work(scored * forward, scored * read)
-            logps, _ = self.compile("score", "score", program, held=self.state - chip_bytes(under), work=work)
-        numbers = dict.fromkeys(("advantages", "sampler_logps"), micros[0].mask)
-        numbers |= {"old": logps} if steps > 1 else {}
-        numbers |= {"reference": logps} if start is not None else {}
-        program = update._gradient.lower(layout.params, layout.params, micros[0], numbers)
-        held, gradient = self.state - chip_bytes(layout.params), chip_bytes(layout.params)
-        times = 4 if train.remat else 3  # backward twice what forward is, and with remat forward again
+            held = self.state - chip_bytes((under, base))
+            scores, _ = self.compile(f"{prefix}score", "score", program, held=held, work=work)
+            numbers |= {"old": scores} if old else {}
+            numbers |= {"reference": scores} if learner.reference is not None else {}
+        program = learner._gradient.lower(layout.params, base, layout.params, micros[0], numbers)
+        held, gradient = self.state - chip_bytes(weights), chip_bytes(layout.params)
+        times = 4 if config.train.remat else 3  # backward twice what forward is, and with remat forward again
         work = Work(times * forward, times * read)
-        self.compile("gradient", "update", program, held=held, more_optimizer=gradient, work=work)
-        program = update._step.lower(layout, layout.params, np.float32(1), np.float32(train.learning_rate))
-        held, work = self.state - chip_bytes(layout), arithmetic.step_work(model, steps)
-        self.compile("step", "update", program, held=held, more_optimizer=gradient, work=work)
+        self.compile(f"{prefix}gradient", "update", program, held=held, more_optimizer=gradient, work=work)
+        program = learner._step.lower(layout, layout.params, np.float32(1), np.float32(1))
+        held, work = self.state - chip_bytes(layout), arithmetic.step_work(arithmetic.count(layout.params), steps)
+        self.compile(f"{prefix}step", "update", program, held=held, more_optimizer=gradient, work=work)
 
     def compile(
         self,

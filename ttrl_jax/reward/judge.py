@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ttrl_jax.errors import InputError
 from ttrl_jax.reward.equivalence import same
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.history import History
@@ -85,6 +86,11 @@ class Judge:
     format_weight: float = 0.0  # added to the reward of a response that is in the format
     offline: Mapping[int, Answer | None] = field(default_factory=dict)  # question -> label, for label="offline"
     same: Callable[[Answer, Answer], bool] = same  # of two answers
+
+    def __post_init__(self) -> None:
+        for name, known in (("rule", tuple(RULES)), ("label", LABELS), ("ties", TIES)):
+            if (given := vars(self)[name]) not in known:
+                raise InputError(f"a judge's {name} must be one of {', '.join(known)}, got {given!r}")
 
     @property
     def asks_entropies(self) -> bool:

@@ -55,8 +55,13 @@ def vote(group: Sequence[Answer | None], *, classes: Callable[[Sequence[Answer |
 def classes_of(
     ballots: Sequence[Ballot], answers: Sequence[Answer | None], *, same: Callable[[Answer, Answer], bool] = same
 ) -> list[int | None]:
-    """Return the class of each answer [P] in its question's ballot, None if nobody gave it or there is no answer."""
-    return [
-        None if answer is None else next((i for i, other in enumerate(ballot.answers) if same(other, answer)), None)
-        for ballot, answer in zip(ballots, answers, strict=True)
-    ]
+    """Return the class of each answer [P] in its question's ballot, None if nobody gave it or there is no answer.
+
+    One that is written alike goes before one that is the same in another spelling.
+    """
+    found = []
+    for ballot, answer in zip(ballots, answers, strict=True):
+        alike = [i for i, other in enumerate(ballot.answers) if other == answer]
+        others = (i for i, other in enumerate(ballot.answers) if answer is not None and same(other, answer))
+        found.append(alike[0] if alike and same(answer, answer) else next(others, None))
+    return found

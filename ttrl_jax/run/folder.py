@@ -14,6 +14,8 @@ from ttrl_jax.run.metrics import write_json
 
 CONFIG, SUMMARY, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 
+# Sections of algorithms that came later, which a run without them cannot have used.
+_LATER = ("critic", "prime")
 # Sections that change where a run computes or what it shows, not what it learns.
 _MAY_DIFFER = ("mesh", "log")
 _SECONDS_TO_SEE = 60  # as long as network disks may believe that there is no such file
@@ -37,7 +39,9 @@ def require_same(folder: Path, config: Mapping[str, Any], model: Mapping[str, An
     differing = [
         f"{name} ({old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now)"
         for name in sorted(old.keys() | new.keys())
-        if name.split(".")[0] not in _MAY_DIFFER and old.get(name) != new.get(name)
+        if name.split(".")[0] not in _MAY_DIFFER
+        and not (name.split(".")[0] in _LATER and name not in old)
+        and old.get(name) != new.get(name)
     ]
     if differing:
         raise InputError(
@@ -73,7 +77,7 @@ def made_with(folder: Path, *, flag: str) -> tuple[dict[str, Any], dict[str, Any
         if "reward.kind" in flat(config) and "judge" not in config:  # made before there were judges and tasks
             kind = config["reward"]["kind"]
             config["judge"] = {"rule": "majority" if kind == "agreement" else kind}
-            config["reward"]["kind"], config["task"] = None, ""
+            config["reward"]["kind"], config["task"], config["train"]["advantage"] = None, "", "std"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error!r}); choose another {flag}") from error
     return config, model

@@ -35,7 +35,8 @@ def read_sets(config: ConfigDict) -> tuple[QuestionSet, ...]:
 
     An entry is NAME=PATH or NAME. If configs/NAME.py exists, its data.*, its task, and its reward.extract, format and
     locale are used, with PATH in place of its data.path if there is one. Any other name is a label and needs a PATH;
-    the config's own settings are used. How questions are asked is the config's own in any case.
+    the config's own settings are used. How questions are asked is the config's own,
+    unless a task's file says it.
 
     Raises InputError for entries that cannot be used, for data that cannot be read, and for what `task_of` refuses.
     """

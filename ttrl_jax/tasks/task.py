@@ -6,6 +6,7 @@ Python file whose `get_task()` returns a Task.
 
 import functools
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,7 @@ def from_file(path: str) -> Task:
     spec = importlib.util.spec_from_file_location(f"ttrl_jax_task_{file.stem}", file)
     if spec is None:
         raise InputError(f"task={path} is no Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where pickle and dataclasses look for it
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
