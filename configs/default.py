@@ -120,7 +120,9 @@ def get_config() -> ConfigDict:
     c.eval.tasks = ()
 
     c.checkpoint = ConfigDict()
-    c.checkpoint.keep = 2  # the last so many episodes
+    c.checkpoint.keep = 2  # the newest so many
+    c.checkpoint.every = 30.0  # minutes after which one is saved, besides those at the end of each episode; 0: never
+    c.checkpoint.weights_only = False  # to evaluate and export, a third of the size; the run cannot go on from them
 
     c.log = ConfigDict()
     c.log.generations_every = 10  # training steps between written generations; 0: never

@@ -153,7 +153,8 @@ def test_a_run_on_the_cpu_takes_xla_and_stays_the_same_model(wanted):
     found = read_inputs(FrozenConfigDict(config))
     assert found.model.attention == "xla"
     assert found.attention == f"by model.attention='{wanted}', on cpu"
-    assert "attention" not in identity(found) and identity(found)["head_dim"] == found.model.head_dim
+    shape = identity(found).model
+    assert "attention" not in shape and shape["head_dim"] == found.model.head_dim
 
 
 @pytest.mark.parametrize(

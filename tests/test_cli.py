@@ -278,7 +278,7 @@ def test_a_folder_that_is_no_run(call, tmp_path: Path):
 def test_no_room_for_checkpoints(call, monkeypatch: pytest.MonkeyPatch):
     full = shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    assert_refused(call(), "free disk")
+    assert_refused(call(), "of disk for checkpoints", "keep fewer (checkpoint.keep)")
 
 
 def test_a_disk_that_fills_up_is_a_sentence(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):

@@ -221,17 +221,17 @@ def test_a_run_whose_model_has_moved(refused, folder: Path, run: Path):
     moved = folder / "moved"
     shutil.copytree(run, moved, dirs_exist_ok=True)
     made = read(run / "config.json")
-    made["config"]["model"]["path"] = "./gone"
+    made["config"]["model"]["path"] = made["model_path"] = "./gone"
     (moved / "config.json").write_text(json.dumps(made))
     given = [*arguments(folder), "--checkpoint=moved"]
-    refused(given, "gone", "set model.path")
+    refused(given, "is not in ./gone any more; add --model")
     # Found where the command line says, and being the same it passes: the next check is the one that fails.
-    refused([*given, f"--config.model.path={MODEL}", "--out=questions.json"], "questions.json is a file")
+    refused([*given, f"--model={MODEL}", "--out=questions.json"], "questions.json is a file")
 
 
 def test_results_of_other_settings_are_not_overwritten(refused, folder: Path, run: Path):
     given = [*arguments(folder)[:3], f"--checkpoint={MODEL}", "--out=kept"]
     call("evaluate", folder, *given)
     refused([*given, "--config.eval.samples=2"], "eval.samples (4 there, 2 now)", "--out")
-    refused([*given, f"--checkpoint={run}/checkpoints/1"], "checkpoint.step", "--out")
-    refused([*arguments(folder), f"--out={run}"], "checkpoint", "--out")
+    refused([*given, f"--checkpoint={run}/checkpoints/1"], "evaluated.step", "--out")
+    refused([*arguments(folder), f"--out={run}"], "evaluated", "--out")

@@ -26,6 +26,7 @@ from ttrl_jax.records import Model, TrainState
 from ttrl_jax.run import folder
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.metrics import write_json
+from ttrl_jax.source import text_fingerprint
 
 MODEL = Path(__file__).parent.parent / "configs" / "quickstart_model"
 
@@ -35,7 +36,8 @@ def make_run(where: Path, source: Path, steps: tuple[int, ...] = (2, 4)) -> dict
     config = quickstart.get_config().to_dict()
     config["model"]["path"] = str(source)
     model = read_config(source)
-    folder.claim(where, config, {**dataclasses.asdict(model), "fingerprint": weights.fingerprint(source)})
+    fingerprints = {"fingerprint": weights.fingerprint(source), "tokenizer": text_fingerprint(source)}
+    folder.claim(where, folder.Identity(config, dataclasses.asdict(model) | fingerprints, str(source), {}))
     saved = {}
     with on_mesh((1, 8, 1)) as mesh, Checkpoints(where / "checkpoints", keep=2) as checkpoints:
         for step in steps:
@@ -112,7 +114,7 @@ def test_bfloat16_is_the_rounded_weights(run, call, tmp_path):
 
 def test_large_models_come_in_several_files(run, tmp_path):
     where, saved = run
-    trained = export.restore(where, None, out=tmp_path / "model", itemsize=4)
+    trained = export.restore(where, None, moved="", out=tmp_path / "model", itemsize=4)
     export.write(trained, tmp_path / "model", dtype="float32", shard_bytes=300_000)
     files = sorted((tmp_path / "model").glob("*.safetensors"))
     assert len(files) > 5 and files[0].name == f"model-00001-of-{len(files):05}.safetensors"
@@ -163,7 +165,7 @@ def test_what_cannot_be_exported(run, call, tmp_path):
         shutil.rmtree(untrained / "checkpoints" / checkpoint)
     made = json.loads((where / "config.json").read_text())
     write_json(other / "config.json", made | {"model": made["model"] | {"fingerprint": "0" * 64}})
-    made["config"]["model"]["path"] = str(tmp_path / "gone")
+    made["config"]["model"]["path"] = made["model_path"] = str(tmp_path / "gone")
     write_json(lost / "config.json", made)
     for arguments, message in [
         ((out,), "RUN is missing"),
@@ -176,8 +178,10 @@ def test_what_cannot_be_exported(run, call, tmp_path):
         ((where, out, "--dtype=int8"), "--dtype must be one of float32, bfloat16"),
         ((where, out, "--steps=3"), "steps"),
         ((untrained, out), "has no checkpoint yet"),
-        ((lost, out), "There is no model"),
-        ((other, out), "is not the model that"),
+        ((lost, out), "is not in " + str(tmp_path / "gone") + " any more; add --model"),
+        ((lost, out, f"--model={tmp_path}"), "config.json"),
+        ((lost, out, f"--model={full / 'file'}"), "--model is the file"),
+        ((other, out), "was made with another model"),
     ]:
         code, _, stderr = call(*arguments)
         assert code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1 and message in stderr, stderr

@@ -10,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from finished_run import results
 from ml_collections import ConfigDict
 
 from ttrl_jax.inputs import read_inputs
+from ttrl_jax.resume import Past, resume
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.diagnosis import diagnose
 from ttrl_jax.session import open_session, restore
@@ -145,6 +148,138 @@ def test_a_run_of_an_earlier_version_goes_on(undisturbed: dict[str, object], tmp
     want = dict(undisturbed, metrics=[dict(row) for row in undisturbed["metrics"]])
     del want["votes"], want["metrics"][step]["vote/flip_rate"]  # all questions are in each step
     assert found == want
+
+
+def cut_back(ended: tuple[Path, str], workdir: Path) -> None:
+    """A run as it was when the last but one of its steps had been saved."""
+    shutil.copytree(ended[0], workdir)
+    (workdir / "summary.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+
+
+def test_the_newest_checkpoint_is_damaged(ended: tuple[Path, str], undisturbed: dict[str, object], tmp_path: Path):
+    """It is named and moved away, and the one before is used. A damaged summary is made again."""
+    workdir = tmp_path / "run"
+    shutil.copytree(ended[0], workdir)
+    (workdir / "summary.json").write_text("")
+    largest = max((workdir / "checkpoints" / str(STEPS) / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:1000])
+    output = finish(workdir)
+    assert "summary.json is damaged" in output and f"checkpoints/{STEPS} is damaged" in output
+    assert f"resumed after step {STEPS - 1}" in output and (workdir / "damaged" / str(STEPS)).is_dir()
+    assert results(workdir) == undisturbed
+
+
+def test_what_moves_memory_or_bookkeeping_may_change(ended: tuple[Path, str], tmp_path: Path):
+    """A run goes on with other micro-batches, another folder's view of its files, and more episodes; and says so."""
+    workdir, new = tmp_path / "run", STEPS + 1
+    cut_back(ended, workdir)
+    model = shutil.copytree(ROOT / "configs" / "quickstart_model", tmp_path / "moved")
+    output = finish(
+        workdir, f"--config.model.path={model}", "--config.train.micro_tokens=192", "--config.checkpoint.keep=1",
+        f"--config.episodes={new}",
+    )  # fmt: skip
+    step = STEPS - 1
+    for words in (
+        f"resumed after step {step}",
+        "changed   train.micro_tokens: 192 from here on, 384 before",
+        f"changed   from step {step} on numbers are rounded otherwise, by train.micro_tokens",
+        f"changed   from step {step} on the learning rate follows the schedule of {new} steps",
+    ):
+        assert words in output
+    found, before = results(workdir), results(ended[0])
+    assert [row["step"] for row in found["metrics"]] == list(range(new + 1)) and found["summary"]["steps"] == new
+    assert found["metrics"][:step] == before["metrics"][:step]
+    assert found["metrics"][step]["update/learning_rate"] > before["metrics"][step]["update/learning_rate"]
+    assert saved(workdir) == [str(new)]
+    assert f"episodes ({new} there, {STEPS} now), which may only grow" in refused(workdir)
+
+
+def refused(workdir: Path, *changes: str) -> str:
+    process = start(workdir, *changes)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2 and "Traceback" not in output
+    return output
+
+
+def test_questions_that_changed_are_refused(tmp_path: Path):
+    data, workdir = tmp_path / "questions.json", tmp_path / "run"
+    rows = [{"prompt": f"Tom has 3{i} apples and buys 48 more. How many now?", "answer": f"{8 + i}1"} for i in range(4)]
+    data.write_text(json.dumps(rows))
+    given = [f"--config.data.path={data}", "--config.episodes=0"]
+    finish(workdir, *given)
+    for changed in (rows[::-1], [*rows[:3], rows[3] | {"answer": "5"}]):
+        data.write_text(json.dumps(changed))
+        words = refused(workdir, *given)
+        assert f"the questions of data.path have changed since {workdir} was made (4 then, 4 now" in words
+
+
+def test_weights_alone_are_saved_to_be_evaluated(tmp_path: Path):
+    workdir, changes = tmp_path / "run", ["--config.checkpoint.weights_only=True", "--config.episodes=2"]
+    output = finish(workdir, *changes)
+    assert "from which no run can go on" in output
+    (workdir / "summary.json").unlink()
+    words = refused(workdir, *changes)
+    assert "checkpoint 2 has weights alone" in words and "cannot go on from any of its checkpoints (2, 1)" in words
+    config = ConfigDict(json.loads((workdir / "config.json").read_text())["config"])
+    session = open_session(read_inputs(config, training=False), begin=False)
+    with Checkpoints(workdir / "checkpoints", keep=None) as checkpoints:
+        assert restore(session, checkpoints, 2).state.policy.params["embed"].shape[0] > 0
+
+
+def test_minutes_after_which_a_checkpoint_is_saved(tmp_path: Path):
+    """Within an episode, of two steps here."""
+    workdir = tmp_path / "run"
+    changes = ["--config.rollout.prompts=2", "--config.episodes=2", "--config.checkpoint.keep=9"]
+    finish(workdir, *changes, "--config.checkpoint.every=1e-6")
+    assert sorted(saved(workdir)) == ["1", "2", "3", "4"]
+    finish(tmp_path / "other", *changes)
+    assert sorted(saved(tmp_path / "other")) == ["2", "4"]
+    assert results(tmp_path / "other") == results(workdir)
+
+
+def test_two_writers_are_one_too_many(tmp_path: Path):
+    workdir = tmp_path / "run"
+    process = start(workdir)
+    assert wait_for(lambda: (workdir / "config.json").is_file(), process)
+    assert f"is being written by process {process.pid} on " in refused(workdir)
+    process.kill()
+    process.communicate()
+    output = finish(workdir, "--config.episodes=24")
+    assert f"process {process.pid} on " in output and "has ended without letting go" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "prime"])
+def test_a_state_is_restored_whole_or_the_one_before(tmp_path: Path, algorithm: str):
+    """Each file of the newest checkpoint is cut in half, in turn."""
+    workdir = tmp_path / "run"
+    finish(workdir, f"--config.algorithm={algorithm}", "--config.episodes=3", "--config.prime.minibatch_rows=16")
+    inputs = read_inputs(ConfigDict(json.loads((workdir / "config.json").read_text())["config"]))
+    want, used = {}, []
+    session = open_session(inputs, begin=False)
+    with Checkpoints(workdir / "checkpoints", keep=None) as checkpoints:
+        for step in (2, 3):
+            state = restore(session, checkpoints, step).state
+            want[step] = jax.tree.map(np.asarray, state), checkpoints.meta(step)
+    newest = workdir / "checkpoints" / "3"
+    for name in sorted(str(path.relative_to(newest)) for path in newest.rglob("*") if path.is_file()):
+        copy = tmp_path / "copy"
+        shutil.copytree(workdir / "checkpoints", copy / "checkpoints")
+        content = (newest / name).read_bytes()
+        (copy / "checkpoints" / "3" / name).write_bytes(content[: len(content) // 2])
+        with Checkpoints(copy / "checkpoints", keep=2) as checkpoints:
+            session, past = resume(inputs, checkpoints)
+        state, meta = want[session.step]
+        assert jax.tree.structure(session.state) == jax.tree.structure(state)
+        assert all(
+            np.array_equal(one, other)
+            for one, other in zip(jax.tree.leaves(session.state), jax.tree.leaves(state), strict=True)
+        )
+        assert past == Past.of(meta)
+        used.append(session.step)
+        shutil.rmtree(copy)
+    assert set(used) == {2, 3}
 
 
 def test_a_finished_run_prints_its_table_again(ended: tuple[Path, str]):

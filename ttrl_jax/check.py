@@ -159,6 +159,7 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "prime.grad_clip": config.prime.grad_clip,
         "prime.outcome_coef": config.prime.outcome_coef,
         "prime.process_coef": config.prime.process_coef,
+        "checkpoint.every": config.checkpoint.every,
         "eval.every": config.eval.every,
         "log.generations_every": config.log.generations_every,
     }

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -15,12 +16,13 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from ttrl_jax.errors import InputError
 from ttrl_jax.run import distributed
+from ttrl_jax.run.interrupt import Interrupted, left_behind
 
 # Commands run from a source checkout, whose configs/ lies beside the package; this finds it from any folder.
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 USAGE_ERROR = 2
-OWN_FLAGS = ("config", "workdir", "checkpoint", "out", "step", "dtype", "topology", "questions", "json")
+OWN_FLAGS = ("config", "workdir", "checkpoint", "out", "step", "dtype", "topology", "questions", "json", "model")
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
 
@@ -44,6 +46,11 @@ def define_config_flag() -> None:
 def define_out_flag() -> None:
     """Define --out, what a command writes."""
     define(flags.DEFINE_string, "out", "", "Folder to write; of a report, the file.")
+
+
+def define_model_flag() -> None:
+    """Define --model, where the model of a run lies now."""
+    define(flags.DEFINE_string, "model", "", "Folder or .gguf file that the run began with, if it has been moved.")
 
 
 def define_process_flags() -> None:
@@ -80,7 +87,12 @@ def run(
     process has gone. `--help` prints `doc` and the flags of the command.
     """
     define()
-    return distributed.leave(_run(main, doc, takes, several))
+    code = distributed.leave(_run(main, doc, takes, several))
+    if left_behind():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _run(main: Callable[..., int], doc: str, takes: str | None, several: bool) -> int:
@@ -101,6 +113,8 @@ def _run(main: Callable[..., int], doc: str, takes: str | None, several: bool) -
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except Interrupted as signalled:
+        return 128 + signalled.args[0]
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return _failed(error)
@@ -136,9 +150,9 @@ def config() -> FrozenConfigDict:
     return FrozenConfigDict(given)
 
 
-def overrides(key: str) -> bool:
-    """Whether the command line sets this key of the config, such as "model.path"."""
-    return f"config.{key}" in flags.FLAGS
+def defaults() -> dict[str, Any]:
+    """Every key of configs/default.py with its value, None where the model decides."""
+    return importlib.import_module("configs.default").get_config().to_dict()
 
 
 def config_name() -> str:

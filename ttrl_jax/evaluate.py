@@ -5,11 +5,12 @@
 Results go to --out, by default RUN/eval/<config>-step<n>-seed<n>, or evals/<config>-<model>-seed<n> without a run.
 
 --checkpoint is a run folder (its latest checkpoint is taken), one of its checkpoints (RUN/checkpoints/STEP), or a model
-folder; without it, the config's model.path is evaluated. A run's model is looked for where its config says, unless
---config.model.path says where it lies now. The questions are the config's own and those of eval.tasks.
+folder; without it, the config's model.path is evaluated. The model that a run began with is found where the run had it;
+--model says where it has been moved to. The questions are the config's own and those of eval.tasks.
 With the run's config, seed and devices, the numbers of its last checkpoint are those that the run itself wrote down.
 """
 
+import dataclasses
 import sys
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from ttrl_jax import cli
 from ttrl_jax.errors import InputError
-from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs, settings_of
+from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.tables import headline, table
 from ttrl_jax.model import weights
@@ -30,6 +31,7 @@ from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.metrics import write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
 from ttrl_jax.session import open_session, restore
+from ttrl_jax.source import model_of_run
 
 RESULTS, GENERATIONS = "results.json", "generations.jsonl"
 
@@ -48,6 +50,7 @@ def define_flags() -> None:
     cli.define_config_flag()
     cli.define_out_flag()
     cli.define_process_flags()
+    cli.define_model_flag()
     which = "Run folder, RUN/checkpoints/STEP, or model folder; default: model.path."
     cli.define(flags.DEFINE_string, "checkpoint", "", which)
 
@@ -61,11 +64,11 @@ def main() -> int:
     # ------------------------------------------------------------- inputs: all checked before anything is written
     origin, inputs = distributed.together(find_inputs)
     config = inputs.config
-    model = identity(inputs)
+    run = identity(inputs)
+    run = dataclasses.replace(run, config=run.config | {"evaluated": checkpoint_of(origin) or folder.AS_IS})
     out = Path(flags.FLAGS.out) if flags.FLAGS.out else default_out(origin, config)
-    settings = settings_of(inputs) | {"checkpoint": checkpoint_of(origin)}
-    distributed.require_same(facts(inputs, settings, model))
-    distributed.together(lambda: folder.require_same(out, settings, model, flag="--out"))
+    distributed.require_same(facts(inputs, run))
+    distributed.together(lambda: folder.require_same(out, run, defaults=cli.defaults(), flag="--out"))
 
     # ------------------------------------------------------------- model, then one set of questions after the other
     found, rows = {}, []
@@ -97,7 +100,8 @@ def main() -> int:
         "seconds": round(time.monotonic() - began, 1),
         "results": found,
     }
-    folder.claim(out, settings, model)
+    folder.claim(out, run)
+    folder.renew(out, run, (), step=0)
     write_jsonl(out / GENERATIONS, rows)
     write_json(out / RESULTS, results)
     print(table(found, samples=config.eval.samples, extra_k=config.eval.k))
@@ -111,29 +115,31 @@ def find_inputs() -> tuple[Origin, Inputs]:
     origin = find_origin(flags.FLAGS.checkpoint, config.model.path)
     inputs = read_inputs(with_model(config, origin.model), training=False)
     if origin.run is not None:
-        folder.require_same_model(origin.run, identity(inputs), flag="--checkpoint")
+        folder.require_same_model(origin.run, identity(inputs).model, flag="--checkpoint")
     return origin, inputs
 
 
 def find_origin(checkpoint: str, model_path: str) -> Origin:
     """What --checkpoint names, or else model.path. Raises InputError if it is nothing that can be evaluated."""
+    run_and_step = folder.find_run(Path(checkpoint).expanduser()) if checkpoint else None
+    if flags.FLAGS.model and run_and_step is None:
+        raise InputError("--model says where the model of a run lies now; add --checkpoint RUN, or set model.path")
     if not checkpoint:
         return Origin(model_path, None, None)
     path = Path(checkpoint).expanduser()
-    run_and_step = folder.find_run(path)
     if run_and_step is None:
         if not path.exists():
             raise InputError(f"--checkpoint {path} does not exist; give a run folder, RUN/checkpoints/STEP or a model")
         return Origin(str(path), None, None)
     run, step = run_and_step
-    made, _ = folder.made_with(run, flag="--checkpoint")
-    moved = cli.overrides("model.path")  # the run's model lies elsewhere now; that it is the same is checked later
+    made = folder.made_with(run, flag="--checkpoint")
+    model = model_of_run(run, made.config["model"]["path"], recorded=made.model_path, given=flags.FLAGS.model)
     with Checkpoints(run / folder.CHECKPOINTS, keep=None) as checkpoints:
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise InputError(f"{run} has no checkpoint yet; wait for its first episode to end")
         checkpoints.meta(step)  # raises if there is none
-    return Origin(model_path if moved else made["model"]["path"], run.resolve(), step)
+    return Origin(model, run.resolve(), step)
 
 
 def checkpoint_of(origin: Origin) -> dict[str, Any] | None:

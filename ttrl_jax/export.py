@@ -1,9 +1,9 @@
 """Write what a run has trained as a Hugging Face folder, for transformers and whatever else reads these.
 
-    python -m ttrl_jax.export RUN --out DIR [--step N] [--dtype float32|bfloat16]
+    python -m ttrl_jax.export RUN --out DIR [--step N] [--dtype float32|bfloat16] [--model DIR]
 
 RUN is a run folder, DIR a new or empty one: weights as safetensors, config, tokenizer, and a model card with the run's
-numbers.
+numbers. The model that the run began with is found where the run had it; --model says where it has been moved to.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from ttrl_jax.model.sharding import make_mesh, shardings
 from ttrl_jax.records import POLICY
 from ttrl_jax.run import folder
 from ttrl_jax.run.checkpoint import Checkpoints
-from ttrl_jax.source import model_source
+from ttrl_jax.source import model_of_run, model_source, text_fingerprint
 from ttrl_jax.tasks.sets import OWN
 
 _DTYPES = ("float32", "bfloat16")
@@ -47,6 +47,7 @@ def define_flags() -> None:
     cli.define_out_flag()
     cli.define(flags.DEFINE_integer, "step", None, "Training steps of the checkpoint; default: the newest.")
     dtypes = "float32, bit by bit what was trained, or bfloat16, rounded and half the size."
+    cli.define_model_flag()
     cli.define(flags.DEFINE_string, "dtype", "float32", dtypes)
 
 
@@ -56,27 +57,30 @@ def main(run: str) -> int:
         raise InputError("--out is missing; give a new folder for the model")
     if dtype not in _DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-    trained = restore(Path(run), flags.FLAGS.step, out=Path(out), itemsize=huggingface.DTYPES[dtype].itemsize)
+    itemsize = huggingface.DTYPES[dtype].itemsize
+    trained = restore(Path(run), flags.FLAGS.step, moved=flags.FLAGS.model, out=Path(out), itemsize=itemsize)
     write(trained, Path(out), dtype=dtype, shard_bytes=huggingface.SHARD_BYTES)
     print(f"{run} after {trained.step} steps is in {out}, as {dtype}")
     return 0
 
 
-def restore(run: Path, step: int | None, *, out: Path, itemsize: int) -> Trained:
+def restore(run: Path, step: int | None, *, moved: str, out: Path, itemsize: int) -> Trained:
     """Read a run's parameters from its checkpoint of `step` (None: the newest), once all else is known to be there.
+
+    moved: where the model that the run began with lies now; "" where it is in its place.
 
     Raises InputError if the run, a checkpoint, the model it began with, or room for `out` is missing.
     """
-    config, made_with = folder.made_with(run, flag="RUN")
+    made = folder.made_with(run, flag="RUN")
     huggingface.check_out(out)
     try:
-        source = model_source(config["model"]["path"])
-        same = weights.fingerprint(source) == made_with["fingerprint"]
+        path = model_of_run(run, made.config["model"]["path"], recorded=made.model_path, given=moved)
+        source = model_source(path, key="--model" if moved else "model.path")
         model = read_config(source)
     except (InputError, OSError) as error:
         raise InputError(f"the model that {run} began with is needed for its config and tokenizer: {error}") from error
-    if not same:
-        raise InputError(f"{source} is not the model that {run} began with, its files have changed; restore them")
+    fingerprints = {"fingerprint": weights.fingerprint(source), "tokenizer": text_fingerprint(source)}
+    folder.require_same_model(run, fingerprints, flag="RUN")
     huggingface.check_room(out, itemsize * parameter_count(model))
     mesh = make_mesh(data=1, fsdp=-1, tensor=1)
     shapes = decoder.shapes(model)
@@ -95,7 +99,7 @@ def restore(run: Path, step: int | None, *, out: Path, itemsize: int) -> Trained
         }
         last = {"step": step} | {name or OWN: numbers for name, numbers in ends.items()}
         evaluations = [*(each for each in evaluations if each["step"] != step), last]
-    return Trained(config, source, model, step, evaluations, params)
+    return Trained(made.config, source, model, step, evaluations, params)
 
 
 def write(trained: Trained, out: Path, *, dtype: str, shard_bytes: int) -> None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ttrl_jax.model.sharding import make_mesh, require_fit, require_fit_of_batch
 from ttrl_jax.programs import check_length, with_kernel
 from ttrl_jax.resolve import resolve
 from ttrl_jax.run import distributed, folder
-from ttrl_jax.source import model_source, tokenizer_of
+from ttrl_jax.source import is_local, model_source, text_fingerprint, tokenizer_of
 from ttrl_jax.tasks.sets import QuestionSet, read_sets
 from ttrl_jax.tasks.task import Task
 
@@ -111,28 +112,34 @@ def _problems(config: FrozenConfigDict, own: QuestionSet, mesh: jax.sharding.Mes
     return problems
 
 
-def identity(inputs: Inputs) -> dict[str, Any]:
-    """What tells this model from any other: its shape, and the fingerprint of its files."""
+def identity(inputs: Inputs) -> folder.Identity:
+    """What a run of these inputs is a run of."""
     shape = dataclasses.asdict(inputs.model)
     del shape["attention"]  # a run may go on on other devices
-    return {**shape, "fingerprint": weights.fingerprint(inputs.source)}
-
-
-def settings_of(inputs: Inputs) -> dict[str, Any]:
-    """The whole config as plain values, which a run folder belongs to, with the fingerprint of the task's file."""
+    fingerprints = {"fingerprint": weights.fingerprint(inputs.source), "tokenizer": text_fingerprint(inputs.source)}
     settings = inputs.config.as_configdict().to_dict()
-    if not inputs.config.task:
-        return settings
-    return settings | {"task_sha256": hashlib.sha256(Path(inputs.config.task).expanduser().read_bytes()).hexdigest()}
+    if inputs.config.task:
+        settings["task_sha256"] = hashlib.sha256(Path(inputs.config.task).expanduser().read_bytes()).hexdigest()
+    return folder.Identity(
+        config=settings,
+        model=shape | fingerprints,
+        model_path=str(inputs.source.resolve()) if is_local(inputs.config.model.path) else None,
+        questions={each.name: _digest(each) for each in inputs.sets},
+    )
 
 
-def facts(inputs: Inputs, settings: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+def _digest(questions: QuestionSet) -> dict[str, Any]:
+    """How many questions there are, and the SHA-256 of their ids, texts and truths in their order."""
+    facts = [[[problem.id, problem.question] for problem in questions.items], truths(questions.items)]
+    return {"count": len(questions.items), "sha256": hashlib.sha256(json.dumps(facts).encode()).hexdigest()}
+
+
+def facts(inputs: Inputs, run: folder.Identity) -> dict[str, Any]:
     """What must be the same in all processes of a command, by the name that an error gives it: the settings, the
-    questions, the model's identity, the version of jax."""
-    found = {f"--config.{name}": value for name, value in folder.flat(settings).items()}
-    for each in inputs.sets:
-        found[f"the questions of {each.path}"] = [[[p.id, p.question] for p in each.items], truths(each.items)]
-    return found | {"the files of model.path": model, "the version of jax": jax.__version__}
+    questions, the model's files, the version of jax."""
+    found = {f"--config.{name}": value for name, value in folder.flat(run.config).items()}
+    found |= {f"the questions of {each.path}": run.questions[each.name] for each in inputs.sets}
+    return found | {"the files of model.path": run.model, "the version of jax": jax.__version__}
 
 
 def introduce(inputs: Inputs, say: Callable[[str], None]) -> None:

@@ -286,8 +286,12 @@ def update(session: Session, rows: TrainBatch, numbers: Numbers) -> tuple[Sessio
 
 def save(session: Session, checkpoints: Checkpoints, meta: Mapping[str, Any] | None = None) -> bool:
     """Start saving the state, under the number of finished steps, with `meta`, a JSON object beside it. Returns False,
-    with nothing done, if that step is saved already."""
-    return checkpoints.save(session.step, session.state, meta or {})
+    with nothing done, if that step is saved already. With checkpoint.weights_only it is the policy's parameters alone,
+    which no run can go on from, and `meta` says so."""
+    if not session.config.checkpoint.weights_only:
+        return checkpoints.save(session.step, session.state, meta or {})
+    weights_alone = TrainState(session.state.step, {POLICY: Model(session.state.policy.params, None)})
+    return checkpoints.save(session.step, weights_alone, {"weights_only": True, **(meta or {})})
 
 
 def restore(session: Session, checkpoints: Checkpoints, step: int) -> Session:

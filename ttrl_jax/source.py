@@ -1,5 +1,6 @@
 """Where a model comes from: a Hugging Face folder, a llama.cpp GGUF file, or a name on the hub."""
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,45 @@ _HUB_FILES = [
     "added_tokens.json",
     "chat_template*",
 ]
+
+
+_TEXT_FILES = ["generation_config.json", *_HUB_FILES[_HUB_FILES.index("tokenizer*") :]]
+_CHECKOUT = Path(__file__).resolve().parent.parent  # whose configs/ has the quickstart's model
+
+
+def is_local(path: str) -> bool:
+    """Whether model.path is a folder or a file here, and no name on the hub."""
+    return Path(path).expanduser().exists()
+
+
+def model_of_run(run: Path, path: str, *, recorded: str | None, given: str) -> str:
+    """The model that `run` began with, for `model_source`: what --model gave, or else where it was, `recorded`, or else
+    its model.path, which was relative to wherever the run was started, or to the checkout.
+
+    Raises InputError if a model that was no name on the hub is not there any more.
+    """
+    if given:
+        return given
+    for place in (recorded, path, str(_CHECKOUT / path)):
+        if place and is_local(place):
+            return place
+    if recorded is None:  # a name on the hub
+        return path
+    raise InputError(
+        f"the model that {run} began with is not in {recorded} any more; add --model with the folder, or the .gguf "
+        "file, where it lies now"
+    )
+
+
+def text_fingerprint(source: Path) -> str:
+    """SHA-256 of what makes tokens of text beside the weights: tokenizer, chat template, stop tokens. A GGUF file has
+    them in its first MiBs, which the fingerprint of its weights covers."""
+    digest = hashlib.sha256()
+    if source.is_dir():
+        for path in sorted({path for pattern in _TEXT_FILES for path in source.glob(pattern) if path.is_file()}):
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def model_source(path: str, *, key: str = "model.path") -> Path:

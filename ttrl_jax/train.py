@@ -11,8 +11,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
@@ -20,7 +20,7 @@ from ttrl_jax import cli
 from ttrl_jax.algorithms import credit
 from ttrl_jax.data.problems import truths
 from ttrl_jax.errors import InputError
-from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs, settings_of
+from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
 from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.evidence import evidence_of
@@ -31,26 +31,25 @@ from ttrl_jax.measure.tables import headline
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.weights import sha256
 from ttrl_jax.programs import trained_models
+from ttrl_jax.resume import Evaluations, Past, finished, go_on, lock, resume
 from ttrl_jax.reward.audit import truth_classes
 from ttrl_jax.reward.extract import Answer
-from ttrl_jax.reward.history import History
 from ttrl_jax.reward.judge import Draw, winners
 from ttrl_jax.reward.score import select
 from ttrl_jax.run import distributed, folder
-from ttrl_jax.run.checkpoint import Checkpoints, Interrupt, check_disk
+from ttrl_jax.run.checkpoint import Checkpoints, check_disk, size
 from ttrl_jax.run.diagnosis import diagnose
 from ttrl_jax.run.files import METRICS, Files
+from ttrl_jax.run.interrupt import Interrupt, Interrupted
 from ttrl_jax.run.metrics import read_lines, write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
-from ttrl_jax.session import Session, encode, open_session, render, restore, sample, save, step_key, update
+from ttrl_jax.session import Session, encode, render, sample, save, step_key, update
 from ttrl_jax.tasks.voting import cast_votes, judge_of
 
+LABELS = "labels.jsonl"  # of reward.label="offline"
+_NO_STEP = 2**31 - 1  # whose keys no training step has: those of the offline labels
+
 Watch = Callable[[str], Callable[[int], None]]  # what is sampled -> what sampling calls with the tokens so far
-Evaluations = Sequence[Mapping[str, Any]]  # each {"step": ..., set of questions: numbers, ...}
-
-
-class Interrupted(Exception):
-    """A signal (its number) asked one of the processes to leave, and this is a safe point."""
 
 
 def define_flags() -> None:
@@ -66,43 +65,81 @@ def main() -> int:
     # ------------------------------------------------------------- inputs: all checked before anything is written
     cli.join_processes()  # all of which run these same lines
     inputs = distributed.together(lambda: read_inputs(cli.config()))
-    config, workdir = inputs.config, Path(flags.FLAGS.workdir or f"runs/{cli.config_name()}")
-    settings, model = settings_of(inputs), identity(inputs)
-    distributed.require_same(facts(inputs, settings, model) | {"--workdir": str(workdir)})
-    distributed.together(lambda: folder.require_same(workdir, settings, model, flag="--workdir"))
-    if (summary := distributed.first(folder.read_summary(workdir))) is not None:
+    config, total, run = inputs.config, inputs.total_steps, identity(inputs)
+    workdir = Path(flags.FLAGS.workdir or f"runs/{cli.config_name()}")
+    distributed.require_same(facts(inputs, run) | {"--workdir": str(workdir)})
+    same = {"defaults": cli.defaults(), "flag": "--workdir"}
+    changes = distributed.together(lambda: folder.require_same(workdir, run, **same))
+    if (summary := distributed.gather(lambda: finished(workdir))[0]) is not None and summary["steps"] >= total:
         print(f"{workdir} is finished:\n{report(summary, samples=config.eval.samples, extra_k=config.eval.k)}")
         return 0
+    distributed.together(lambda: check_disk(workdir / folder.CHECKPOINTS, needed_bytes=disk_bytes(inputs)))
 
     # ------------------------------------------------------------- run folder, and where an earlier process stopped
-    distributed.together(lambda: check_disk(workdir, needed_bytes=disk_bytes(inputs)))
-    distributed.together(lambda: folder.claim(workdir, settings, model, leader=distributed.leader()))
-    checkpoints = Checkpoints(workdir / folder.CHECKPOINTS, keep=config.checkpoint.keep)
-    start, total = checkpoints.latest() or 0, inputs.total_steps
-    distributed.require_same({"the last checkpoint in --workdir": start})
-    logs = {"tensorboard": config.log.tensorboard, "wandb_project": config.log.wandb_project or None}
     with (
+        distributed.together(lambda: lock(workdir)),
         Interrupt() as interrupt,
-        checkpoints,
-        distributed.together(lambda: Files(workdir, start_step=start, **logs)) as files,
-        Progress(total, start=start, title=workdir.name) as progress,
+        Checkpoints(workdir / folder.CHECKPOINTS, keep=config.checkpoint.keep) as checkpoints,
     ):
-        watch, clock = watching(interrupt, progress), Clock(progress.phase)
-        session = open_session(inputs, say=progress.line, begin=start == 0)
-        introduce(inputs, progress.line)
-        progress.line(f"budget    {budget(inputs)}")
-        progress.line(f"run       {workdir}" + (f", resumed after step {start}" if start else ""))
-        history, evaluations, earlier = recall(checkpoints.meta(start)) if start else (History(), (), 0.0)
-        session = restore(session, checkpoints, start) if start else session
-        drawn = {"votes": config.rollout.votes, "sampling": session.sampling}
-        try:
-            judge = judge_of(config, session.task, offline=offline_labels(session, workdir, watch))
+        distributed.together(lambda: folder.claim(workdir, run, leader=distributed.leader()))
+        with interrupt.at_once():
+            session, past = resume(inputs, checkpoints)
+        lines = changes.lines(step=session.step, total=total)
+        distributed.together(lambda: go_on(workdir, run, lines, step=session.step))
+        logs = {"tensorboard": config.log.tensorboard, "wandb_project": config.log.wandb_project or None}
+        with (
+            distributed.together(lambda: Files(workdir, start_step=session.step, **logs)) as files,
+            Progress(total, start=session.step, title=workdir.name) as progress,
+        ):
+            introduce(inputs, progress.line)
+            for line in said_first(session, workdir, lines):
+                progress.line(line)
+            session, past = train(session, past, Opened(workdir, files, checkpoints, interrupt, progress, since=began))
 
-            # ----------------------------------------------------- the loop
-            for step in clock.each(range(start, total)):
+    # ------------------------------------------------------------- results
+    params_sha256 = sha256(session.state.policy.params)
+    if not distributed.leader():
+        return 0
+    diagnosis = diagnose(read_lines(workdir / METRICS)[0])  # of all steps, those before a resume too
+    ends = {"steps": total, "params_sha256": params_sha256, "diagnosis": diagnosis}
+    summary = summarise(past.evaluations, seconds=past.seconds + time.monotonic() - began, **ends)
+    write_json(workdir / folder.SUMMARY, summary)
+    print(report(summary, samples=config.eval.samples, extra_k=config.eval.k))
+    print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What is open while a run goes on."""
+
+    workdir: Path
+    files: Files
+    checkpoints: Checkpoints
+    interrupt: Interrupt
+    progress: Progress
+    since: float  # when this process began, as time.monotonic() has it
+
+
+def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
+    """Test-time reinforcement learning, from the session's step to the last. Raises Interrupted if a signal came, once
+    what there is has been saved."""
+    config, batches, start, total = session.config, session.problems, session.step, session.inputs.total_steps
+    interrupt, files, progress = opened.interrupt, opened.files, opened.progress
+    watch, clock = watching(interrupt, progress), Clock(progress.phase)
+    drawn = {"votes": config.rollout.votes, "sampling": session.sampling}
+    history, evaluations, started = past.history, past.evaluations, (session, past)
+    try:
+        with interrupt.at_once(session.state):
+            judge = judge_of(config, session.task, offline=offline_labels(session, opened.workdir, watch))
+
+        # ----------------------------------------------------- the loop
+        for step in clock.each(range(start, total)):
+            started = session, Past(history, evaluations, past.seconds)
+            with interrupt.at_once(session.state):
                 evaluations = evaluate(session, evaluations, files, progress, watch) if due(session) else evaluations
                 clock.lap("evaluate")
-                batch = inputs.problems.take(step)
+                batch = batches.take(step)
                 ids, prompts = [problem.index for problem in batch], encode(session, batch)
                 rollouts = sample(session, prompts, step_key(session, step), **drawn, progress=watch("sampling"))
                 clock.lap("sample")
@@ -117,47 +154,27 @@ def main() -> int:
                 session, advantages, credited = credit(session, rows, verdict.take(chosen))
                 session, learned = update(session, rows, {"advantages": advantages})
                 clock.lap("update")
-                visits = history.visits_of(step, ids, ballots, verdict.winners, rollouts.lengths, same=judge.same)
-                history = history.add(visits := distributed.first(visits))
-                seen = Seen(batch, prompts, rollouts, ballots, verdict, chosen, visits)
-                metrics = step_metrics(session, seen, credited | {"update": learned}, clock.laps)
-                write(session, files, step, seen, metrics | measured(evaluations, step))
-                keep(session, checkpoints, history, evaluations, earlier + time.monotonic() - began)
-                progress.step(step + 1, f"episode {inputs.problems.episode(step) + 1} | {line_of(metrics)}")
+            visits = history.visits_of(step, ids, ballots, verdict.winners, rollouts.lengths, same=judge.same)
+            history = history.add(visits := distributed.first(visits))
+            seen = Seen(batch, prompts, rollouts, ballots, verdict, chosen, visits)
+            metrics = step_metrics(session, seen, credited | {"update": learned}, clock.laps)
+            write(session, files, step, seen, metrics | measured(evaluations, step))
+            keep(session, opened, Past(history, evaluations, past.seconds))
+            progress.step(step + 1, f"episode {batches.episode(step) + 1} | {line_of(metrics)}")
+        started = session, Past(history, evaluations, past.seconds)
+        with interrupt.at_once(session.state):
             evaluations = evaluate(session, evaluations, files, progress, watch)
-            files.write(total, measured(evaluations, total))
-        except Interrupted as signalled:
-            if session.step > start:
-                save(session, checkpoints, meta(history, evaluations, earlier + time.monotonic() - began))
-            progress.line(f"interrupted after {session.step} of {total} steps; the same command goes on from there")
-            return 128 + signalled.args[0]
-
-    # ------------------------------------------------------------- results
-    params_sha256 = sha256(session.state.policy.params)
-    if not distributed.leader():
-        return 0
-    diagnosis = diagnose(read_lines(workdir / METRICS)[0])  # of all steps, those before a resume too
-    ends = {"steps": total, "params_sha256": params_sha256, "diagnosis": diagnosis}
-    summary = summarise(evaluations, seconds=earlier + time.monotonic() - began, **ends)
-    write_json(workdir / folder.SUMMARY, summary)
-    print(report(summary, samples=config.eval.samples, extra_k=config.eval.k))
-    print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}")
-    return 0
+        files.write(total, measured(evaluations, total))
+    except Interrupted:
+        session, past = started
+        if session.step > start:
+            keep(session, opened, past, now=True)
+        progress.line(f"interrupted after {session.step} of {total} steps; {what_now(session)}")
+        raise
+    return session, Past(history, evaluations, past.seconds)
 
 
-# ---------------------------------------------------------------------- what main remembers beside the arrays
-
-
-def meta(history: History, evaluations: Evaluations, seconds: float) -> dict[str, Any]:
-    """What is saved with each checkpoint; seconds: of all processes that worked on the run."""
-    return {"history": history.rows(), "evaluations": list(evaluations), "seconds": seconds}
-
-
-def recall(saved: Mapping[str, Any]) -> tuple[History, Evaluations, float]:
-    """The inverse of `meta`. What was saved before there was a history has none: flips are then unknown until each
-    question's second visit from there."""
-    visits = saved["history"] if "history" in saved else []
-    return History.of(visits), saved["evaluations"], saved["seconds"]
+# ---------------------------------------------------------------------- what the loop remembers
 
 
 def measured(evaluations: Evaluations, step: int) -> dict[str, float]:
@@ -179,24 +196,27 @@ def offline_labels(session: Session, workdir: Path, watch: Watch) -> dict[int, A
     They are sampled once, as a training step samples, and kept in labels.jsonl with the generations. Raises InputError
     if a run that goes on has lost them: the start model is gone by then.
     """
-    config, items, path = session.config, session.problems.items, workdir / "labels.jsonl"
+    config, items, path = session.config, session.problems.items, workdir / LABELS
     if config.reward.label != "offline":
         return {}
     if not distributed.first(path.is_file()):
         if session.step:
             raise InputError(f"{path} is missing, without which the run cannot go on; put it back or begin a new run")
-        prompts, no_step = encode(session, items), session.inputs.total_steps  # whose key no step has
+        prompts = encode(session, items)
         drawn = {"votes": config.rollout.votes, "sampling": session.sampling}
         show = watch("voting on all questions")
-        rollouts = sample(session, prompts, step_key(session, no_step), **drawn, progress=show)
+        rollouts = sample(session, prompts, step_key(session, _NO_STEP), **drawn, progress=show)
         ballots = cast_votes(session.task, rollouts.texts)
-        won = winners(ballots, Draw(config.seed, no_step, [p.index for p in items]), ties=config.reward.ties)
+        won = winners(ballots, Draw(config.seed, _NO_STEP, [p.index for p in items]), ties=config.reward.ties)
         made = {"winners": won, "rewards": None, "truths": truths(items), "same": session.task.same}
         rows = generations(items, render(session, items), rollouts, ballots, **made)
         if distributed.leader():
             write_jsonl(path, rows)
     lines = distributed.first(path.read_text(encoding="utf-8") if distributed.leader() else "").splitlines()
-    labels = [None if (label := json.loads(line)["label"]) is None else Answer(label) for line in lines]
+    voted = [json.loads(line) for line in lines]
+    if [row["id"] for row in voted] != [problem.id for problem in items]:
+        raise InputError(f"{path} has not the labels of these questions; put it back, or begin a new run")
+    labels = [None if row["label"] is None else Answer(row["label"]) for row in voted]
     return {problem.index: label for problem, label in zip(items, labels, strict=True)}
 
 
@@ -240,12 +260,15 @@ def write(session: Session, files: Files, step: int, seen: Seen, metrics: Mappin
         files.generations(f"train_{step:06}", rows)
 
 
-def keep(
-    session: Session, checkpoints: Checkpoints, history: History, evaluations: Evaluations, seconds: float
-) -> None:
-    """Save a checkpoint at the end of an episode."""
-    if session.step % session.problems.steps_per_episode == 0:
-        save(session, checkpoints, meta(history, evaluations, seconds))
+def keep(session: Session, opened: Opened, past: Past, *, now: bool = False) -> None:
+    """Save a checkpoint at the end of an episode, and where the last one is longer ago than checkpoint.every; `now`: in
+    any case, and wait for it."""
+    every, at_end = session.config.checkpoint.every, session.step % session.problems.steps_per_episode == 0
+    if now or at_end or (every and distributed.first(opened.checkpoints.seconds_since() >= 60 * every)):
+        seconds = past.seconds + time.monotonic() - opened.since
+        save(session, opened.checkpoints, replace(past, seconds=seconds).meta())
+    if now:  # the others leave as well: Orbax may meet them
+        opened.checkpoints.wait()
 
 
 def watching(interrupt: Interrupt, progress: Progress) -> Watch:
@@ -267,10 +290,36 @@ def watching(interrupt: Interrupt, progress: Progress) -> Watch:
 # ---------------------------------------------------------------------- what main says first
 
 
+def checkpoint_bytes(inputs: Inputs) -> int:
+    """Of one: float32 parameters and Adam's two moments of each model that is trained, or the policy's parameters."""
+    arrays = 1 if inputs.config.checkpoint.weights_only else 3 * trained_models(inputs.config)
+    return arrays * 4 * parameter_count(inputs.model)
+
+
 def disk_bytes(inputs: Inputs) -> int:
-    """Of the checkpoints that are there at once: float32 parameters and Adam's two moments of each model."""
-    models = trained_models(inputs.config)
-    return (inputs.config.checkpoint.keep + 1) * models * 3 * 4 * parameter_count(inputs.model)
+    """Of the checkpoints that are there at once: those that are kept, and one that is being written."""
+    return (inputs.config.checkpoint.keep + 1) * checkpoint_bytes(inputs)
+
+
+def said_first(session: Session, workdir: Path, changes: Sequence[str]) -> list[str]:
+    """What is trained, where it is saved, and what is other than it was."""
+    inputs, kept, per_episode = session.inputs, session.config.checkpoint, session.problems.steps_per_episode
+    each = f"of {size(checkpoint_bytes(inputs))}, " + ("from which no run can go on, " if kept.weights_only else "")
+    minutes = f" and {kept.every:g} minutes" if kept.every else ""
+    resumed = f", resumed after step {session.step}" if session.step else ""
+    return [
+        f"budget    {budget(inputs)}",
+        f"saved     checkpoints {each}every {per_episode} steps{minutes}; the newest {kept.keep} are kept",
+        f"run       {workdir}{resumed}",
+        *(f"changed   {line}" for line in changes),
+    ]
+
+
+def what_now(session: Session) -> str:
+    """How a run that was interrupted goes on."""
+    if session.config.checkpoint.weights_only:
+        return "its weights are saved, from which it cannot go on (checkpoint.weights_only)"
+    return "the same command goes on from there"
 
 
 def budget(inputs: Inputs) -> str:

@@ -105,7 +105,7 @@ def read_run(path: Path, name: str) -> Run:
         raise InputError(f"{path} is not a run folder (no {folder.CONFIG}); give the --workdir of a training run")
     run = Run(name, path)
     try:
-        run.settings = flat(folder.made_with(path, flag="RUN")[0])
+        run.settings = flat(folder.made_with(path, flag="RUN").config)
     except InputError:
         run.notes.append(f"{folder.CONFIG} is damaged: the settings are unknown")
     rows, unreadable = read_lines(path / "metrics.jsonl")

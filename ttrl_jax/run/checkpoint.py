@@ -1,4 +1,4 @@
-"""Checkpoints through Orbax, signals that ask for one, and the disk they need.
+"""Checkpoints through Orbax, and the disk they need.
 
 A checkpoint is a folder named by its step that holds two items: `state`, arrays only, and `meta`, plain JSON.
 Orbax writes into a temporary folder beside it and renames that as the very last act, so a folder with a
@@ -11,12 +11,10 @@ the caller's tree structure.
 
 import contextlib
 import errno
-import os
 import shutil
-import signal
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self
 
 import jax
@@ -27,6 +25,13 @@ from ttrl_jax.run import distributed
 
 PyTree = Any
 _NAMED_IN_ERRORS = 3  # how many differing leaves an error message lists
+_SET_ASIDE = "damaged"  # beside the folder of checkpoints, for those that could not be read
+# What Orbax, TensorStore and JSON raise for files that are cut off or missing. Too little memory is none of these.
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError)
+
+
+class Damaged(InputError):
+    """A checkpoint that cannot be read."""
 
 
 class Checkpoints:
@@ -47,6 +52,7 @@ class Checkpoints:
           ValueError: `keep` is below 1.
         """
         self.directory = Path(directory).resolve()
+        self._saved_at = time.monotonic()
         reading = keep is None
         if reading and not self.directory.is_dir():
             raise InputError(f"there are no checkpoints in {self.directory}: no such folder")
@@ -81,13 +87,32 @@ class Checkpoints:
             if not isinstance(leaf, jax.Array):
                 raise TypeError(f"state leaf {path} is {type(leaf).__name__}, expected a jax array")
         items = ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(dict(meta)))
+        self._saved_at = time.monotonic()
         with _full_disk():
             return self._manager.save(step, args=items, force=True)  # forced: the caller decides when to save
 
+    def seconds_since(self) -> float:
+        """Since the last save, or since this was opened."""
+        return time.monotonic() - self._saved_at
+
     def latest(self) -> int | None:
         """The highest step with a complete checkpoint, or None."""
+        return max(self.steps(), default=None)
+
+    def steps(self) -> list[int]:
+        """The steps with a complete checkpoint, the newest first."""
         self.wait()
-        return self._manager.latest_step()
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def set_aside(self, step: int) -> Path:
+        """Move a checkpoint that cannot be read away, so that its step can be saved again; where it is then."""
+        aside = self.directory.with_name(_SET_ASIDE) / str(step)
+        if distributed.leader():
+            aside.parent.mkdir(exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)  # of the same step, from a former time
+            (self.directory / str(step)).rename(aside)
+        distributed.together(self._manager.reload)
+        return aside
 
     def restore(self, step: int, abstract: PyTree) -> PyTree:
         """Read the state of `step` into the structure and layout of `abstract`, on any mesh.
@@ -101,17 +126,19 @@ class Checkpoints:
         Raises:
           InputError: there is no such checkpoint, or its leaves, shapes or dtypes are others, so that it is
             one of another model or optimizer.
+          Damaged: its files cannot be read.
         """
         wanted, structure = _flatten(abstract)
         for path, leaf in wanted.items():
             if leaf.sharding is None:
                 raise TypeError(f"abstract leaf {path} has no sharding: where shall it be restored to?")
         where = self._require(step, "state")
-        saved = dict(self._manager.item_metadata(step)["state"].items())
+        saved = self._saved(step, where)
         wanted = {_spelled(path, saved): leaf for path, leaf in wanted.items()}
         _require_same(wanted, saved, where=where)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-        state = self._manager.restore(step, args=items)["state"]
+        with _readable(where):
+            state = self._manager.restore(step, args=items)["state"]
         return jax.tree.unflatten(structure, [state[path] for path in wanted])
 
     def restore_part(self, step: int, name: str, abstract: PyTree) -> PyTree:
@@ -119,7 +146,7 @@ class Checkpoints:
         `restore`."""
         leaves, structure = _flatten(abstract)
         where = self._require(step, "state")
-        saved = dict(self._manager.item_metadata(step)["state"].items())
+        saved = self._saved(step, where)
         wanted = {_spelled(f"{name}.{path}", saved): leaf for path, leaf in leaves.items()}
         prefix = _spelled(f"{name}.{next(iter(leaves))}", saved).removesuffix(next(iter(leaves)))
         _require_same(wanted, {path: leaf for path, leaf in saved.items() if path.startswith(prefix)}, where=where)
@@ -128,13 +155,19 @@ class Checkpoints:
             args = ocp.args.PyTreeRestore(
                 wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
             )
-            state = reader.restore(where / "state", args=args)
+            with _readable(where):
+                state = reader.restore(where / "state", args=args)
         return jax.tree.unflatten(structure, [state[path] for path in wanted])
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON object saved beside the state of `step`; InputError if there is no such checkpoint."""
-        self._require(step, "meta")
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        with _readable(self._require(step, "meta")):
+            return dict(self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+
+    def _saved(self, step: int, where: Path) -> dict[str, Any]:
+        """Shape and dtype of each leaf in the checkpoint of `step`."""
+        with _readable(where):
+            return dict(self._manager.item_metadata(step)["state"].items())
 
     def wait(self) -> None:
         """Return when the save in progress is on disk; raises what went wrong with it."""
@@ -153,7 +186,7 @@ class Checkpoints:
         if not where.is_dir():
             raise InputError(f"there is no checkpoint {where}; the newest is {self._manager.latest_step()}")
         if not (where / item).is_dir():
-            raise InputError(f"the checkpoint {where} is damaged, it has no {item}: delete it to use the one before")
+            raise Damaged(f"the checkpoint {where} is damaged, it has no {item}: delete it to use the one before")
         return where
 
     def __enter__(self) -> Self:
@@ -163,6 +196,21 @@ class Checkpoints:
         # Orbax waits for all processes to finish a save. After an error the others may never come.
         if exception == (None, None, None) or not distributed.several():
             self.close()
+
+
+@contextlib.contextmanager
+def _readable(where: Path) -> Iterator[None]:
+    """Turn what is raised for files that cannot be read into Damaged."""
+    try:
+        yield
+    except Exception as error:
+        cause = error.__cause__ if type(error) is Exception else error  # so Orbax wraps what TensorStore raises
+        if not isinstance(cause, _DAMAGE):
+            raise
+        reason = (str(cause) or repr(cause)).splitlines()[0][:200]
+        raise Damaged(
+            f"the checkpoint {where} is damaged ({type(cause).__name__}: {reason}): delete it to use the one before"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -212,45 +260,21 @@ def _describe(leaf: Any) -> str:
     return f"{jax.numpy.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
-class Interrupt:
-    """SIGINT and SIGTERM as a flag: `signum` is None until one came, then its number.
-
-    The first signal is noted and announced on stderr, and the program goes on until it looks at `signum`; a
-    second one does what it does by default and ends the process at once. Leaving the block puts the former
-    handlers back. For the main thread only, where Python delivers signals: entering elsewhere raises
-    ValueError.
-    """
-
-    def __init__(self) -> None:
-        self.signum: int | None = None
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._former[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signum = number
-        for each in self._former:
-            signal.signal(each, signal.SIG_DFL)
-        # os.write, as print may be interrupted half-way by this very handler and must not be re-entered.
-        name = signal.Signals(number).name
-        os.write(2, f"\n{name}: will save and leave at the next safe point; once more stops at once\n".encode())
-
-
 def check_disk(directory: str | Path, *, needed_bytes: int) -> None:
-    """Raise InputError if the disk of `directory`, which need not exist yet, has not `needed_bytes` free."""
+    """Raise InputError if `needed_bytes` of checkpoints do not fit on the disk of `directory`, which need not exist
+    yet. Those that are there already are part of them."""
     existing = Path(directory).resolve()
+    there = sum(path.stat().st_size for path in existing.rglob("*") if path.is_file())
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
-    if free < needed_bytes:
+    if there + free < needed_bytes:
         raise InputError(
-            f"{directory} needs {needed_bytes / 1e9:.2f} GB of free disk for checkpoints and has "
-            f"{free / 1e9:.2f} GB; free some, keep fewer checkpoints, or choose another --workdir"
+            f"{directory} needs {size(needed_bytes)} of disk for checkpoints and has {size(there)} of them and "
+            f"{size(free)} free; free some, keep fewer (checkpoint.keep), or choose another --workdir"
         )
+
+
+def size(count: int) -> str:
+    """Bytes in words: "12.3 MB", "1.5 GB"."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from ttrl_jax.run.interrupt import in_background
+
 PyTree = Any
 
 
@@ -96,7 +98,7 @@ class Compiled:
         )
         self._announce(f"compiling {self.name} ({shapes}) ...")
         start = time.perf_counter()
-        program = self.lower(*args, **kwargs).compile()
+        program = in_background(self.lower(*args, **kwargs).compile)
         seconds = time.perf_counter() - start
         self.compile_seconds += seconds
         self._announce(f"compiled {self.name} in {seconds:.1f} s")

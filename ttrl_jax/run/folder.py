@@ -1,11 +1,12 @@
-"""The run folder: which config and model it belongs to. Everything else in it is written by its own module.
+"""The run folder: which config, model and questions it belongs to. Everything else in it is written by its own module.
 
-The folder of an evaluation is one of the same kind: it too belongs to one config and model.
+The folder of an evaluation is one of the same kind: it too belongs to one config, model and sets of questions.
 """
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,60 +14,134 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.run.metrics import write_json
 
 CONFIG, SUMMARY, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
+AS_IS = "the model as it is"  # what an evaluation without a run is of
 
-# Sections of algorithms that came later, which a run without them cannot have used.
-_LATER = ("critic", "prime")
-# Sections that change where a run computes or what it shows, not what it learns.
-_MAY_DIFFER = ("mesh", "log")
+# What the fingerprints of model, questions and task tell better than how a path is typed.
+_SPELLINGS = ("model.path", "task")
+_SPELLINGS_OF_QUESTIONS = ("data.", "eval.tasks")
+# What a run that goes on may be given anew. The first change where it computes, and so its rounding.
+_ROUNDING = ("mesh.", "rollout.rows", "train.micro_tokens", "train.chunk_tokens", "train.remat", "model.attention")
+_BOOKKEEPING = ("checkpoint.", "log.", "eval.every", "eval.tasks", "episodes")
 _SECONDS_TO_SEE = 60  # as long as network disks may believe that there is no such file
 
 
-def require_same(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any], *, flag: str) -> None:
-    """Raise InputError if `folder`, which `flag` sets, holds something else than a run of this config and model.
+@dataclass(frozen=True)
+class Identity:
+    """What a run is a run of. Two are the same run whatever the paths that lead to their files."""
 
-    Writes nothing.
+    config: dict[str, Any]  # every key, in plain values
+    model: dict[str, Any]  # its shape, and the fingerprints of its files
+    model_path: str | None  # where it lies here; None for a name on the hub
+    questions: dict[str, dict[str, Any]]  # of each set, by name and in their order: "count", "sha256"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a run that goes on was given anew: key -> (value before, value now), and the sets of questions added."""
+
+    keys: dict[str, tuple[Any, Any]]
+    added: tuple[str, ...] = ()
+
+    def lines(self, *, step: int, total: int) -> list[str]:
+        """What they mean, in sentences, for a run that goes on after `step` of now `total` steps."""
+        said = [f"{name}: {now!r} from here on, {before!r} before" for name, (before, now) in self.keys.items()]
+        said += [f"eval.tasks: {name} from here on" for name in self.added]
+        rounding = [name for name in self.keys if name.startswith(_ROUNDING)]
+        if rounding and step:
+            said.append(
+                f"from step {step} on numbers are rounded otherwise, by {', '.join(rounding)}: the end is not bit by "
+                "bit what it would have been"
+            )
+        if "episodes" in self.keys:
+            said.append(f"from step {step} on the learning rate follows the schedule of {total} steps")
+        return said
+
+
+def require_same(folder: Path, now: Identity, *, defaults: Mapping[str, Any], flag: str) -> Changes:
+    """What the run in `folder`, which `flag` sets, may be given anew by `now`, and is. Writes nothing.
+
+    defaults: of all keys. Each key begins as what the program did before it was there, so that a run without it is one
+    with its default. Raises InputError if the folder holds something else than a run of this config, model and
+    questions.
     """
     if not folder.exists():
-        return
+        return Changes({})
     if not folder.is_dir():
         raise InputError(f"the run folder {folder} is a file; choose another {flag}")
     if not (folder / CONFIG).is_file():
         if any(entry.suffix != ".tmp" for entry in folder.iterdir()):
             raise InputError(f"{folder} is not empty and not a run folder (no {CONFIG}); choose another {flag}")
-        return
-    made, _ = made_with(folder, flag=flag)
-    old, new = flat(made), flat(json.loads(json.dumps(config)))
-    differing = [
-        f"{name} ({old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now)"
+        return Changes({})
+    made = made_with(folder, flag=flag)
+    old = flat(defaults) | flat(made.config)
+    new = flat(defaults) | flat(json.loads(json.dumps(now.config)))
+    skipped = _SPELLINGS + (_SPELLINGS_OF_QUESTIONS if made.questions else ())
+    differing = {
+        name: (old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
-        if name.split(".")[0] not in _MAY_DIFFER
-        and not (name.split(".")[0] in _LATER and name not in old)
-        and old.get(name) != new.get(name)
-    ]
-    if differing:
+        if old.get(name) != new.get(name) and not name.startswith(skipped)
+    }
+    refused = {name: pair for name, pair in differing.items() if not _may_change(name, *pair)}
+    if refused:
+        listed = [f"{name} ({before!r} there, {after!r} now)" for name, (before, after) in refused.items()]
         raise InputError(
             f"{folder} was made with another config, it differs in "
-            + ", ".join(differing[:5])
-            + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
+            + ", ".join(listed[:5])
+            + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+            + (", which may only grow" if list(refused) == ["episodes"] else "")
             + f"; choose another {flag}"
         )
-    require_same_model(folder, model, flag=flag)
+    require_same_model(folder, now.model, flag=flag)
+    return Changes(differing, _require_same_questions(folder, made.questions, now.questions, flag=flag))
+
+
+def _may_change(name: str, before: Any, after: Any) -> bool:
+    if name == "episodes":
+        return after > before
+    if name == "eval.tasks":
+        return after[: len(before)] == before
+    return name.startswith(_ROUNDING + _BOOKKEEPING)
+
+
+def _require_same_questions(
+    folder: Path, old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]], *, flag: str
+) -> tuple[str, ...]:
+    """The names of the sets that are new. Sets of a run from before they were recorded are taken for the same."""
+    for name, before in old.items():
+        key = "data.path" if name == "data" else f"{name} in eval.tasks"
+        if name not in new:
+            raise InputError(f"{folder} was made with {key}, which is missing now; add it, or choose another {flag}")
+        if before != new[name]:
+            counts = f"{before['count']} then, {new[name]['count']} now"
+            raise InputError(
+                f"the questions of {key} have changed since {folder} was made ({counts}; ids, texts, truths and order "
+                f"count); put the former ones back, or choose another {flag}"
+            )
+    if list(new)[: len(old)] != list(old):
+        raise InputError(
+            f"{folder} was made with the sets {', '.join(old)} in this order; add more behind them, or choose another "
+            f"{flag}"
+        )
+    return tuple(new)[len(old) :] if old else ()
 
 
 def require_same_model(folder: Path, model: Mapping[str, Any], *, flag: str) -> None:
-    """Raise InputError if the run in `folder`, which `flag` sets, is not of this model."""
-    _, old = made_with(folder, flag=flag)
-    if old != json.loads(json.dumps(model)):
+    """Raise InputError if the run in `folder`, which `flag` sets, is not of the model with these fingerprints."""
+    old = made_with(folder, flag=flag).model
+    # Its shape follows from its files. Of a run from before tokenizers were recorded, the weights alone are known.
+    changed = [name for name in ("fingerprint", "tokenizer") if name in old and old[name] != model[name]]
+    if changed:
+        what = "weights or config" if "fingerprint" in changed else "tokenizer or chat template"
         raise InputError(
-            f"{folder} was made with another model: the files in model.path have changed since; restore them or "
+            f"{folder} was made with another model: the {what} in model.path have changed since; restore them or "
             f"choose another {flag}"
         )
 
 
-def made_with(folder: Path, *, flag: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config, in the keys of today, and the model that the run in `folder`, which `flag` sets, belongs to.
+def made_with(folder: Path, *, flag: str) -> Identity:
+    """What the run in `folder`, which `flag` sets, is a run of, in the keys of today. Raises InputError.
 
-    Raises InputError.
+    Of runs from before these were recorded, model_path is None and questions are none.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -74,13 +149,15 @@ def made_with(folder: Path, *, flag: str) -> tuple[dict[str, Any], dict[str, Any
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
         config, model = made["config"], made["model"]
-        if "reward.kind" in flat(config) and "judge" not in config:  # made before there were judges and tasks
+        if "reward.kind" in flat(config) and "judge" not in config:  # made before there were judges
             kind = config["reward"]["kind"]
             config["judge"] = {"rule": "majority" if kind == "agreement" else kind}
-            config["reward"]["kind"], config["task"], config["train"]["advantage"] = None, "", "std"
+            config["reward"]["kind"] = None
+        if "keep" not in (config["checkpoint"] or {}):  # an evaluation, from before `evaluated` was its name
+            config["evaluated"] = config.pop("checkpoint") or AS_IS
+        return Identity(config, model, made.get("model_path"), made.get("questions", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error!r}); choose another {flag}") from error
-    return config, model
 
 
 def find_run(path: Path) -> tuple[Path, int | None] | None:
@@ -90,13 +167,23 @@ def find_run(path: Path) -> tuple[Path, int | None] | None:
     return (path, None) if (path / CHECKPOINTS).is_dir() and (path / CONFIG).is_file() else None
 
 
-def claim(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any], *, leader: bool = True) -> None:
-    """Make the folder a run of this config and model, if it is not yet. One process does, the leader; the others wait
-    until they see it. Raises InputError where they do not."""
+def claim(folder: Path, now: Identity, *, leader: bool = True) -> None:
+    """Make the folder a run of `now`, if it is none yet. One process does, the leader; the others wait until they see
+    it. Raises InputError where they do not."""
     if not leader:
         _await_claim(folder)
     elif not (folder / CONFIG).is_file():
-        write_json(folder / CONFIG, {"config": config, "model": model})
+        write_json(folder / CONFIG, asdict(now))
+
+
+def renew(folder: Path, now: Identity, changes: Sequence[str], *, step: int) -> None:
+    """Make the folder of a run that goes on after `step` steps one of `now`, which `require_same` has seen, and keep
+    `changes`, what that means, beside it."""
+    made = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    said = made.get("changes", []) + ([{"step": step, "changes": list(changes)}] if changes else [])
+    wanted = asdict(now) | ({"changes": said} if said else {})
+    if made != json.loads(json.dumps(wanted)):
+        write_json(folder / CONFIG, wanted)
 
 
 def _await_claim(folder: Path) -> None:
@@ -112,7 +199,7 @@ def _await_claim(folder: Path) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, or None."""
+    """The summary of a finished run, or None. Raises ValueError if it is damaged."""
     path = folder / SUMMARY
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

@@ -1,0 +1,94 @@
+"""How a run goes on: what it remembers, who may write it, and from which of its checkpoints."""
+
+import contextlib
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ttrl_jax.errors import InputError
+from ttrl_jax.inputs import Inputs
+from ttrl_jax.reward.history import History
+from ttrl_jax.run import distributed, folder
+from ttrl_jax.run.checkpoint import Checkpoints, Damaged
+from ttrl_jax.run.lock import WriterLock
+from ttrl_jax.session import Session, open_session, restore
+
+Evaluations = Sequence[Mapping[str, Any]]  # each {"step": ..., set of questions: numbers, ...}
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run remembers beside its arrays; it is saved with each checkpoint."""
+
+    history: History = History()
+    evaluations: Evaluations = ()
+    seconds: float = 0.0  # of all processes that worked on the run
+
+    def meta(self) -> dict[str, Any]:
+        return {"history": self.history.rows(), "evaluations": list(self.evaluations), "seconds": self.seconds}
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> "Past":
+        """The inverse of `meta`. What was saved before there was a history has none: flips are then unknown until each
+        question's second visit from there."""
+        return cls(History.of(saved.get("history", [])), saved["evaluations"], saved["seconds"])
+
+
+def finished(workdir: Path) -> dict[str, Any] | None:
+    """The summary of a run that came to its end; a damaged one is said, and made again."""
+    try:
+        return folder.read_summary(workdir)
+    except ValueError as error:
+        print(f"{workdir / folder.SUMMARY} is damaged ({error}); it is made again from the last checkpoint", flush=True)
+        return None
+
+
+def lock(workdir: Path) -> contextlib.AbstractContextManager[Any]:
+    """Held by process 0 for all; taken already, so that what it raises all raise."""
+    if not distributed.leader():
+        return contextlib.nullcontext()
+    taken = contextlib.ExitStack()
+    taken.enter_context(WriterLock(workdir, flag="--workdir", say=_say))
+    return taken
+
+
+def resume(inputs: Inputs, checkpoints: Checkpoints) -> tuple[Session, Past]:
+    """The session at the newest checkpoint that can be read, or at the start. One that cannot be is named, and moved
+    away. Raises InputError if there are checkpoints, and no run can go on from any."""
+    steps = checkpoints.steps()
+    distributed.require_same({"the checkpoints in --workdir": steps})
+    session = open_session(inputs, say=_say, begin=not steps)
+    damaged = []
+    for step in steps:
+        try:
+            saved = distributed.together(functools.partial(checkpoints.meta, step))
+            if saved.get("weights_only"):
+                _say(f"checkpoint {step} has weights alone (checkpoint.weights_only), which no run can go on from")
+                continue
+            session = distributed.together(functools.partial(restore, session, checkpoints, step))
+        except Damaged as error:
+            damaged.append(step)
+            _say(str(error).removesuffix(": delete it to use the one before"))
+            continue
+        for each in damaged:
+            _say(f"checkpoint {each} is now in {checkpoints.set_aside(each)}; the run goes on after step {step}")
+        return session, Past.of(saved)
+    if steps:
+        raise InputError(
+            f"the run cannot go on from any of its checkpoints ({', '.join(map(str, steps))}), see above; choose "
+            "another --workdir, or delete them to begin it anew"
+        )
+    return session, Past()
+
+
+def go_on(workdir: Path, run: folder.Identity, lines: Sequence[str], *, step: int) -> None:
+    """Let the folder be of a run that goes on after `step` steps. Process 0 writes."""
+    if distributed.leader():
+        folder.renew(workdir, run, lines, step=step)
+        (workdir / folder.SUMMARY).unlink(missing_ok=True)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
