@@ -1,7 +1,9 @@
-"""What a finished run left, for tests that compare two."""
+"""What a run has left, for tests."""
 
 import json
 from pathlib import Path
+
+from ttrl_jax.run.lock import LOCK
 
 
 def results(workdir: Path) -> dict[str, object]:
@@ -16,3 +18,9 @@ def results(workdir: Path) -> dict[str, object]:
         "votes": (workdir / "votes.jsonl").read_text(),
         "generations": {path.name: path.read_text() for path in (workdir / "rollouts").iterdir()},
     }
+
+
+def locked_by(workdir: Path, process: int) -> bool:
+    """Whether this process, by its id, has begun to write the run."""
+    path = workdir / LOCK
+    return path.is_file() and f'"process": {process},' in path.read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pod
 import pytest
-from finished_run import results
+from finished_run import locked_by, results
 
 KILLS = int(os.environ["TTRL_KILLS"]) if "TTRL_KILLS" in os.environ else 1  # of one process after the other in turn
 PROCESSES = int(os.environ["TTRL_PROCESSES"]) if "TTRL_PROCESSES" in os.environ else 2
@@ -50,6 +50,13 @@ def wait_for_step(workdir: Path, step: int, processes: list[subprocess.Popen]) -
         time.sleep(0.01)
 
 
+def wait_for_lock(workdir: Path, processes: list[subprocess.Popen]) -> None:
+    """Until they have met, and process 0 has the folder."""
+    while not locked_by(workdir, processes[0].pid):
+        assert all(process.poll() is None for process in processes), pod.finish(processes)
+        time.sleep(0.01)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of all processes."""
@@ -81,24 +88,31 @@ def test_one_process_learns_the_same(undisturbed: Path, tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600 + 60 * KILLS)
-@pytest.mark.parametrize(("algorithm", "first"), [("prime", 1)] + [("ppo", 0)] * ("TTRL_KILLS" in os.environ))
+@pytest.mark.parametrize(
+    ("algorithm", "first"), [("prime", 1)] + [("ppo", 0), ("grpo", 1)] * ("TTRL_KILLS" in os.environ)
+)
 def test_killed_processes_end_all_and_nothing_is_lost(tmp_path: Path, algorithm: str, first: int):
     """Invariance: SIGKILL to one at random times ends the others with 75 and a sentence; started again and again, the
-    run of two models agrees bit by bit with one on the same mesh that was left alone."""
+    run agrees bit by bit with one on the same mesh that was left alone."""
     workdir, alone, rng = tmp_path / "run", tmp_path / "alone", random.Random(0)
     change = f"--config.algorithm={algorithm}"
     finish(alone, change)
     for kill in range(KILLS):
         victim = (first + kill) % PROCESSES
         started = start(workdir, change)
-        wait_for_step(workdir, max(steps_saved(workdir), default=0) + 1, started)
-        time.sleep(rng.uniform(0, 0.5))
+        if kill % 2 == 0:
+            wait_for_step(workdir, max(steps_saved(workdir), default=0) + 1, started)
+            time.sleep(rng.uniform(0, 0.5))
+        else:  # while they restore, compile, evaluate or learn
+            wait_for_lock(workdir, started)
+            time.sleep(rng.uniform(0, 15))
         assert started[victim].poll() is None, "the kill came too late"
         started[victim].kill()
         killed = time.monotonic()
         codes, said = pod.finish(started, seconds=SECONDS_TO_END)
         seconds = time.monotonic() - killed
-        print(f"process {victim} killed after step {max(steps_saved(workdir))}; all had ended {seconds:.1f} s later")
+        step = max(steps_saved(workdir), default=0)
+        print(f"process {victim} killed after step {step}; all had ended {seconds:.1f} s later")
         assert seconds < SECONDS_TO_END and codes[victim] == -signal.SIGKILL
         for code, words in zip(codes[:victim] + codes[victim + 1 :], said[:victim] + said[victim + 1 :], strict=True):
             assert code == 75 and LEFT_BEHIND in words.splitlines()[-1], "\n".join(said)
