@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     c.rollout.votes = 64  # responses to each, all of which vote
     c.rollout.max_tokens = placeholder(int)  # of a response
     c.rollout.stop = ()  # texts: besides the model's own stop tokens, a token that has one of them ends a response
-    c.rollout.temperature = placeholder(float)
+    c.rollout.temperature = placeholder(float)  # at least 0.001
     c.rollout.top_k = 0  # 0: off
     c.rollout.top_p = 1.0  # 1: off
     c.rollout.rows = 512  # responses decoded at once (memory; changes no sample)
@@ -109,7 +109,7 @@ def get_config() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.every = 2  # training steps between evaluations; 0: only before and after
     c.eval.samples = 16  # responses to each question
-    c.eval.temperature = 0.6
+    c.eval.temperature = 0.6  # at least 0.001; 0: greedy
     c.eval.top_k = 0
     c.eval.top_p = 0.95
     c.eval.k = ()  # more j of pass@j, maj@j and best_of@j, besides 2, 4, 8 ... and eval.samples

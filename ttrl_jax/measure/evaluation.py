@@ -34,14 +34,17 @@ def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progres
     """Sample responses to questions as eval.* of the config says, and measure them.
 
     key: of this set, the same at every step, so that two models are compared on the same random numbers. progress: as
-    in `sample`. Raises FloatingPointError if log-probs are not finite.
+    in `sample`. Raises FloatingPointError, naming the set and a question, where logits are not finite.
     """
     task, config, known = questions.task, session.config.eval, truths(questions.items)
     prompts, rendered = (make(session, questions.items, task=task) for make in (encode, render))
     ways = [(config.samples, sampling_of(config))] + [(1, Sampling(temperature=0.0))] * config.greedy
     sets = []
     for votes, sampling in ways:
-        rollouts = sample(session, prompts, key, votes=votes, sampling=sampling, progress=progress)
+        try:
+            rollouts = sample(session, prompts, key, votes=votes, sampling=sampling, progress=progress)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"evaluating {questions.name}: {error}") from error
         ballots = cast_votes(task, rollouts.texts)
         made = {"winners": [ballot.label for ballot in ballots], "rewards": None, "truths": known, "same": task.same}
         sets.append((rollouts, ballots, generations(questions.items, rendered, rollouts, ballots, **made)))
@@ -93,7 +96,6 @@ def evaluate(
     `extra_k`: pass@j (unbiased, arXiv 2107.03374), maj@j (exact, ties split evenly) and best_of@j (exact: of j samples,
     the one with the highest mean log-prob of its tokens is correct); of each reading NAME_avg@k, NAME_pass@j and
     NAME_maj@j likewise.
-    Raises FloatingPointError if log-probs are not finite.
     """
     k = rollouts.lengths.shape[1]
     result = {
@@ -111,8 +113,6 @@ def evaluate(
     if truths is None:
         return result
     scores = rollouts.mean_logps
-    if not np.isfinite(scores).all():
-        raise FloatingPointError("the log-probs of sampled tokens are not finite")
     sizes = sorted({*(2**i for i in range(1, k.bit_length())), k, *extra_k})
     right = truth_classes(ballots, truths, same=same)
     result |= _accuracies(ballots, right, sizes)
