@@ -208,23 +208,14 @@ def sample(
             rollouts = session.sampler(copied, prompts, key, **settings, progress=progress, ended=ended)
             return dataclasses.replace(rollouts, texts=texts)
 
-        if host is None:  # what progress raises, all raise: here they decode in step
-            found = draw(prompts, key, progress=lambda tokens: distributed.together(lambda: progress(tokens)))
-        else:
-            shape = dict(votes=votes, max_tokens=session.sampler.max_tokens)
-            found = hosts.sample_shares(draw, prompts, key, host=host, **shape, progress=progress)
-    _require_finite(found, prompts, step=session.step)
-    return found
-
-
-def _require_finite(rollouts: Rollouts, prompts: Prompts, *, step: int) -> None:
-    broken = np.argwhere(~np.isfinite(rollouts.mean_logps))
-    if len(broken):
-        raise FloatingPointError(
-            f"the log-probs of sampled tokens are not finite after {step} training steps, in {len(broken)} of "
-            f"{rollouts.lengths.size} responses, the first to question {prompts.uids[broken[0, 0]]} (counted from 0); "
-            + (_LOWER if step else "look for what is wrong with the model's weights, or set model.dtype=float32")
-        )
+        try:
+            if host is None:  # what progress raises, all raise: here they decode in step
+                return draw(prompts, key, progress=lambda tokens: distributed.together(lambda: progress(tokens)))
+            limit = session.sampler.max_tokens
+            return hosts.sample_shares(draw, prompts, key, host=host, votes=votes, max_tokens=limit, progress=progress)
+        except FloatingPointError as error:
+            advice = _LOWER if session.step else "look for what is wrong with the model, or set model.dtype=float32"
+            raise FloatingPointError(f"{error}, after {session.step} training steps; {advice}") from error
 
 
 def respond(session: Session, texts: Sequence[Sequence[str]]) -> Rollouts:
