@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     c.rollout.votes = 64  # responses to each, all of which vote
     c.rollout.max_tokens = placeholder(int)  # of a response
     c.rollout.stop = ()  # texts: besides the model's own stop tokens, a token that has one of them ends a response
-    c.rollout.temperature = placeholder(float)
+    c.rollout.temperature = placeholder(float)  # at least 0.001
     c.rollout.top_k = 0  # 0: off
     c.rollout.top_p = 1.0  # 1: off
     c.rollout.rows = 512  # responses decoded at once (memory; changes no sample)
@@ -77,11 +77,12 @@ def get_config() -> ConfigDict:
     c.train.micro_tokens = 8192
     c.train.advantage = "std"  # of grpo: std: rewards over their group's spread | entropic (arXiv 2601.16175)
     c.train.learning_rate = 5e-7  # peak
-    c.train.warmup = 0.03  # share of the training steps; then cosine to 0
+    # Share of the training steps; then cosine to nearly 0: the last of 240 steps has 4.5e-5 of the peak.
+    c.train.warmup = 0.03
     c.train.b1 = 0.9
     c.train.b2 = 0.999
     c.train.weight_decay = 0.01
-    c.train.grad_clip = 1.0  # global norm
+    c.train.grad_clip = 1.0  # global norm; 0: off
     c.train.clip_low = 0.2  # the ratio counts between 1 - clip_low and
     c.train.clip_high = 0.2  # 1 + clip_high
     c.train.dual_clip = 3.0  # bound for negative advantages, in units of the advantage
@@ -94,14 +95,14 @@ def get_config() -> ConfigDict:
     c.critic.trunk = "own"  # own: a decoder that begins as the policy | policy: a head on the policy's own states
     c.critic.learning_rate = 9e-6  # constant
     c.critic.clip = 0.5  # how far a value counts as moved in one training step
-    c.critic.grad_clip = 1.0  # global norm
+    c.critic.grad_clip = 1.0  # global norm; 0: off
     c.critic.gamma = 1.0  # discount of a token
     c.critic.gae_lambda = 1.0  # of generalised advantages; 1: the reward less the value
 
     c.prime = ConfigDict()  # of prime: the process reward model, which begins as the policy; Adam as in train, no decay
     c.prime.learning_rate = 1e-6  # constant
     c.prime.beta = 0.05  # of its log-ratios to the start
-    c.prime.grad_clip = 10.0  # global norm
+    c.prime.grad_clip = 10.0  # global norm; 0: off
     c.prime.outcome_coef = 5.0  # weight of the agreement with the label
     c.prime.process_coef = 5.0  # weight of the token rewards
     c.prime.minibatch_rows = 256  # rows of one of its optimizer steps
@@ -109,7 +110,7 @@ def get_config() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.every = 2  # training steps between evaluations; 0: only before and after
     c.eval.samples = 16  # responses to each question
-    c.eval.temperature = 0.6
+    c.eval.temperature = 0.6  # at least 0.001; 0: greedy
     c.eval.top_k = 0
     c.eval.top_p = 0.95
     c.eval.k = ()  # more j of pass@j, maj@j and best_of@j, besides 2, 4, 8 ... and eval.samples

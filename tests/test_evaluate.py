@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from ttrl_jax import cli, evaluate
 
@@ -192,6 +194,28 @@ def refused(folder: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monk
 )
 def test_bad_values(refused, folder: Path, given: str, words: tuple[str, ...]):
     refused([*arguments(folder)[:3], given], *words)
+
+
+def test_a_weight_that_is_not_finite_is_one_sentence(folder: Path, capfd, monkeypatch, fresh_flags):
+    """With the settings of Qwen3's card: top-k leaves no token of such logits, and top-p has nothing to begin with."""
+    broken = shutil.copytree(MODEL, folder / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][3] = np.nan
+    save_file(tensors, broken / "model.safetensors")
+    monkeypatch.chdir(folder)
+    given = [
+        *arguments(folder)[:3],
+        "--config.eval.top_k=20",
+        "--config.eval.top_p=0.95",
+        "--config.eval.temperature=0.6",
+    ]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *given, "--checkpoint=broken", "--out=none"])
+    assert cli.run(evaluate.main, define=evaluate.define_flags, doc=evaluate.__doc__) == 1
+    assert capfd.readouterr().err == (
+        "error: evaluating data: the log-probs of sampled tokens are not finite, first those of question 0 (counted "
+        "from 0), after 0 training steps; look for what is wrong with the model, or set model.dtype=float32\n"
+    )
+    assert not (folder / "none").exists()
 
 
 def test_no_config(refused):

@@ -19,10 +19,14 @@ from tiny_model import LLAMA, all_logits, on_mesh, placed, random_params
 
 from configs import quickstart
 from ttrl_jax import cli, export
+from ttrl_jax.card import card
+from ttrl_jax.check import check
 from ttrl_jax.data.prompts import load_tokenizer, stop_ids
+from ttrl_jax.errors import InputError
 from ttrl_jax.model import weights
 from ttrl_jax.model.config import read_config
 from ttrl_jax.records import Model, TrainState
+from ttrl_jax.reward.judge import RULES
 from ttrl_jax.run import folder
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.metrics import write_json
@@ -150,6 +154,52 @@ def test_the_card_has_the_numbers_of_the_run(run, call, tmp_path):
     assert call(finished, f"--out={tmp_path / 'finished'}")[0] == 0
     text = (tmp_path / "finished" / "README.md").read_text()
     assert "after 0 steps | after 4 steps |" in text and "| trained on | avg@16 | 0.100 | 0.875 |" in text
+
+
+def rewarded(label: str, rule: str) -> str:
+    """The sentences on rewards of a run's card."""
+    config = quickstart.get_config().to_dict()
+    config["reward"]["label"], config["judge"]["rule"] = label, rule
+    text = card(config, [], step=4, dtype="float32")
+    assert ("| label |" in text) == (rule == "majority") and f"| what a vote earns | {rule} |" in text
+    assert "{" not in text
+    return " ".join(text.split("updated\nthe model. ")[1].split("\n\n")[0].split())
+
+
+def test_the_card_says_what_was_rewarded():
+    """Of every label and rule that a config may have: all others are refused."""
+    labels = ("majority", "offline", "truth", "random")
+    said = {(label, rule): rewarded(label, rule) for rule in RULES for label in labels if allowed(label, rule)}
+    assert len(said) == 5
+    assert said["majority", "vote_share"] == (
+        "Every answer was rewarded by its share of the votes; true answers, where known, were only used to measure."
+    )
+    for words, label in (
+        ("that most of them gave;", "majority"), ("the start model gave, never renewed: this is a baseline", "offline"),
+        ("the true answer: this is an oracle", "truth"), ("at random: this is a control", "random"),
+    ):  # fmt: skip
+        assert said[label, "majority"].startswith("Responses whose answer was the label were rewarded. The label was ")
+        assert words in said[label, "majority"]
+
+
+def allowed(label: str, rule: str) -> bool:
+    config = quickstart.get_config()
+    config.reward.label, config.judge.rule = label, rule
+    try:
+        check(config)
+    except InputError:
+        return False
+    return True
+
+
+def test_a_run_with_offline_labels_is_exported(run, call, tmp_path):
+    where = tmp_path / "offline"
+    shutil.copytree(run[0], where)
+    made = json.loads((where / "config.json").read_text())
+    made["config"]["reward"]["label"] = "offline"
+    write_json(where / "config.json", made)
+    assert call(where, f"--out={tmp_path / 'out'}")[0] == 0
+    assert "never renewed: this is a baseline" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_cannot_be_exported(run, call, tmp_path):

@@ -1,5 +1,6 @@
 """Semantics and invariance: the verbs from Python are what the commands are made of, as docs/library.md has them."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -16,8 +17,11 @@ from configs import quickstart
 from ttrl_jax import cli, train
 from ttrl_jax import library as ttrl
 from ttrl_jax.errors import InputError
+from ttrl_jax.measure import evaluation
+from ttrl_jax.measure.step import Seen
 from ttrl_jax.model.weights import sha256
 from ttrl_jax.reward.judge import RULES
+from ttrl_jax.run.files import Files
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), flags=re.DOTALL)
@@ -101,6 +105,21 @@ def test_log_probs_of_given_responses(opened):
         ttrl.respond(opened, [["12345678901234"]])
 
 
+def test_numbers_that_are_not_finite_name_the_step_and_the_question(opened):
+    batch = opened.problems.take(0)[3:5]
+    prompts, broken = ttrl.encode(opened, batch), jax.tree.map(lambda leaf: leaf * np.nan, opened.state)
+    for step, words in ((7, "lower the learning rate"), (0, "what is wrong with the model, ")):
+        bad = dataclasses.replace(opened, state=broken, step=step)
+        with pytest.raises(FloatingPointError, match=words) as caught:
+            ttrl.sample(bad, prompts, jax.random.key(0), votes=2, sampling=ttrl.Sampling(0.6, 20, 0.95))
+        where = f"question {batch[0].index} (counted from 0), after {step} training steps; "
+        assert str(caught.value).startswith(f"the log-probs of sampled tokens are not finite, first those of {where}")
+    rows = ttrl.train_batch(prompts, ttrl.respond(opened, [["5", "6"]] * 2), np.array([[0, 1], [0, 1]]))
+    copy = dataclasses.replace(opened, state=jax.tree.map(lambda leaf: leaf.copy(), opened.state), step=7)
+    with pytest.raises(FloatingPointError, match="grad_norm is not finite in any optimizer step of training step 7 "):
+        ttrl.update(copy, rows, {"advantages": np.full(rows.mask.shape, np.nan, np.float32)})
+
+
 def test_entropies_of_votes_for_a_judge_that_asks(opened, monkeypatch):
     """Slow twin: full logits of what was drawn, at the temperature of training; without asking there are none."""
     batch = opened.problems.take(2)
@@ -131,6 +150,31 @@ def test_what_was_drawn_is_what_is_encoded_again(opened):
         assert opened.inputs.tokenizer.decode(row[:length].tolist()) == text
     ended = ~drawn.truncated  # the token that ends a response has no text
     assert (given.lengths == drawn.lengths - ended).all()
+
+
+def test_a_row_of_a_control_has_the_label_that_was_rewarded_and_the_majority(opened, tmp_path):
+    batch = opened.problems.take(0)
+    prompts = ttrl.encode(opened, batch)
+    given = ttrl.respond(opened, [["\\boxed{5}", "\\boxed{5}", "\\boxed{6}", "\\boxed{\\,}"]] * len(batch))
+    ballots, draw = ttrl.cast_votes(opened.task, given.texts), ttrl.Draw(0, 0, [problem.index for problem in batch])
+    evidence = ttrl.evidence_of(opened, prompts, given, judge := ttrl.Judge(label="random"))
+    verdict, chosen = judge(ballots, evidence, ttrl.History(), draw), np.tile(np.arange(4), (len(batch), 1))
+    with contextlib.closing(Files(tmp_path, start_step=0, tensorboard=False, wandb_project=None)) as files:
+        train.write(opened, files, 0, Seen(batch, prompts, given, ballots, verdict, chosen, ()), {})
+    rows = list(map(json.loads, (tmp_path / "rollouts" / "train_000000.jsonl").read_text().splitlines()))
+    assert {row["label"] for row in rows} == {"5", "6"} and {row["majority"] for row in rows} == {"5"}
+    for row in rows:
+        assert [sample["reward"] for sample in row["samples"]] == [
+            sample["answer"] == row["label"] for sample in row["samples"]
+        ]
+
+
+def test_an_evaluation_makes_rows_where_they_are_kept_alone(opened, monkeypatch):
+    made, questions = [], opened.inputs.sets[0]
+    monkeypatch.setattr(evaluation, "generations", lambda *given, **more: made.append(1) or [{"samples": [0]}])
+    found = ttrl.measure(opened, questions, ttrl.task_keys(opened)[0], progress=lambda tokens: None)
+    assert "avg@1" in found.numbers and not made
+    assert found.rows() == [{"samples": [0]}] and made == [1]
 
 
 def test_rewards_of_texts():

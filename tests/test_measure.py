@@ -13,8 +13,11 @@ from ttrl_jax.measure.generations import generations
 from ttrl_jax.measure.tables import table
 from ttrl_jax.records import Rollouts
 from ttrl_jax.reward import numbers
-from ttrl_jax.reward.equivalence import same
+from ttrl_jax.reward.equivalence import cluster, same
 from ttrl_jax.reward.extract import Answer
+from ttrl_jax.reward.history import History
+from ttrl_jax.reward.judge import Draw, Evidence, Judge
+from ttrl_jax.reward.signals import vote_metrics
 from ttrl_jax.reward.vote import vote
 
 
@@ -109,6 +112,18 @@ def test_extra_k_and_greedy_are_added():
     )
 
 
+def test_an_empty_answer_is_none_here_as_in_the_vote():
+    groups = [answers("5", r"\,", None, "5"), answers("", "2", "2", "3"), answers("9", "9", "9", "9")]
+    readings = {"strict": [answers(r"\,", "5", None, None), *groups[1:]]}
+    found = evaluate(groups, ROLLOUTS, TRUTHS, extra_k=(), greedy=None, formed=None, readings=readings)
+    assert found["no_answer_rate"] == 3 / 12 and found["strict_valid_rate"] == 8 / 12
+    ballots = [vote(group) for group in groups]
+    verdict = Judge()(ballots, Evidence(LENGTHS, MEANS, None), History(), Draw(0, 0, [0, 1, 2]))
+    chosen = np.tile(np.arange(4), (3, 1))
+    of_vote = vote_metrics(ballots, verdict, chosen, [None] * 3, classes=cluster)
+    assert of_vote["no_answer_rate"] == pytest.approx(found["no_answer_rate"])
+
+
 STRICT = [answers("5", None, "7", None), answers(None, "2", "2", "3"), answers("9", "9.0", "09", None)]
 
 
@@ -171,12 +186,6 @@ def test_the_numbers_of_a_reading_against_brute_force():
     assert 0 < found["flexible_maj@2"] < found["flexible_maj@8"] < found["flexible_pass@8"] < 1
 
 
-def test_log_probs_that_are_not_finite_end_the_evaluation():
-    broken = rollouts_of(LENGTHS, TRUNCATED, np.where(MEANS == -4, np.nan, MEANS))
-    with pytest.raises(FloatingPointError, match="not finite"):
-        evaluate(GROUPS, broken, TRUTHS, extra_k=(), greedy=None, formed=None, readings={})
-
-
 def test_mean_logps_leave_out_what_follows_the_end():
     assert ROLLOUTS.mean_logps.tolist() == MEANS.tolist()
 
@@ -188,12 +197,15 @@ def test_generations_say_what_became_of_each_response():
     rewards = np.array([[1, 1, 0, 0]], np.float32)
     rollouts = dataclasses.replace(rollouts, texts=texts)
     made = [problem], ["Q: 3 + 4"], rollouts, [vote(GROUPS[0])]
-    more = {"winners": [0], "rewards": rewards, "same": same}
+    more = {"labels": [0], "winners": [0], "rewards": rewards, "same": same}
     [row] = generations(*made, **more, truths=["7.0"])
     assert (row["id"], row["question"], row["label"], row["counts"]) == ("q1", "How many?", "5", [2, 1])
     assert row["prompt"] == "Q: 3 + 4"
     assert (row["truth"], row["right"]) == ("7.0", 1)  # the class of the 7
-    assert generations(*made, **more | {"winners": [1]}, truths=None)[0]["label"] == "7"
+    assert row["majority"] == "5"
+    for label, text in ((1, "7"), (None, None)):  # of a baseline, an oracle or a control
+        [other] = generations(*made, **more | {"labels": [label]}, truths=None)
+        assert (other["label"], other["majority"]) == (text, "5")
     blind = generations(*made, **more, truths=None)
     assert blind == [{name: x for name, x in row.items() if name not in ("truth", "right")}]
     assert row["samples"][2] == {

@@ -1,5 +1,6 @@
 """Hand-worked: the schedule and AdamW; and a second witness, optax.adamw under the same schedule."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -22,12 +23,13 @@ def test_schedule_of_the_reference_settings():
     """240 steps, int(0.03 * 240) = 7 of warm-up, peak 5e-7."""
     got = rates(240, 0.03, peak=5e-7)
     assert got[0] == pytest.approx(5e-7 / 7) and got[6] == got[7] == 5e-7 and got[8] < 5e-7
+    assert got[239] == pytest.approx(4.5e-5 * 5e-7, rel=0.02)
     assert got[123] == pytest.approx(5e-7 * 0.5 * (1 + np.cos(np.pi * 116 / 233)))
 
 
 @pytest.mark.parametrize("total", [1, 2, 10, 33, 240])
 @pytest.mark.parametrize("warmup", [0.0, 0.03, 0.5, 1.0])
-def test_no_step_is_wasted(total, warmup):
+def test_no_rate_is_zero(total, warmup):
     got = rates(total, warmup)
     assert min(got) > 0 and max(got) == pytest.approx(2.0)
     top = int(np.argmax(got))
@@ -42,6 +44,18 @@ def test_first_step_by_hand():
     params = {"w": jnp.array([2.0, -1.0, 3.0])}
     updates, _ = optimizer.update({"w": jnp.array([0.3, -0.2, 0.0])}, optimizer.init(params), params)
     np.testing.assert_allclose(apply(params, updates, 0.1)["w"], [1.898, -0.899, 2.997], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_a_clip_of_0_is_off(size):
+    """As one that no gradient reaches, and with the same state: a checkpoint fits both."""
+    off, far = (make_optimizer(b1=0.9, b2=0.999, weight_decay=0.01, grad_clip=clip) for clip in (0.0, 1e9))
+    params = {"w": jnp.array([2.0, -1.0, 3.0])}
+    grads = {"w": size * jnp.array([0.3, -0.2, 0.1])}
+    (got, state), (want, other) = (each.update(grads, each.init(params), params) for each in (off, far))
+    assert np.abs(got["w"]).min() > 0.9
+    np.testing.assert_array_equal(got["w"], want["w"])
+    assert jax.tree.structure(state) == jax.tree.structure(other)
 
 
 def adamw_by_hand(params, grads, rates, *, b1, b2, weight_decay, grad_clip):

@@ -10,6 +10,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ttrl_jax.data import prompts
 from ttrl_jax.data.problems import Problem
 from ttrl_jax.data.prompts import (
     PromptEncoder,
@@ -348,6 +349,13 @@ def test_stop_texts_are_found_inside_of_tokens(tmp_path: Path) -> None:
     assert stop_text_ids(tokenizer, ()) == ()
     assert stop_text_ids(tokenizer, ("\n",)) == (2, 3, 5)
     assert stop_text_ids(tokenizer, ("\n\n", "a.")) == (3, 4)
+
+
+def test_without_stop_texts_no_token_is_decoded(tokenizer: PreTrainedTokenizerBase, monkeypatch) -> None:
+    decoded = []
+    monkeypatch.setattr(prompts, "decode", lambda tokenizer, ids: decoded.append(ids) or "a")
+    assert stop_text_ids(tokenizer, ()) == () and decoded == []
+    assert len(stop_text_ids(tokenizer, ("a",))) == len(decoded) == len(tokenizer)
 
 
 @pytest.mark.parametrize("text", ["", "no token has this"])

@@ -210,6 +210,26 @@ def test_flipped_and_wrong(tmp_path):
     assert [sample[6] for sample in found["c"]["visits"][1]["samples"]] == [False] * 4
 
 
+def test_wrong_is_what_was_rewarded_and_the_majority_stands_beside_it(tmp_path, call):
+    """A question whose control's label is wrong, though the votes are right; and one of a run without `majority`."""
+    run = made_run(tmp_path / "run", {0: numbers(0.2, 0.3)}, label="random")
+    votes = row("a", "9", right=0, count=3)
+    votes["samples"] = [*votes["samples"], generation("or so", "7", 1, 0.0)]
+    rows = [votes | {"counts": [3, 1], "label": "7", "majority": "9"}, row("old", "9", right=0)]
+    write_jsonl(run / "rollouts" / "train_000000.jsonl", rows)
+    write_jsonl(run / "rollouts" / "train_000001.jsonl", [rows[0] | {"label": "9"}, rows[0] | {"majority": 7}])
+    _, text, _ = call(run)
+    assert "1 of the rows of rollouts/train_000001.jsonl cannot be read" in text
+    mixed, old = questions_in(text)
+    shown = ("label", "share", "majority", "majority_share", "right")
+    assert [tuple(visit[name] for name in shown) for visit in mixed["visits"]] == [
+        ("7", 0.25, "9", 0.75, False),
+        ("9", 0.75, "9", 0.75, True),
+    ]
+    assert not mixed["flipped"] and not mixed["wrong"]  # the votes have not changed; the last label is right
+    assert [tuple(visit[name] for name in shown) for visit in old["visits"]] == [("9", 1.0, "9", 1.0, True)]
+
+
 def test_hostile_texts_are_only_data(tmp_path, call):
     run = made_run(tmp_path / "a<b>&", {0: numbers(0.2, 0.3)})
     evil = row("x", HOSTILE, right=None, response=HOSTILE) | {"id": HOSTILE, "question": HOSTILE, "truth": HOSTILE}

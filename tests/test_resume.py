@@ -331,7 +331,8 @@ def test_offline_labels_are_voted_once_and_kept(tmp_path: Path):
     votes = 0
     for path in sorted((whole / "rollouts").glob("train_*.jsonl")):
         for row in map(json.loads, path.read_text().splitlines()):
-            votes += row["label"] == labels[row["id"]]
+            assert row["label"] in (labels[row["id"]], None)  # nobody gave it
+            votes += row["majority"] == labels[row["id"]]
             for sample in row["samples"]:
                 assert sample["reward"] == (sample["answer"] is not None and sample["answer"] == labels[row["id"]])
     assert votes < 24, "the votes never disagreed with the labels: rewards of either would be the same"

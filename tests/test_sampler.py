@@ -361,3 +361,17 @@ def test_progress_may_abandon_the_batch(whole, rollouts):
     with pytest.raises(Leave):
         run(whole, progress=leave)
     assert_same_tokens(run(whole), rollouts)  # and nothing is left behind
+
+
+def test_logits_that_are_not_finite_end_the_batch_while_it_is_decoded(long_rollouts, small_steps):
+    """A token whose embedding is broken, which no prompt has: all is well until it has been drawn."""
+    unseen = np.setdiff1d(np.arange(CONFIG.vocab), [*PROMPTS.ids.ravel(), *STOPS])
+    held = np.isin(long_rollouts.tokens, unseen) & (np.arange(LONG) < long_rollouts.lengths[..., None])
+    broken = jax.tree.map(np.copy, PARAMS)
+    broken["embed"][unseen] = np.nan
+    weights, drawn = decoder.sampling_weights(jax.tree.map(jnp.asarray, broken), CONFIG, jnp.float32), []
+    with pytest.raises(FloatingPointError, match="not finite, first those of question (.*) .counted from 0.") as caught:
+        run(make_sampler(max_tokens=LONG), weights=weights, progress=drawn.append)
+    question = int(str(caught.value).split("question ")[1].split()[0])
+    assert held[PROMPTS.uids.tolist().index(question)].any()
+    assert 0 < len(drawn) < 1 + LONG // 5  # of as many segments

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from ttrl_jax.rollout import sampling as module
 from ttrl_jax.rollout.sampling import Sampling, draw, draw_nucleus, keep_top_k, pick
 
 DRAWS = 200_000
@@ -270,3 +271,41 @@ def test_never_a_token_of_weight_zero_even_where_sums_round():
             tokens = np.asarray(run(weights, (grid / 2**23).astype(np.float32)))
             assert tokens.max() < 1000
             assert (weights[rows, tokens] > 0).all()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.6, 20, 0.95), Sampling(0.6, 0, 0.95), Sampling(0.6, 20), Sampling(0)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_finite_end_and_change_no_other_row(bad, sampling):
+    """Their log-prob is NaN, which whoever samples looks for; a -infinity among others is never drawn."""
+    logits = np.random.default_rng(0).normal(size=(4, 1000)).astype(np.float32)
+    logits[0, 7] = -np.inf
+    keys, run = jax.random.split(jax.random.key(0), 4), jax.jit(pick, static_argnums=2)
+    want = [np.asarray(x) for x in run(logits, keys, sampling)]
+    logits[1, 3], logits[2] = bad, -np.inf
+    tokens, logps = (np.asarray(x) for x in run(logits, keys, sampling))
+    assert np.isnan(logps).tolist() == [False, True, True, False]
+    assert (0 <= tokens).all() and (tokens < 1000).all()
+    for got, before in zip((tokens, logps), want, strict=True):
+        np.testing.assert_array_equal(got[[0, 3]], before[[0, 3]])
+
+
+def test_weights_without_a_nucleus_are_left_at_once():
+    weights = np.array([[1, 2, 3], [np.nan, 1, 1], [np.inf, 1, 1], [0, 0, 0]], np.float32)
+    assert draw_nucleus(weights, jax.random.split(jax.random.key(0), 4), 0.1).tolist() == [2, 0, 0, 0]
+
+
+def test_the_nucleus_of_a_top_p_below_float32_is_the_highest_token():
+    logits = np.random.default_rng(0).normal(size=(50, 1000)).astype(np.float32)
+    tokens, _ = jax.jit(pick, static_argnums=2)(logits, jax.random.split(jax.random.key(0), 50), Sampling(top_p=1e-46))
+    np.testing.assert_array_equal(tokens, logits.argmax(-1))
+
+
+def test_a_nucleus_is_tried_as_often_as_there_are_tokens_at_most(monkeypatch):
+    """Even if what is drawn were never above what was drawn before, as rounding or a fault might have it."""
+    lowest = np.zeros(1, np.int32)
+    monkeypatch.setattr(module, "_draw_above", lambda *given: jnp.asarray(lowest))
+    tries = []
+    monkeypatch.setattr(jax.random, "fold_in", lambda key, tried: tries.append(int(tried)) or key)
+    with jax.disable_jit():
+        tokens = draw_nucleus(np.array([[1.0, 2.0, 3.0, 4.0]], np.float32), jax.random.split(jax.random.key(0), 1), 0.1)
+    assert tries == [0, 1, 2, 3] and tokens.tolist() == [0]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,25 +188,63 @@ def test_a_stuck_comparison_ends_at_its_processor_time(comparer):
     assert time.monotonic() - start < 0.1  # remembered
 
 
-def test_a_stuck_comparison_ends_at_its_deadline(comparer):
-    one = comparer(cpu_seconds=60, pair_seconds=1)
+def test_a_comparison_that_the_clock_ends_is_tried_again_and_then_lost(comparer, capfd):
+    """It is counted and said; nothing of it is remembered, as the next time may be another."""
+    one = comparer(cpu_seconds=60, pair_seconds=0.2, tries=2)
     assert one.equal([("x+1", "1+x")]) == [True]
     (stuck,) = one.processes()
     start = time.monotonic()
     assert one.equal([STUCK]) == [None]
-    assert 1 <= time.monotonic() - start < 1.5
-    assert one.processes() == []
+    assert 0.8 <= time.monotonic() - start < 15  # 0.2 and 0.6 seconds, and the start of another worker
+    assert one.processes() == [] and one.lost == 1
+    assert "1 comparisons were lost" in capfd.readouterr().err
     with pytest.raises(ProcessLookupError):
         os.kill(stuck, 0)
-    assert one.equal([("x+2", "2+x")]) == [True]
+    assert STUCK not in one._memo and tuple(sorted(STUCK)) not in one._memo
+    assert one.equal([("x+2", "2+x")]) == [True] and one.lost == 1
+
+
+def test_a_worker_that_was_stopped_changes_no_answer(comparer, capfd):
+    one = comparer(pair_seconds=1)
+    pairs = [(r"\sin^2 x+\cos^2 x", "1"), ("x^2-1", "(x-1)(x+1)"), ("x+3", "x+4")]
+    assert one.equal([("x+1", "1+x")]) == [True]
+    (worker,) = one.processes()
+    os.kill(worker, signal.SIGSTOP)
+    assert one.equal(pairs) == [True, True, False]
+    assert worker not in one.processes()  # nobody waits for it, and it is gone
+    assert one.equal(pairs) == [True, True, False]
+    assert one.lost == 0 and capfd.readouterr().err == ""
+
+
+def test_a_process_that_was_stopped_itself_goes_on_where_it_was():
+    code = f"""
+import sys
+from dataclasses import replace
+from ttrl_jax.reward.symbolic import Comparer, Limits
+one = Comparer(Limits(workers=1))
+assert one.equal([("x+1", "1+x")]) == [True]
+one._limits = replace(one._limits, pair_seconds=4.0, batch_seconds=6.0)  # now that the worker has started
+print("begun", flush=True)
+print(one.equal([{STUCK!r}, ("x+2", "2+x")]), one.lost)
+one.close()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "begun\n"
+    time.sleep(0.3)
+    parent.send_signal(signal.SIGSTOP)
+    time.sleep(7)  # beyond all deadlines
+    parent.send_signal(signal.SIGCONT)
+    assert parent.communicate(timeout=60)[0] == "[None, True] 0\n"
 
 
 def test_a_batch_ends_at_its_deadline(comparer):
-    one = comparer(cpu_seconds=60, pair_seconds=60, batch_seconds=2)
+    one = comparer(cpu_seconds=60, pair_seconds=60)
     assert one.equal([("x+1", "1+x")]) == [True]
+    one._limits = replace(one._limits, batch_seconds=2)  # now that the worker has started
     start = time.monotonic()
     assert one.equal([("x+2", "2+x"), STUCK, ("x+3", "3+x")]) == [True, None, None]
     assert 2 <= time.monotonic() - start < 2.5
+    assert one.lost == 2
     assert one.equal([("x+3", "3+x")]) == [True]  # what was not tried is not remembered
 
 

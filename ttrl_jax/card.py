@@ -23,6 +23,11 @@ _LABELS = {
     "truth": "the true answer: this is an oracle, not the method",
     "random": "one of their answers at random: this is a control, not the method",
 }
+_REWARDS = {  # by judge.rule
+    "majority": "Responses whose answer was the label were rewarded. The label was {label}.",
+    "vote_share": "Every answer was rewarded by its share of the votes; true answers, where known, were only used to "
+    "measure.",
+}
 
 _CARD = """---
 library_name: transformers
@@ -33,8 +38,8 @@ tags: [ttrl, test-time-reinforcement-learning]
 # {name}, after {step} steps of test-time reinforcement learning
 
 This is {name} trained by TTRL (test-time reinforcement learning, [arXiv 2504.16084](https://arxiv.org/abs/2504.16084)):
-the model sampled many responses to each question, their answers were rewarded by votes, and the algorithm `{algorithm}`
-updated the model. The label was {label}.
+the model sampled many responses to each question, their answers were rewarded, and the algorithm `{algorithm}` updated
+the model. {rewards}
 
 ## Results
 
@@ -63,12 +68,17 @@ def card(config: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]], *,
     """
     path = config["model"]["path"]
     local = Path(path).expanduser().exists() or path.startswith(("/", ".", "~"))
-    settings = [f"| {title} | {_shown(config[section][key])} |" for title, section, key in _SETTINGS]
+    shares = config["judge"]["rule"] == "vote_share"  # without a label
+    settings = [
+        f"| {title} | {_shown(config[section][key])} |"
+        for title, section, key in _SETTINGS
+        if not (shares and (section, key) == ("reward", "label"))
+    ]
     return _CARD.format(
         base="" if local else f"base_model: {path}\n",
         name=Path(path).name if local else path,
         step=step,
-        label=_LABELS[config["reward"]["label"]],
+        rewards=_REWARDS[config["judge"]["rule"]].format(label=_LABELS[config["reward"]["label"]]),
         algorithm=config["algorithm"],
         results=_table(evaluations),
         temperature=config["eval"]["temperature"],

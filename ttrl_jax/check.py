@@ -9,12 +9,16 @@ from ttrl_jax.reward.extract import extract
 from ttrl_jax.reward.judge import RULES
 
 ALGORITHMS = ("grpo", "dr_grpo", "rloo", "ppo", "prime")
+# Logits are divided by the temperature in float32: at this one those of 1,000 are still known to a tenth, at 1e-10 none
+# is known at all, and what is drawn is not the highest. Already here a token 0.1 below that has a chance of e^-100.
+LEAST_TEMPERATURE = 1e-3
+LEAST_TOP_P = 2.0**-126  # the smallest normal number of float32
 OLD_RULES = {"agreement": "majority", "vote_share": "vote_share"}  # reward.kind -> judge.rule
 
 
 def check(config: ConfigDict) -> None:
     """Raise InputError for the first value that is out of range or does not fit the others. None is for the model."""
-    rollout, train, sampling = config.rollout, config.train, (config.rollout, config.eval)
+    rollout, train = config.rollout, config.train
     rules = [
         (
             config.algorithm in ALGORITHMS,
@@ -35,13 +39,6 @@ def check(config: ConfigDict) -> None:
             f"train.samples={train.samples} is more than the rollout.votes={rollout.votes} that are sampled",
         ),
         (all(isinstance(t, str) for t in rollout.stop), f"rollout.stop must be a tuple of texts, got {rollout.stop}"),
-        (
-            rollout.temperature is None or rollout.temperature > 0,
-            f"rollout.temperature must be above 0 to learn from, got {rollout.temperature}",
-        ),
-        (config.eval.temperature >= 0, f"eval.temperature must not be negative, got {config.eval.temperature}"),
-        (all(s.top_k >= 0 for s in sampling), "top_k must not be negative; 0 switches it off"),
-        (all(0 < s.top_p <= 1 for s in sampling), "top_p must be above 0 and at most 1, which switches it off"),
         (0 <= train.warmup <= 1, f"train.warmup is a share of the steps, 0 to 1, got {train.warmup}"),
         (0 < train.clip_low <= 1 and train.clip_high > 0, "train.clip_low must be in (0, 1], train.clip_high above 0"),
         (train.dual_clip > 1, f"train.dual_clip must be above 1, got {train.dual_clip}"),
@@ -51,7 +48,7 @@ def check(config: ConfigDict) -> None:
         ),
         (0 <= config.seed < 2**31, f"seed must be in 0 .. 2^31 - 1, got {config.seed}"),
     ]
-    rules += _reward_rules(config) + _algorithm_rules(config) + _number_rules(config)
+    rules += _sampling_rules(config) + _reward_rules(config) + _algorithm_rules(config) + _number_rules(config)
     rules.append(
         (
             rollout.prompts % max(1, train.minibatch_prompts) == 0,
@@ -64,6 +61,34 @@ def check(config: ConfigDict) -> None:
             raise InputError(sentence)
     reward = config.reward
     extract("", strategies=reward.extract, thinking=False, locale=reward.locale, tags=reward.format)
+
+
+def _sampling_rules(config: ConfigDict) -> list[tuple[bool, str]]:
+    """How tokens are drawn."""
+    rollout, sampling = config.rollout, (config.rollout, config.eval)
+    return [
+        (
+            rollout.temperature is None or _divides(rollout.temperature),
+            f"rollout.temperature must be finite and at least {LEAST_TEMPERATURE} to learn from, got "
+            f"{rollout.temperature}",
+        ),
+        (
+            config.eval.temperature == 0 or _divides(config.eval.temperature),
+            f"eval.temperature must be 0, which is greedy, or finite and at least {LEAST_TEMPERATURE}, got "
+            f"{config.eval.temperature}",
+        ),
+        (all(s.top_k >= 0 for s in sampling), "top_k must not be negative; 0 switches it off"),
+        (
+            all(LEAST_TOP_P <= s.top_p <= 1 for s in sampling),
+            f"top_p must be at least {LEAST_TOP_P:.3g} and at most 1, which switches it off, got "
+            f"rollout.top_p={rollout.top_p} and eval.top_p={config.eval.top_p}",
+        ),
+    ]
+
+
+def _divides(temperature: float) -> bool:
+    """Whether logits can be divided by a temperature."""
+    return LEAST_TEMPERATURE <= temperature < math.inf
 
 
 def _reward_rules(config: ConfigDict) -> list[tuple[bool, str]]:

@@ -105,10 +105,7 @@ def _run(main: Callable[..., int], doc: str, takes: str | None, several: bool) -
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     except FloatingPointError as error:
-        print(
-            f"error: {error}; lower its learning rate (train, critic, prime), or look for what is wrong with the model",
-            file=sys.stderr,
-        )
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

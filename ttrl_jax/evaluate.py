@@ -83,7 +83,7 @@ def main() -> int:
         for i, (questions, key) in enumerate(zip(inputs.sets, task_keys(session), strict=True)):
             result = measure(session, questions, key, progress=progress.tokens(f"evaluating {questions.name}"))
             found[questions.name] = result.numbers
-            rows += [{"task": questions.name} | row for row in result.rows]
+            rows += [{"task": questions.name} | row for row in result.rows()] if distributed.leader() else []
             shown = headline(result.numbers, samples=config.eval.samples)
             progress.step(i + 1, f"{questions.name}: {shown}")
 

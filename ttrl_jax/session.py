@@ -53,6 +53,7 @@ from ttrl_jax.run.compiled import keep_programs
 from ttrl_jax.tasks.task import Task
 
 _FLOAT32 = 4  # bytes
+_LOWER = "lower the learning rate (train.learning_rate, with a critic or a process model also theirs)"
 
 
 def _to_stderr(line: str) -> None:
@@ -189,7 +190,8 @@ def sample(
     """Draw `votes` responses to each prompt, with their texts, which are decoded while others are being drawn.
 
     key: of this step, on whatever device. progress(tokens drawn so far): called now and then, may raise to abandon the
-    batch. With several processes, all get all responses.
+    batch. With several processes, all get all responses. Raises FloatingPointError, naming a question, where the model
+    computed logits that are not finite.
     """
     mesh, host = session.inputs.mesh, session.host
     everywhere = jax.device_put(np.asarray(jax.random.key_data(key)), replicated(mesh))
@@ -206,10 +208,14 @@ def sample(
             rollouts = session.sampler(copied, prompts, key, **settings, progress=progress, ended=ended)
             return dataclasses.replace(rollouts, texts=texts)
 
-        if host is None:  # what progress raises, all raise: here they decode in step
-            return draw(prompts, key, progress=lambda tokens: distributed.together(lambda: progress(tokens)))
-        limit = session.sampler.max_tokens
-        return hosts.sample_shares(draw, prompts, key, host=host, votes=votes, max_tokens=limit, progress=progress)
+        try:
+            if host is None:  # what progress raises, all raise: here they decode in step
+                return draw(prompts, key, progress=lambda tokens: distributed.together(lambda: progress(tokens)))
+            limit = session.sampler.max_tokens
+            return hosts.sample_shares(draw, prompts, key, host=host, votes=votes, max_tokens=limit, progress=progress)
+        except FloatingPointError as error:
+            advice = _LOWER if session.step else "look for what is wrong with the model, or set model.dtype=float32"
+            raise FloatingPointError(f"{error}, after {session.step} training steps; {advice}") from error
 
 
 def respond(session: Session, texts: Sequence[Sequence[str]]) -> Rollouts:
@@ -271,7 +277,10 @@ def learn(
     models = session.state.models
     with jax.set_mesh(session.inputs.mesh):
         learner, base = _learner(session, model), _base(session, model)
-        trained, metrics, kept = learner(models[model], rows, numbers, rate(session, model), base=base)
+        try:
+            trained, metrics, kept = learner(models[model], rows, numbers, rate(session, model), base=base)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error} of training step {session.step} (counted from 0); {_LOWER}") from error
     state = TrainState(session.state.step, models | {model: trained})
     return dataclasses.replace(session, state=state), metrics, kept
 

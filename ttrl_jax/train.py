@@ -208,10 +208,9 @@ def offline_labels(session: Session, workdir: Path, watch: Watch) -> dict[int, A
         rollouts = sample(session, prompts, step_key(session, _NO_STEP), **drawn, progress=show)
         ballots = cast_votes(session.task, rollouts.texts)
         won = winners(ballots, Draw(config.seed, _NO_STEP, [p.index for p in items]), ties=config.reward.ties)
-        made = {"winners": won, "rewards": None, "truths": truths(items), "same": session.task.same}
-        rows = generations(items, render(session, items), rollouts, ballots, **made)
+        made = {"labels": won, "winners": won, "rewards": None, "truths": truths(items), "same": session.task.same}
         if distributed.leader():
-            write_jsonl(path, rows)
+            write_jsonl(path, generations(items, render(session, items), rollouts, ballots, **made))
     lines = distributed.first(path.read_text(encoding="utf-8") if distributed.leader() else "").splitlines()
     voted = [json.loads(line) for line in lines]
     if [row["id"] for row in voted] != [problem.id for problem in items]:
@@ -241,8 +240,8 @@ def evaluate(session: Session, evaluations: Evaluations, files: Files, progress:
     for questions, key in zip(session.inputs.sets, task_keys(session), strict=True):
         result = measure(session, questions, key, progress=watch(f"evaluating {questions.name}"))
         found[questions.name] = result.numbers
-        if step in (0, session.inputs.total_steps):
-            files.generations(f"eval_{questions.name}_{step:06}", result.rows)
+        if step in (0, session.inputs.total_steps) and distributed.leader():
+            files.generations(f"eval_{questions.name}_{step:06}", result.rows())
         shown = headline(result.numbers, samples=session.config.eval.samples)
         progress.line(f"evaluation after {step} steps | {questions.name}: {shown}")
     earlier = [each for each in evaluations if each["step"] != step]  # without one from before an interruption
@@ -253,10 +252,10 @@ def write(session: Session, files: Files, step: int, seen: Seen, metrics: Mappin
     """Write what a step has to say down, before the checkpoint: a run that is resumed misses no row."""
     files.write(step, metrics, [vars(visit) for visit in seen.visits])
     every = session.config.log.generations_every
-    if every and step % every == 0:
-        made = {"winners": seen.verdict.winners, "rewards": seen.verdict.rewards, "same": session.task.same}
-        rendered, known = render(session, seen.batch), truths(seen.batch)
-        rows = generations(seen.batch, rendered, seen.rollouts, seen.ballots, **made, truths=known)
+    if every and step % every == 0 and distributed.leader():
+        verdict, rendered, known = seen.verdict, render(session, seen.batch), truths(seen.batch)
+        made = {"labels": verdict.labels, "winners": verdict.winners, "rewards": verdict.rewards, "truths": known}
+        rows = generations(seen.batch, rendered, seen.rollouts, seen.ballots, **made, same=session.task.same)
         files.generations(f"train_{step:06}", rows)
 
 

@@ -184,7 +184,7 @@ def stop_text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> t
     Raises InputError for a text that no single token has.
     """
     found = set()
-    pieces = [decode(tokenizer, [i]) for i in range(len(tokenizer))]
+    pieces = [decode(tokenizer, [i]) for i in range(len(tokenizer))] if texts else []
     for text in texts:
         ids = [i for i, piece in enumerate(pieces) if text and text in piece]
         if not ids:

@@ -118,9 +118,7 @@ class Update:
             ends.append(end)
         found, ends = jax.device_get((found, ends))
         if all(end["skipped"] for end in ends):
-            raise FloatingPointError(
-                f"{self._metrics}/grad_norm is not finite in any optimizer step of a training step"
-            )
+            raise FloatingPointError(f"{self._metrics}/grad_norm is not finite in any optimizer step")
         steps = [
             _of_step(sums, self.loss, tokens=number, count=count, computed=sum(m.mask.sum() for m in micros)) | end
             for sums, micros, number, count, end in zip(found, work, tokens, counts, ends, strict=True)

@@ -1,5 +1,6 @@
 """Measure a model on questions with known answers: sample k responses to each and count. For train and evaluate."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from ttrl_jax.reward.audit import truth_classes
 from ttrl_jax.reward.equivalence import same
 from ttrl_jax.reward.estimates import best_of_n, maj_at_k, pass_at_k
 from ttrl_jax.reward.extract import Answer
-from ttrl_jax.reward.vote import Ballot, vote
+from ttrl_jax.reward.vote import Ballot
 from ttrl_jax.rollout.sampling import Sampling
 from ttrl_jax.session import Session, encode, render, sample
 from ttrl_jax.tasks.sets import QuestionSet
@@ -27,27 +28,37 @@ class Measured:
     """What an evaluation of one set of questions found."""
 
     numbers: dict[str, float]  # as `evaluate` returns them
-    rows: list[dict[str, Any]]  # as `generations` returns them, with "greedy" in each where it was sampled
+    rows: Callable[[], list[dict[str, Any]]]  # makes `generations`, with "greedy" in each row where it was sampled
 
 
 def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progress: Callable[[int], None]) -> Measured:
     """Sample responses to questions as eval.* of the config says, and measure them.
 
     key: of this set, the same at every step, so that two models are compared on the same random numbers. progress: as
-    in `sample`. Raises FloatingPointError if log-probs are not finite.
+    in `sample`. Raises FloatingPointError, naming the set and a question, where logits are not finite.
     """
     task, config, known = questions.task, session.config.eval, truths(questions.items)
     prompts, rendered = (make(session, questions.items, task=task) for make in (encode, render))
     ways = [(config.samples, sampling_of(config))] + [(1, Sampling(temperature=0.0))] * config.greedy
     sets = []
     for votes, sampling in ways:
-        rollouts = sample(session, prompts, key, votes=votes, sampling=sampling, progress=progress)
-        ballots = cast_votes(task, rollouts.texts)
-        made = {"winners": [ballot.label for ballot in ballots], "rewards": None, "truths": known, "same": task.same}
-        sets.append((rollouts, ballots, generations(questions.items, rendered, rollouts, ballots, **made)))
-    rollouts, ballots, rows = sets[0]
-    if config.greedy:
-        rows = [row | {"greedy": other["samples"][0]} for row, other in zip(rows, sets[1][2], strict=True)]
+        try:
+            rollouts = sample(session, prompts, key, votes=votes, sampling=sampling, progress=progress)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"evaluating {questions.name}: {error}") from error
+        sets.append((rollouts, cast_votes(task, rollouts.texts)))
+    rollouts, ballots = sets[0]
+
+    def rows() -> list[dict[str, Any]]:
+        of_sets = []
+        for rollouts, ballots in sets:
+            won = [ballot.label for ballot in ballots]
+            made = {"labels": won, "winners": won, "rewards": None, "truths": known, "same": task.same}
+            of_sets.append(generations(questions.items, rendered, rollouts, ballots, **made))
+        if not config.greedy:
+            return of_sets[0]
+        return [row | {"greedy": other["samples"][0]} for row, other in zip(*of_sets, strict=True)]
+
     found = evaluate(
         ballots,
         rollouts,
@@ -56,7 +67,7 @@ def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progres
         greedy=sets[1][1] if config.greedy else None,
         formed=in_format(rollouts.texts, task.in_format),
         readings={
-            name: [vote([read(text) for text in group], classes=task.classes) for group in rollouts.texts]
+            name: cast_votes(dataclasses.replace(task, extract=read), rollouts.texts)
             for name, read in task.readings.items()
         },
         same=task.same,
@@ -85,7 +96,8 @@ def evaluate(
 
     ballots [P], of k votes each, on `rollouts`; truths [P], or None where there are none; greedy [P], ballots of the
     one answer at temperature 0; formed bool [P, k], the samples that are in the format, or None without one; readings:
-    name -> ballots [P] on the same samples, read in another way; same: whether two answers are.
+    name -> ballots [P] on the same samples, read in another way; same: whether two answers are. An answer is one that
+    votes: an empty one does not.
     Always: majority_ratio, truncation_rate, no_answer_rate, response_length (tokens), with a format format_rate (share
     of samples in it), and of each reading NAME_valid_rate (share of samples in which it finds an answer). With truths,
     each a mean over problems: avg@k (share of correct samples, the paper's pass@1), std@k (spread of a problem's
@@ -93,26 +105,21 @@ def evaluate(
     `extra_k`: pass@j (unbiased, arXiv 2107.03374), maj@j (exact, ties split evenly) and best_of@j (exact: of j samples,
     the one with the highest mean log-prob of its tokens is correct); of each reading NAME_avg@k, NAME_pass@j and
     NAME_maj@j likewise.
-    Raises FloatingPointError if log-probs are not finite.
     """
     k = rollouts.lengths.shape[1]
     result = {
         "majority_ratio": float(np.mean([max(ballot.counts, default=0) / k for ballot in ballots])),
         "truncation_rate": float(rollouts.truncated.mean()),
-        "no_answer_rate": float(np.mean([answer is None for ballot in ballots for answer in ballot.votes])),
+        "no_answer_rate": float(np.mean([c is None for ballot in ballots for c in ballot.classes])),
         "response_length": float(rollouts.lengths.mean()),
     }
     if formed is not None:
         result["format_rate"] = float(formed.mean())
     for name, read in readings.items():
-        result[f"{name}_valid_rate"] = float(
-            np.mean([answer is not None for ballot in read for answer in ballot.votes])
-        )
+        result[f"{name}_valid_rate"] = float(np.mean([c is not None for ballot in read for c in ballot.classes]))
     if truths is None:
         return result
     scores = rollouts.mean_logps
-    if not np.isfinite(scores).all():
-        raise FloatingPointError("the log-probs of sampled tokens are not finite")
     sizes = sorted({*(2**i for i in range(1, k.bit_length())), k, *extra_k})
     right = truth_classes(ballots, truths, same=same)
     result |= _accuracies(ballots, right, sizes)

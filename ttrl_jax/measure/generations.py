@@ -18,16 +18,18 @@ def generations(
     rollouts: Rollouts,
     ballots: Sequence[Ballot],
     *,
+    labels: Sequence[int | None],
     winners: Sequence[int | None],
     rewards: np.ndarray | None,
     truths: Sequence[str] | None,
     same: Callable[[Answer, Answer], bool],
 ) -> list[dict[str, Any]]:
-    """One JSON-ready row for each problem: question, prompt as the model sees it, label and every response with answer,
-    class and reward.
+    """One JSON-ready row for each problem: question, prompt as the model sees it, `label` and `majority` and every
+    response with answer, class and reward.
 
-    prompts [P], as text; winners [P], the class of each label; same: whether two answers are. With `truths`, also the
-    truth and `right`, the class that it is in (None: nobody gave it).
+    prompts [P], as text; labels [P], the class that was rewarded; winners [P], the class that the votes say, another
+    one for the labels of a baseline, an oracle or a control (None: nobody gave it); same: whether two answers are. With
+    `truths`, also the truth and `right`, the class that it is in (None: nobody gave it).
     """
     rows, scores = [], rollouts.mean_logps
     right = None if truths is None else truth_classes(ballots, truths, same=same)
@@ -44,13 +46,14 @@ def generations(
             | ({} if rewards is None else {"reward": float(rewards[p, v])})
             for v, (text, answer) in enumerate(zip(rollouts.texts[p], ballot.votes, strict=True))
         ]
-        label = None if winners[p] is None else ballot.answers[winners[p]].text
+        label, majority = (None if c is None else ballot.answers[c].text for c in (labels[p], winners[p]))
         rows.append(
             {
                 "id": problem.id,
                 "question": problem.question,
                 "prompt": prompts[p],
                 "label": label,
+                "majority": majority,
                 "counts": list(ballot.counts),
                 "samples": samples,
             }

@@ -46,7 +46,7 @@ const NO_LABEL = "no label";
 function sampleView([response, answer, kind, reward, tokens, truncated, right]) {
   const box = make("div", undefined, "sample");
   const about = [
-    answer === null ? "no answer" : `answer ${answer}, class ${kind}`,
+    kind === null ? "no answer" : `answer ${answer}, class ${kind}`,
     reward === null ? "" : `reward ${Number(reward.toPrecision(3))}`,
     `${tokens} tokens`,
     truncated ? "truncated" : "",
@@ -60,8 +60,10 @@ function sampleView([response, answer, kind, reward, tokens, truncated, right]) 
 function visitView(visit) {
   const box = make("details");
   const label = visit.label === null ? NO_LABEL : `label ${visit.label}`;
-  const share = `${(100 * visit.share).toFixed(0)} % of ${visit.votes} votes`;
-  const head = make("summary", `step ${visit.step}: ${label}, ${share}`);
+  const percent = (share) => `${(100 * share).toFixed(0)} %`;
+  const other = visit.majority === visit.label ? ""
+    : `; majority ${visit.majority === null ? "none" : visit.majority}, ${percent(visit.majority_share)}`;
+  const head = make("summary", `step ${visit.step}: ${label}, ${percent(visit.share)} of ${visit.votes} votes${other}`);
   if (visit.right !== null) head.append(make("span", visit.right ? "right" : "wrong", visit.right ? "badge good" : "badge bad"));
   box.append(head);
   box.addEventListener("toggle", () => {
@@ -96,7 +98,7 @@ function questionView(question) {
 function holds(question, text) {
   const has = (value) => value !== null && String(value).toLowerCase().includes(text);
   return has(question.id) || has(question.question) || question.visits.some(
-    (visit) => has(visit.label) || visit.samples.some(([response, answer]) => has(response) || has(answer)));
+    (visit) => has(visit.label) || has(visit.majority) || visit.samples.some(([response, answer]) => has(response) || has(answer)));
 }
 
 function fill(select, names) {

@@ -254,9 +254,10 @@ def settings_table(runs: Sequence[Run]) -> str:
 
 def _browser(shown: Sequence[rollouts.Question], notes: Sequence[str]) -> str:
     text = (
-        "As far as they were written down (log.generations_every): how the majority's label of each question went, and "
-        "the generations with the answer found in them, its class and the reward. A label that changed has flipped; "
-        "wrong is a last label that is not the truth."
+        "As far as they were written down (log.generations_every): how the label of each question went, which is what "
+        "was rewarded, with the majority's answer where that is another, and the generations with the answer found in "
+        "them, its class and the reward. A majority that changed has flipped; wrong is a last label that is not the "
+        "truth."
     )
     if shown and not any(question["judged"] for question in shown):
         notes = [*notes, "these generations do not say what is true: wrong labels cannot be told"]

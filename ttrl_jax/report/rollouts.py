@@ -22,10 +22,11 @@ def read_questions(run: Run) -> list[Question]:
 
     Each: run, set ("training" or the name of a task), id, question, prompt (as the
     model sees it; None where that was not written down), truth (text, None where it is not known), judged
-    (whether the truth is known), wrong (its last label is not the truth), flipped (its label changed between two
-    visits that were written down) and visits. A visit: step, label, share (of the votes, for the label), votes, right
-    (whether the label is the truth; None where that is not known), and samples, each [response, answer, class, reward,
-    tokens, truncated, right]. Labels are compared by key.
+    (whether the truth is known), wrong (its last label is not the truth), flipped (its majority changed between two
+    visits that were written down) and visits. A visit: step, label (that was rewarded), majority (the votes' answer;
+    runs from before that was written down have it as their label), share and majority_share (of the votes, for these),
+    votes, right (whether the label is the truth; None where that is not known), and samples, each [response, answer,
+    class, reward, tokens, truncated, right]. Majorities are compared by key.
     """
     questions: dict[tuple[str, str, str], Question] = {}
     for path in sorted((run.path / "rollouts").glob("*.jsonl")):
@@ -50,8 +51,8 @@ def read_questions(run: Run) -> list[Question]:
             run.notes.append(f"{damaged} of the rows of rollouts/{path.name} cannot be read and are left out")
     for question in questions.values():
         visits = question["visits"] = sorted(question["visits"], key=lambda each: each["step"])
-        labels = [None if each["label"] is None else key(Answer(each["label"])) for each in visits]
-        question["flipped"] = any(a != b for a, b in zip(labels, labels[1:], strict=False))
+        won = [None if each["majority"] is None else key(Answer(each["majority"])) for each in visits]
+        question["flipped"] = any(a != b for a, b in zip(won, won[1:], strict=False))
         question["wrong"] = visits[-1]["right"] is False
     return sorted(questions.values(), key=lambda question: question["set"] != "training")
 
@@ -63,7 +64,9 @@ def _question(run: str, which: str, name: str, text: str) -> Question:
 
 def visit(row: dict[str, Any], step: int) -> dict[str, Any]:
     """One row of generations. Raises KeyError, TypeError, ValueError or IndexError if it is not one."""
-    if not (row["label"] is None or isinstance(row["label"], str)):
+    label = row["label"]
+    majority = row["majority"] if "majority" in row else label
+    if not all(each is None or isinstance(each, str) for each in (label, majority)):
         raise TypeError("a label is a text or null")
     counts, judged = [int(count) for count in row["counts"]], "truth" in row
     right = row["right"] if judged else None
@@ -80,11 +83,14 @@ def visit(row: dict[str, Any], step: int) -> dict[str, Any]:
         for sample in row["samples"]
     ]
     # The label's class is that of the samples with its text: of several with the most votes, ties may have drawn one.
-    label_class = next((each[2] for each in samples if row["label"] is not None and each[1] == row["label"]), None)
+    classes = {answer: kind for _, answer, kind, *_ in reversed(samples) if answer is not None}
+    label_class, won = (classes[each] if each in classes else None for each in (label, majority))
     return {
         "step": step,
-        "label": row["label"],
+        "label": label,
+        "majority": majority,
         "share": 0.0 if label_class is None else round(counts[label_class] / len(samples), 4),
+        "majority_share": 0.0 if won is None else round(counts[won] / len(samples), 4),
         "votes": len(samples),
         "right": label_class is not None and label_class == right if judged else None,
         "samples": samples,

@@ -3,6 +3,11 @@
 What a model wrote is hostile until shown otherwise. `admit` lets through what is certainly a small formula; the rest
 is not decided. What passes is compared in other processes (`_worker`), which have no JAX in them, little memory,
 little time and no right to do anything but compare; one that does not answer in time is killed and replaced.
+
+Votes must not depend on how busy the machine was, so what a pair costs itself decides alone: processor time and memory,
+which a worker counts for itself. That is remembered. A worker that the clock gave up on, or that was killed from
+outside, is not the pair's fault: the pair is tried again, each time with more patience. If that fails too it is lost:
+it counts as not decided this time, which is said on stderr, and is not remembered.
 """
 
 import atexit
@@ -27,12 +32,17 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Limits:
-    """What comparing may take. Processor time decides, as it is the same on a busy machine; the clock is a backstop."""
+    """What comparing may take. Processor time decides, as it is the same on a busy machine; the clock is a backstop.
+
+    64 pairs (`equivalence.MAX_PAIRS`) that all use up their processor time, each with a new worker after it, take one
+    worker about 200 seconds: no batch of a machine that works comes near its end.
+    """
 
     workers: int = min(4, os.cpu_count() or 1)
     cpu_seconds: float = 1.0  # processor time of one comparison
-    pair_seconds: float = 4.0  # wall-clock time of one comparison
-    batch_seconds: float = 30.0  # wall-clock time of all comparisons of a call, the start of workers included
+    pair_seconds: float = 4.0  # wall-clock time of the first try of one comparison; each further one has 3 times more
+    tries: int = 3  # of a comparison whose worker stalled or was killed from outside
+    batch_seconds: float = 300.0  # wall-clock time of all comparisons of a call, the start of workers included
     start_seconds: float = 60.0  # wall-clock time until a worker is ready
     memory_mib: int = 512  # address space of a worker; it starts with about 70
     comparisons: int = 500  # then a new process takes over, as sympy's caches only grow
@@ -47,6 +57,7 @@ class Comparer:
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
         self._memo: dict[Pair, bool | None] = {}  # oldest first
+        self.lost = 0  # pairs so far
 
     def equal(self, pairs: Sequence[Pair]) -> list[bool | None]:
         """See `equal` of this module."""
@@ -59,7 +70,8 @@ class Comparer:
                 batch = _Batch(new, self._workers, self._limits)
                 batch.run()
                 found |= batch.found
-                self._remember({pair: batch.found[pair] for pair in new if pair not in batch.untried})
+                self._remember({pair: batch.found[pair] for pair in new if pair not in batch.lost})
+                self._say(len(batch.lost))
         return [found[pair] if isinstance(pair, tuple) else pair for pair in quick]
 
     def close(self) -> None:
@@ -78,6 +90,16 @@ class Comparer:
         """Return the process ids of the living workers."""
         return [worker.process.pid for worker in self._workers]
 
+    def _say(self, lost: int) -> None:
+        self.lost += lost
+        if lost:
+            print(
+                f"answers   {lost} comparisons were lost, as this machine stalled or their processes were killed; they "
+                f"count as different this time ({self.lost} so far). A resumed run may differ from here on.",
+                file=sys.stderr,
+                flush=True,
+            )
+
     def _remember(self, found: dict[Pair, bool | None]) -> None:
         self._memo |= found
         for pair in list(self._memo)[: max(0, len(self._memo) - self._limits.remembered)]:
@@ -88,8 +110,9 @@ def equal(pairs: Sequence[Pair]) -> list[bool | None]:
     """Return for each pair of answer texts, LaTeX or plain, whether they are equal; None: not decided.
 
     Not decided is what is too long, nested too deep or no formula that `admit` knows, what the parser does not
-    understand, and what takes more than `Limits` allows. Order never matters, within a pair or among pairs. Numbers are
-    exact: 0.333 is not 1/3. Words are equal only as text, which the caller has compared already: False.
+    understand, what takes more than `Limits` allows, and what is lost. Order never matters, within a pair or among
+    pairs. Numbers are exact: 0.333 is not 1/3. Words are equal only as text, which the caller has compared already:
+    False.
     """
     return _COMPARER.equal(pairs)
 
@@ -164,11 +187,11 @@ class _Batch:
 
     def __init__(self, pairs: Sequence[Pair], workers: list[_Worker], limits: Limits) -> None:
         self.found: dict[Pair, bool | None] = {}
-        self.untried: set[Pair] = set()  # the time of the batch was over before theirs
+        self.lost: set[Pair] = set()  # not decided, through no fault of theirs
         self._todo = deque(pairs)
         self._workers = workers
         self._limits = limits
-        self._deaths: dict[Pair | None, int] = {}
+        self._failures: dict[Pair | None, int] = {}
 
     def run(self) -> None:
         deadline = time.monotonic() + self._limits.batch_seconds
@@ -183,6 +206,11 @@ class _Batch:
                 for worker in waiting:
                     selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
                 events = selector.select(max(0.0, wake - now))
+            stopped = time.monotonic() - max(now, wake)
+            if stopped > _OWN_STOP:  # Ctrl-Z, or all of the machine: replies may wait to be read
+                deadline += stopped
+                for worker in self._workers:
+                    worker.deadline += stopped
             for key, _ in events:
                 self._read(key.data)
             for worker in [w for w in self._workers if (w.pair or not w.ready) and time.monotonic() >= w.deadline]:
@@ -195,7 +223,8 @@ class _Batch:
                 self._remove(worker)
             elif self._todo:
                 try:
-                    worker.ask(self._todo.popleft(), self._limits.pair_seconds)
+                    pair = self._todo.popleft()
+                    worker.ask(pair, self._limits.pair_seconds * 3 ** self._failures.get(pair, 0))
                 except OSError:
                     self._drop(worker, late=False)
         free = sum(not worker.pair for worker in self._workers)
@@ -222,15 +251,18 @@ class _Batch:
     def _drop(self, worker: _Worker, *, late: bool) -> None:
         """Replace a worker that is late or gone. Its pair is not decided, or tried again if it was not to blame."""
         status, pair = self._remove(worker), worker.pair
-        deaths = self._deaths[pair] = self._deaths.get(pair, 0) + 1
+        failures = self._failures[pair] = self._failures.get(pair, 0) + 1
+        crashed = not late and status not in _FROM_OUTSIDE
         if pair is None:
-            if deaths >= _MAX_FAILED_STARTS:
+            if failures >= _MAX_FAILED_STARTS:
                 raise RuntimeError(
-                    f"Expected the worker that compares answers to start, but it ended {deaths} times in a row, "
+                    f"Expected the worker that compares answers to start, but it ended {failures} times in a row, "
                     f"the last time with status {status}; `python -m ttrl_jax.reward._worker 512 2 60` should say why."
                 )
-        elif late or deaths > 1 or status in _TO_BLAME:
+        elif status in _TO_BLAME or (crashed and failures > 1):
             self.found[pair] = None
+        elif failures >= self._limits.tries:
+            self.lost.add(pair)
         else:
             self._todo.appendleft(pair)
 
@@ -240,16 +272,18 @@ class _Batch:
 
     def _give_up(self) -> None:
         for worker in [worker for worker in self._workers if worker.pair]:
-            self.untried.add(worker.pair)
+            self.lost.add(worker.pair)
             self._remove(worker)
-        self.untried |= set(self._todo)
-        self.found |= dict.fromkeys(self.untried)
+        self.lost |= set(self._todo)
+        self.found |= dict.fromkeys(self.lost)
 
 
 _NUMBER = re.compile(r"[+-]?[0-9.]+")
 _LONGEST_REPLY = 16  # bytes
 # How a worker ends by what it compares: no more processor time, or its exit statuses FORBIDDEN and OUT_OF_MEMORY.
 _TO_BLAME = (-signal.SIGPROF, 70, 71)
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # as by a kernel that is out of memory
+_OWN_STOP = 1.0  # seconds that a wait lasts too long, by which this process itself was stopped
 _REPLIES = {b"true": True, b"false": False, b"null": None}
 _MAX_FAILED_STARTS = 3
 _COMPARER = Comparer(Limits())

@@ -96,7 +96,8 @@ class Sampler:
         weights: as `decoder.sampling_weights` makes them. key: of this step; the question's uid, the vote and the
         position are folded in here. progress(tokens drawn so far) is called between segments and may raise to abandon
         the batch. ended(prompt, vote, its tokens int32 [length]) is called once for each response soon after its end,
-        while others are being decoded. Returns host arrays [P, V, T].
+        while others are being decoded. Returns host arrays [P, V, T]. Raises FloatingPointError, within two segments,
+        where logits were not finite.
         """
         count, drawn, parts = len(prompts.lengths), 0, []
         at_once = places.prompts_at_once(prompts=count, votes=votes, rows=self.rows)
@@ -144,6 +145,7 @@ class _Batch:
         all_votes = np.arange(votes, dtype=np.int32)
         self.prefix, *first = sampler._prefill(weights, ids, lengths, key, self.uids, all_votes, sampling=sampling)
         self.first, first_logps = jax.device_get(first)
+        self._require_finite(first_logps, np.arange(pad_prompts)[:, None])
         shape = (self.count, votes, sampler.max_tokens)
         self.tokens, self.logps = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         self.tokens[..., 0], self.logps[..., 0] = self.first[: self.count], first_logps[: self.count]
@@ -251,10 +253,17 @@ class _Batch:
             sample = prompts[group], out.votes[step, group, slot]
             at = (*sample, self.lengths[sample])
             self.tokens[at], self.logps[at] = out.tokens[step, group, slot], out.logps[step, group, slot]
+            self._require_finite(self.logps[at], sample[0])
             self.lengths[sample] += 1
             done = self._ended(self.tokens[at], self.lengths[sample])
             for prompt, vote in zip(*(axis[done].tolist() for axis in sample), strict=True):
                 ended(prompt, vote, self.tokens[prompt, vote, : self.lengths[prompt, vote]])
+
+    def _require_finite(self, logps: np.ndarray, prompts: np.ndarray) -> None:
+        broken = np.broadcast_to(prompts, logps.shape)[~np.isfinite(logps)]
+        if len(broken):
+            which = f"first those of question {self.uids[broken[0]]} (counted from 0)"
+            raise FloatingPointError(f"the log-probs of sampled tokens are not finite, {which}")
 
 
 def _cache_size(tokens: int) -> int:

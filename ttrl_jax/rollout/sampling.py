@@ -64,11 +64,15 @@ def draw_nucleus(weights: jax.Array, keys: jax.Array, top_p: float) -> jax.Array
     weights float32 [..., W], keys [...] of jax.random keys -> int32 [...]. By rejection: an entry drawn from all is
     taken if those above it weigh less than that, and else the next one is drawn from those above it. So what is taken
     has exactly the nucleus's distribution, one pass tells both whether an entry is taken and what is left, and the
-    first is taken with a chance of `top_p` at least.
+    first is taken with a chance of `top_p` at least. Each try is above the one before, so there are at most W of them.
+
+    Weights that are not finite, or all zero, have no nucleus: 0, at once.
     """
     blocks = _in_blocks(weights, _width(weights.shape[-1]), 0)
     sums = blocks.sum(-1)
-    most = top_p * sums.sum(-1)
+    total = sums.sum(-1)
+    # Not 0, or nothing left would weigh as much: where top_p rounds to 0 the nucleus is the highest entry.
+    most = jnp.maximum(top_p * total, jnp.finfo(jnp.float32).tiny)
 
     def attempt(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         tried, tokens, edge, sums, open_ = state
@@ -79,8 +83,12 @@ def draw_nucleus(weights: jax.Array, keys: jax.Array, top_p: float) -> jax.Array
         sums = jnp.where(blocks > edge[..., None, None], blocks, 0).sum(-1)
         return tried + 1, tokens, edge, sums, open_ & (sums.sum(-1) >= most)
 
-    start = (jnp.int32(0), jnp.zeros(keys.shape, jnp.int32), jnp.zeros(keys.shape), sums, jnp.ones(keys.shape, bool))
-    return jax.lax.while_loop(lambda state: state[-1].any(), attempt, start)[1]
+    def more(state: tuple[jax.Array, ...]) -> jax.Array:
+        return state[-1].any() & (state[0] < weights.shape[-1])
+
+    open_ = jnp.isfinite(total) & (total > 0)
+    start = (jnp.int32(0), jnp.zeros(keys.shape, jnp.int32), jnp.zeros(keys.shape), sums, open_)
+    return jax.lax.while_loop(more, attempt, start)[1]
 
 
 def _draw_above(blocks: jax.Array, sums: jax.Array, edge: jax.Array, uniforms: jax.Array) -> jax.Array:
@@ -120,7 +128,8 @@ def pick(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> tuple[jax.Ar
     """Draw one token for each row, with its log-prob under the tempered, unfiltered distribution.
 
     logits float32 [..., W], keys [...] of jax.random keys -> tokens int32 [...], logps float32 [...]. Greedy
-    (temperature 0) takes the first of the highest logits, its log-prob at temperature 1.
+    (temperature 0) takes the first of the highest logits, its log-prob at temperature 1. Of logits with a NaN or
+    +infinity among them, or with nothing but -infinity, the log-prob is NaN and the token any.
     """
     if sampling.temperature:
         logits = logits / sampling.temperature
