@@ -20,6 +20,7 @@ INSTALL = [
     "ml_dtypes>=0.5,<0.7",  # bfloat16 for numpy; below: as jax has it; above: 0.6 is the newest tested
     "numpy>=2.0,<3",  # below: as jax has it; above: a major release may change type promotion
     "transformers>=5.23,<6",  # tokenizers; a major release changed what chat templates return by default
+    "sentencepiece>=0.2.1,<0.3",  # tokenizers that come as tokenizer.model alone; below: the first for Python 3.13
     "tokenizers>=0.23.1,<0.24",  # what transformers makes them of, and with its bounds
     "gguf>=0.19,<0.20",  # reads and dequantises GGUF; 0.x releases may move what the reader returns
     "huggingface_hub>=1.31,<3",  # both as datasets has them

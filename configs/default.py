@@ -49,6 +49,9 @@ def get_config() -> ConfigDict:
     c.rollout.votes = 64  # responses to each, all of which vote
     c.rollout.max_tokens = placeholder(int)  # of a response
     c.rollout.stop = ()  # texts: besides the model's own stop tokens, a token that has one of them ends a response
+    # The token that ends a turn in the chat template ends a response too, where that template makes the prompts: base
+    # models have another eos. False: as in the reference.
+    c.rollout.end_of_turn = True
     c.rollout.temperature = placeholder(float)  # at least 0.001
     c.rollout.top_k = 0  # 0: off
     c.rollout.top_p = 1.0  # 1: off

@@ -27,6 +27,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from ttrl_jax import huggingface
 from ttrl_jax.data import generate
 from ttrl_jax.model import decoder, weights
 from ttrl_jax.model.config import parse_config
@@ -160,7 +161,7 @@ def main() -> None:
             )
 
     arguments.out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(arguments.out)
+    huggingface.save_tokenizer(tokenizer, arguments.out)
     (arguments.out / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     stop = {"eos_token_id": fields["eos_token_id"], "pad_token_id": fields["pad_token_id"]}
     (arguments.out / "generation_config.json").write_text(json.dumps(stop, indent=2) + "\n")

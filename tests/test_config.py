@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ttrl_jax.errors import InputError
-from ttrl_jax.model.config import ModelConfig, parse_config, read_config
+from ttrl_jax.model.config import ModelConfig, parse_config, passed_over, read_config
 from ttrl_jax.model.rope import Rope
 
 # As transformers 5 writes it.
@@ -303,9 +303,12 @@ UNSUPPORTED = [
     (LLAMA, "mlp_bias", True),
     (LLAMA, "attention_dropout", 0.1),
     (LLAMA, "rope_interleaved", True),
-    (LLAMA, "pretraining_tp", 2),
     (QWEN2, "quantization_config", {"quant_method": "gptq", "bits": 4}),
-    (QWEN2, "logit_softcapping", 30.0),  # a field that nobody here has heard of
+    (QWEN2, "logit_softcapping", 30.0),
+    (LLAMA, "partial_rotary_factor", 0.5),
+    (LLAMA, "num_local_experts", 8),
+    (LLAMA, "use_qk_norm", True),
+    (LLAMA, "rope_parameters", {"rope_theta": 1e4, "rope_type": "default", "factor": 2.0}),
     (LLAMA, "model_type", "mamba"),
 ]
 
@@ -315,6 +318,42 @@ def test_what_would_change_the_numbers_is_refused_by_name(fields, name, value):
     parse_config(fields)
     with pytest.raises(InputError, match=name):
         parse_config({**fields, name: value})
+
+
+IDLE = [
+    ("partial_rotary_factor", 1.0), ("pretraining_tp", 2), ("attention_bias", None), ("use_sliding_window", False),
+    ("max_length", 20), ("id2label", {"0": "LABEL_0"}), ("tokenizer_class", "LlamaTokenizer"), ("temperature", 0.6),
+    ("name_or_path", "x/y"), ("tie_encoder_decoder", False), ("rope_scaling", {"rope_type": "default", "factor": 1.0}),
+    ("rope_scaling", {"type": "default", "partial_rotary_factor": 1.0}), ("a_field_of_tomorrow", 7),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), IDLE, ids=[f"{name}={value}"[:40] for name, value in IDLE])
+def test_what_changes_nothing_passes(name, value):
+    assert parse_config({**LLAMA, name: value}) == parse_config(LLAMA)
+
+
+def test_one_rotation_written_for_both_releases():
+    yarn = {"factor": 4.0, "original_max_position_embeddings": 2048}
+    one = without(LLAMA, "rope_theta") | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5, **yarn}}
+    both = {**one, "rope_theta": 5e5, "rope_scaling": {"type": "yarn", "finetuned": True, **yarn}}
+    assert parse_config(both) == parse_config(one)
+    with pytest.raises(InputError, match="rope_scaling and rope_parameters are both set, and differ"):
+        parse_config(both | {"rope_scaling": {"type": "yarn", **yarn, "factor": 2.0}})
+
+
+def test_fields_that_nobody_has_heard_of_are_told(tmp_path):
+    said = {**LLAMA, "a_field_of_tomorrow": 7, "another": None, "pad_token_id": 3, "_note": "x", "max_length": 20}
+    (tmp_path / "config.json").write_text("\ufeff" + json.dumps(said), encoding="utf-8")  # with a byte order mark
+    assert passed_over(tmp_path) == ["a_field_of_tomorrow", "another"]
+    assert read_config(tmp_path) == parse_config(LLAMA)
+
+
+@pytest.mark.parametrize(("name", "words"), [("adapter_config.json", "is an adapter"), ("params.json", "own format")])
+def test_a_folder_that_is_no_model_is_told_by_its_kind(tmp_path, name, words):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=words):
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize(

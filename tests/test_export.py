@@ -21,7 +21,8 @@ from configs import quickstart
 from ttrl_jax import cli, export
 from ttrl_jax.card import card
 from ttrl_jax.check import check
-from ttrl_jax.data.prompts import load_tokenizer, stop_ids
+from ttrl_jax.data.prompts import load_tokenizer
+from ttrl_jax.data.stops import of_files
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import weights
 from ttrl_jax.model.config import read_config
@@ -102,7 +103,10 @@ def test_the_folder_is_the_checkpoint_bit_by_bit(run, call, tmp_path):
     before, after = (load_tokenizer(str(path)) for path in (MODEL, tmp_path / "newest"))
     assert before("Tom has 37 apples")["input_ids"] == after("Tom has 37 apples")["input_ids"]
     assert before.chat_template == after.chat_template and before.eos_token_id == after.eos_token_id
-    assert stop_ids(after, str(tmp_path / "newest")) == stop_ids(before, str(MODEL))
+    assert of_files(after, str(tmp_path / "newest")) == of_files(before, str(MODEL))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "newest" / name).read_bytes() == (MODEL / name).read_bytes()
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "newest").iterdir()} == {0o644}
 
 
 def test_bfloat16_is_the_rounded_weights(run, call, tmp_path):
@@ -138,7 +142,10 @@ def test_what_began_as_gguf_leaves_as_a_folder(call, tmp_path):
     assert_bitwise(loaded(tmp_path / "out"), saved[4])
     tokenizer = load_tokenizer(str(tmp_path / "out"))
     assert tokenizer("ab a 12")["input_ids"] == [16, 17, 15, 4, 5] and tokenizer.chat_template == "{{ bos_token }}"
-    assert stop_ids(tokenizer, str(tmp_path / "out")) == (2,)
+    assert tuple(of_files(tokenizer, str(tmp_path / "out"))) == (2,)
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert fields["rope_theta"] == fields["rope_parameters"]["rope_theta"] == config.rope.theta
+    assert fields["rope_scaling"] is None
 
 
 def test_the_card_has_the_numbers_of_the_run(run, call, tmp_path):
@@ -160,9 +167,9 @@ def rewarded(label: str, rule: str) -> str:
     """The sentences on rewards of a run's card."""
     config = quickstart.get_config().to_dict()
     config["reward"]["label"], config["judge"]["rule"] = label, rule
-    text = card(config, [], step=4, dtype="float32")
+    text = card(config, [], origin={}, step=4, dtype="float32")
     assert ("| label |" in text) == (rule == "majority") and f"| what a vote earns | {rule} |" in text
-    assert "{" not in text
+    assert "{" not in text.split("## Results")[1]
     return " ".join(text.split("updated\nthe model. ")[1].split("\n\n")[0].split())
 
 

@@ -1,16 +1,18 @@
 """Prompts with a real tokenizer, built here and saved as a Hugging Face folder."""
 
 import functools
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ttrl_jax.data import prompts
+from ttrl_jax.data import stops
 from ttrl_jax.data.problems import Problem
 from ttrl_jax.data.prompts import (
     PromptEncoder,
@@ -18,8 +20,6 @@ from ttrl_jax.data.prompts import (
     check_vocabulary,
     decode,
     load_tokenizer,
-    stop_ids,
-    stop_text_ids,
     turns,
 )
 from ttrl_jax.errors import InputError
@@ -37,7 +37,14 @@ REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('no system t
 SWITCH = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
 
 
-def save(folder: Path, *, template: Any = TEMPLATE, eos: str | None = "<eos>", added: tuple[str, ...] = ()) -> Path:
+def save(
+    folder: Path,
+    *,
+    template: Any = TEMPLATE,
+    eos: str | None = "<eos>",
+    added: tuple[str, ...] = (),
+    special: bool = False,
+) -> Path:
     """A byte-level tokenizer: one id per byte of UTF-8, a first token <bos> before every text."""
     pieces = SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
@@ -45,7 +52,7 @@ def save(folder: Path, *, template: Any = TEMPLATE, eos: str | None = "<eos>", a
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
-    backend.add_tokens([AddedToken(token, special=False) for token in added])
+    backend.add_tokens([AddedToken(token, special=special) for token in added])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token=eos,
     )  # fmt: skip
@@ -140,6 +147,71 @@ def test_chat_template_that_refuses_the_system_turn(tmp_path: Path) -> None:
     assert encoder(refusing).render("a") == "<bos><user>a<assistant>"
 
 
+PARTS = (
+    "{% for message in messages %}<{{ message.role }}>"
+    "{% for part in message.content %}{{ part.text }}{% endfor %}{% endfor %}"
+)
+
+
+def test_a_template_of_content_parts(tmp_path: Path) -> None:
+    assert (
+        encoder(load_tokenizer(str(save(tmp_path, template=PARTS)))).render("What is 1 + 1?") == "<user>What is 1 + 1?"
+    )
+
+
+@pytest.mark.parametrize(
+    "template", ["<user>{{ bos_token }}", "{{ messages[0].role }}", "{{ messages[0].content[:3] }}"]
+)
+def test_a_template_that_drops_the_question(tmp_path: Path, template: str) -> None:
+    with pytest.raises(InputError, match="drops the question: of 'What is 1 .* it makes the prompt"):
+        encoder(load_tokenizer(str(save(tmp_path, template=template)))).render("What is 1 + 1?")
+
+
+def test_a_template_may_space_the_question_in_its_own_way(tmp_path: Path) -> None:
+    trimming = load_tokenizer(str(save(tmp_path, template="<user>{{ messages[0].content | trim | upper | lower }}")))
+    assert encoder(trimming).render("  what is\n1 ? ") == "<user>what is\n1 ?"
+
+
+@pytest.mark.parametrize("broken", ["{{ 1 / 0 }}", "{{ 'a' + 1 }}", "{{ messages[9].content.x }}", "{{ [].pop() }}"])
+def test_a_template_that_fails(tmp_path: Path, broken: str) -> None:
+    with pytest.raises(InputError, match="refuses the prompt: .* set prompt.chat_template=False"):
+        encoder(load_tokenizer(str(save(tmp_path, template=broken)))).render("1?")
+
+
+def test_a_tokenizer_file_is_followed_whatever_the_model_type(tmp_path: Path) -> None:
+    """For a qwen2 model transformers would put Qwen's own way to split text in the place of the file's."""
+    save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    said = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = "Tom has 37 apples, I'm 12."
+    assert load_tokenizer(str(tmp_path))(text)["input_ids"] == said.encode(text).ids
+    other = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True).backend_tokenizer
+    assert json.loads(other.to_str())["pre_tokenizer"] != json.loads(said.to_str())["pre_tokenizer"]
+
+
+def test_a_tokenizer_of_sentencepiece_alone(tmp_path: Path) -> None:
+    lines = iter([f"{a} + {b} = {a + b}: Tom has {a} apples" for a in range(1, 60) for b in range(1, 20)])
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, vocab_size=120, model_type="bpe", minloglevel=2
+    )
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}')
+    tokenizer, said = load_tokenizer(str(tmp_path)), sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    for text in ("Tom has 12 apples", "3 + 4 = 7"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ids == said.encode(text) and decode(tokenizer, ids) == text
+
+
+def test_a_folder_with_tekken_alone(tmp_path: Path) -> None:
+    (tmp_path / "tekken.json").write_text("{}")
+    with pytest.raises(
+        InputError, match="has no tokenizer but tekken.json, which Mistral's own program reads: expected"
+    ):
+        load_tokenizer(str(tmp_path))
+
+
 def test_the_thinking_switch(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """A template that has the switch is told; to another one it is nothing."""
     switched = load_tokenizer(str(save(tmp_path, template=SWITCH)))
@@ -225,7 +297,7 @@ def test_prompt_longer_than_the_model_is_not_cut(tmp_path: Path) -> None:
 def test_prompt_without_tokens_is_refused(tmp_path: Path) -> None:
     nothing = load_tokenizer(str(save(tmp_path, template="{{ '' }}")))
     with pytest.raises(InputError, match=r"1 to 100 tokens; not so, by id \(tokens\): q0 \(0\)"):
-        encoder(nothing).encode(problems("a"))
+        encoder(nothing).encode(problems(""))
 
 
 def test_check_raises_what_encode_would(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -293,85 +365,26 @@ def test_check_vocabulary_counts_added_tokens(folder: Path) -> None:
         check_vocabulary(grown, 262, "model")
 
 
-# ---- stop_ids
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ({"eos_token_id": 9}, (EOS, 9)),
-        ({"eos_token_id": 0}, (0, EOS)),
-        ({"eos_token_id": [9, 7]}, (EOS, 7, 9)),
-        ({"eos_token_id": [EOS, 9, 9]}, (EOS, 9)),
-        ({"eos_token_id": None}, (EOS,)),
-        ({"eos_token_id": []}, (EOS,)),
-        ({"temperature": 0.7}, (EOS,)),
-        (None, (EOS,)),
-    ],
-)
-def test_stop_ids_are_the_tokenizers_and_the_files(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, content: Any, expected: tuple[int, ...]
-) -> None:
-    if content is not None:
-        (tmp_path / "generation_config.json").write_text(json.dumps(content))
-    assert stop_ids(tokenizer, str(tmp_path)) == expected
-
-
-def test_stop_ids_of_a_tokenizer_without_eos(tmp_path: Path) -> None:
-    endless = load_tokenizer(str(save(tmp_path, eos=None)))
-    with pytest.raises(InputError, match="has neither an eos_token nor generation_config.json with eos_token_id"):
-        stop_ids(endless, str(tmp_path))
-    file = tmp_path / "generation_config.json"
-    file.write_text("{}")
-    with pytest.raises(InputError, match="No token ends a response"):
-        stop_ids(endless, str(tmp_path))
-    file.write_text('{"eos_token_id": [8, 5]}')
-    assert stop_ids(endless, str(tmp_path)) == (5, 8)
-
-
-@pytest.mark.parametrize("named", ["2", [2, "3"], True, [True], 2.0, -1, {"a": 1}])
-def test_stop_ids_of_another_type_are_refused(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, named: Any) -> None:
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
-    with pytest.raises(InputError, match="eos_token_id must be a token id or a list of them, not"):
-        stop_ids(tokenizer, str(tmp_path))
-
-
-def test_stop_ids_from_a_broken_file(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(InputError, match="generation_config.json cannot be read as JSON"):
-        stop_ids(tokenizer, str(tmp_path))
-
-
-def test_stop_texts_are_found_inside_of_tokens(tmp_path: Path) -> None:
-    words = ["a", ".", "\n", ".\n\n", "a.", "\nb", "<eos>"]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="a"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-    assert stop_text_ids(tokenizer, ()) == ()
-    assert stop_text_ids(tokenizer, ("\n",)) == (2, 3, 5)
-    assert stop_text_ids(tokenizer, ("\n\n", "a.")) == (3, 4)
-
-
-def test_without_stop_texts_no_token_is_decoded(tokenizer: PreTrainedTokenizerBase, monkeypatch) -> None:
-    decoded = []
-    monkeypatch.setattr(prompts, "decode", lambda tokenizer, ids: decoded.append(ids) or "a")
-    assert stop_text_ids(tokenizer, ()) == () and decoded == []
-    assert len(stop_text_ids(tokenizer, ("a",))) == len(decoded) == len(tokenizer)
-
-
-@pytest.mark.parametrize("text", ["", "no token has this"])
-def test_a_stop_text_that_no_token_has(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    with pytest.raises(InputError, match="rollout.stop has"):
-        stop_text_ids(tokenizer, ("a", text))
-
-
 # ---- decode
 
 
-def test_decode_leaves_out_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    ids = [BOS, *letters(tokenizer, "ab"), ASSISTANT, *letters(tokenizer, "c"), EOS, PAD, PAD]
-    assert decode(tokenizer, ids) == "abc"
-    assert decode(tokenizer, [EOS, PAD]) == ""
-    assert decode(tokenizer, []) == ""
+def test_decode_leaves_out_what_ends_a_response(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Other special tokens are text: answers may stand between them."""
+    ids = [*letters(tokenizer, "ab"), ASSISTANT, *letters(tokenizer, "c"), EOS, PAD, PAD]
+    silent = stops.silent(tokenizer, stops.of_files(tokenizer, "/nowhere"))
+    assert silent == {EOS, PAD}
+    assert decode(tokenizer, ids, silent=silent) == "ab<assistant>c"
+    assert decode(tokenizer, [EOS, PAD], silent=silent) == decode(tokenizer, []) == ""
+
+
+def test_answers_between_special_tokens_are_found(tmp_path: Path) -> None:
+    special = load_tokenizer(str(save(tmp_path, added=("</think>", "<answer>", "</answer>", "\\boxed{"), special=True)))
+    ids = special("a</think>\\boxed{7} <answer>8</answer>", add_special_tokens=False)["input_ids"]
+    assert special.decode(ids, skip_special_tokens=True) == "a7} 8"
+    text = decode(special, [*ids, EOS], silent=stops.silent(special, [EOS]))
+    assert text == "a</think>\\boxed{7} <answer>8</answer>"
+    assert extract(text, strategies=("boxed",), thinking=True) == Answer("7")
+    assert extract(text, strategies=("tag:answer",), thinking=True) == Answer("8")
 
 
 def test_decode_keeps_the_ends_of_thinking(tmp_path: Path) -> None:
@@ -379,7 +392,7 @@ def test_decode_keeps_the_ends_of_thinking(tmp_path: Path) -> None:
     thinker = load_tokenizer(str(save(tmp_path, added=("<think>", "</think>"))))
     opening, closing = (thinker.get_vocab()[token] for token in ("<think>", "</think>"))
     ids = [opening, *letters(thinker, "a"), closing, *thinker("\\boxed{7}", add_special_tokens=False)["input_ids"], EOS]
-    text = decode(thinker, ids)
+    text = decode(thinker, ids, silent=frozenset({EOS}))
     assert text == "<think>a</think>\\boxed{7}"
     assert extract(text, strategies=("boxed",), thinking=True) == Answer("7")
     assert extract(decode(thinker, ids[:2]), strategies=("last_number",), thinking=True) is None

@@ -1,6 +1,11 @@
 """Semantics and invariance: tensors come in whatever the mesh, and what does not fit is refused in one error."""
 
+import dataclasses
+import io
 import json
+import pickle
+import zipfile
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +18,7 @@ from tiny_model import LLAMA, MESHES, QWEN2, on_mesh, random_params
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import decoder, weights
 from ttrl_jax.model.sharding import shardings
-from ttrl_jax.model.weights import check, fingerprint, load, sha256, to_huggingface
+from ttrl_jax.model.weights import check, fingerprint, load, read_model, sha256, to_huggingface
 
 CONFIGS = pytest.mark.parametrize("config", [LLAMA, QWEN2], ids=["llama", "qwen2"])
 
@@ -249,3 +254,118 @@ def test_float32_masters_whatever_the_mesh_does_not_divide(tmp_path):
         assert loaded["blocks"]["ffn"]["up"].addressable_shards[0].data.shape == (2, 16, 3)
         assert_bitwise(loaded, params)
     assert set(decoder.shapes(LLAMA)) == set(params)
+
+
+# ---- a head of its own beside a tied config
+
+
+def test_a_tied_config_with_a_head_of_its_own_is_untied(tmp_path):
+    """As transformers 5 does; one that is the table again stays tied."""
+    tensors = to_huggingface(random_params(LLAMA), LLAMA)
+    folder = write(tmp_path, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
+    (folder / "config.json").write_text(json.dumps(FIELDS))
+    assert read_model(folder) == LLAMA
+    other = tensors["model.embed_tokens.weight"].copy()
+    other[-1, -1] += 1
+    write(tmp_path, tensors | {"lm_head.weight": other})
+    (folder / "config.json").write_text(json.dumps(FIELDS))
+    untied = dataclasses.replace(LLAMA, tied=False)
+    assert read_model(folder) == untied
+    np.testing.assert_array_equal(load_one(folder, untied)["head"], other)
+
+
+FIELDS = {
+    "model_type": "llama", "vocab_size": LLAMA.vocab, "hidden_size": LLAMA.width, "intermediate_size": LLAMA.ffn,
+    "num_hidden_layers": LLAMA.layers, "num_attention_heads": LLAMA.heads, "num_key_value_heads": LLAMA.kv_heads,
+    "head_dim": LLAMA.head_dim, "rms_norm_eps": LLAMA.norm_eps, "rope_theta": LLAMA.rope.theta,
+    "tie_word_embeddings": LLAMA.tied, "max_position_embeddings": LLAMA.max_positions,
+}  # fmt: skip
+
+
+# ---- PyTorch's files
+
+
+class _Call:
+    """What pickle writes as a call of a named function."""
+
+    def __init__(self, module, name, *arguments):
+        self.module, self.name, self.arguments = module, name, arguments
+
+
+class _Pickler(pickle._Pickler):
+    """Writes a state dict as torch.save does, without torch: names instead of functions, storages by reference."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def persistent_id(self, value):
+        return value[1] if isinstance(value, tuple) and value[:1] == ("a storage",) else None
+
+    def save_global_by_name(self, value):
+        self.write(b"c" + f"{value.module}\n{value.name}\n".encode())
+        if value.arguments:
+            self.save(value.arguments)
+            self.write(b"R")
+
+    dispatch[_Call] = save_global_by_name
+
+
+def torch_file(path, tensors, *, dtype=np.float32, storage="FloatStorage", extra=None):
+    """A file as torch.save writes it: all tensors in one storage, each with its offset and strides."""
+    flat = np.concatenate([x.astype(dtype).ravel() for x in tensors.values()])
+    pid = ("storage", _Call("torch", storage), "0", "cpu", len(flat))
+    state, offset = OrderedDict(), 0
+    for name, x in tensors.items():
+        strides = tuple(stride // x.itemsize for stride in x.strides)
+        arguments = (("a storage", pid), offset, x.shape, strides, False, OrderedDict())
+        state[name] = _Call("torch._utils", "_rebuild_tensor_v2", *arguments)
+        offset += x.size
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=2).dump(extra or state)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", buffer.getvalue())
+        file.writestr("archive/data/0", flat.tobytes())
+
+
+def test_weights_in_a_file_of_pytorch(tmp_path):
+    params = random_params(QWEN2)
+    tensors = to_huggingface(params, QWEN2)
+    torch_file(tmp_path / "pytorch_model.bin", tensors)
+    assert_bitwise(load_one(tmp_path, QWEN2), params)
+    torch_file(tmp_path / "pytorch_model.bin", tensors, dtype=ml_dtypes.bfloat16, storage="BFloat16Storage")
+    half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params)
+    assert_bitwise(load_one(tmp_path, QWEN2), half)
+    write(tmp_path, tensors)  # safetensors go first
+    assert_bitwise(load_one(tmp_path, QWEN2), params)
+
+
+def test_several_files_of_pytorch(tmp_path):
+    tensors = to_huggingface(random_params(LLAMA), LLAMA)
+    halves = list(tensors.items())[::2], list(tensors.items())[1::2]
+    for i, half in enumerate(halves):
+        torch_file(tmp_path / f"pytorch_model-{i}.bin", dict(half))
+    listed = {"weight_map": {name: f"pytorch_model-{i}.bin" for i, half in enumerate(halves) for name, _ in half}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(listed))
+    assert check(tmp_path, LLAMA).keys() == tensors.keys()
+    (tmp_path / "config.json").write_text("{}")
+    assert len(fingerprint(tmp_path)) == 64
+
+
+@pytest.mark.parametrize("call", [("os", "system", "true"), ("builtins", "eval", "1"), ("numpy", "dtype", "f4")])
+def test_nothing_in_a_file_of_pytorch_is_run(tmp_path, call):
+    torch_file(tmp_path / "pytorch_model.bin", {"x": np.ones(3, np.float32)}, extra={"x": _Call(*call)})
+    with pytest.raises(InputError, match=f"asks for {call[0]}.{call[1]}, which no weights need"):
+        check(tmp_path, LLAMA)
+
+
+def test_a_file_of_pytorch_that_lies_about_its_sizes(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    pid = ("storage", _Call("torch", "FloatStorage"), "0", "cpu", 3)
+    for shape, strides, offset in [((4,), (1,), 0), ((2, 2), (2, 1), 0), ((2,), (1,), 2), ((2,), (-1,), 1)]:
+        lie = _Call("torch._utils", "_rebuild_tensor_v2", ("a storage", pid), offset, shape, strides, False, {})
+        torch_file(path, {"x": np.ones(3, np.float32)}, extra={"x": lie})
+        with pytest.raises(InputError, match="larger than its storage"):
+            check(tmp_path, LLAMA)
+    for broken in (b"", b"PK\x03\x04", pickle.dumps({"x": 1})):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match="is not a file of weights that can be read"):
+            check(tmp_path, LLAMA)

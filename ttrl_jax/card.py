@@ -1,5 +1,6 @@
 """The model card of an exported model: what it is, and the numbers of the run that made it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ _SETTINGS = [
     ("KL coefficient", "train", "kl_coef"),
 ]
 
+_LICENCE = ("license", "license_name", "license_link")
+
 _LABELS = {
     "majority": "the answer that most of them gave; true answers, where known, were only used to measure",
     "offline": "the answer that most responses of the start model gave, never renewed: this is a baseline",
@@ -33,13 +36,24 @@ _CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
 tags: [ttrl, test-time-reinforcement-learning]
-{base}---
+{base}{licence}---
 
 # {name}, after {step} steps of test-time reinforcement learning
 
 This is {name} trained by TTRL (test-time reinforcement learning, [arXiv 2504.16084](https://arxiv.org/abs/2504.16084)):
 the model sampled many responses to each question, their answers were rewarded, and the algorithm `{algorithm}` updated
 the model. {rewards}
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")
+{prompt}
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens={max_tokens})[0]))
+```
+
+FOLDER is this one. The prompt is the one of the run.
 
 ## Results
 
@@ -61,13 +75,22 @@ ratio that rises is agreement, not correctness. Measure before you rely on the m
 """
 
 
-def card(config: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]], *, step: int, dtype: str) -> str:
+def card(
+    config: Mapping[str, Any],
+    evaluations: Sequence[Mapping[str, Any]],
+    *,
+    origin: Mapping[str, Any],
+    step: int,
+    dtype: str,
+) -> str:
     """The card as Markdown.
 
-    config: of the run. evaluations: as its history has them, of which the first and the last are shown.
+    config: of the run. evaluations: as its history has them, of which the first and the last are shown. origin: what
+    the model that the run began with says of itself (`huggingface.origin`).
     """
     path = config["model"]["path"]
     local = Path(path).expanduser().exists() or path.startswith(("/", ".", "~"))
+    base = origin.get("base_model") if local else path
     shares = config["judge"]["rule"] == "vote_share"  # without a label
     settings = [
         f"| {title} | {_shown(config[section][key])} |"
@@ -75,7 +98,10 @@ def card(config: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]], *,
         if not (shares and (section, key) == ("reward", "label"))
     ]
     return _CARD.format(
-        base="" if local else f"base_model: {path}\n",
+        base=f"base_model: {base}\n" if base else "",
+        licence="".join(f"{name}: {json.dumps(value)}\n" for name, value in origin.items() if name in _LICENCE),
+        prompt=_prompt(config["prompt"]),
+        max_tokens=config["rollout"]["max_tokens"],
         name=Path(path).name if local else path,
         step=step,
         rewards=_REWARDS[config["judge"]["rule"]].format(label=_LABELS[config["reward"]["label"]]),
@@ -88,6 +114,17 @@ def card(config: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]], *,
         seed=config["seed"],
         dtype=dtype,
     )
+
+
+def _prompt(config: Mapping[str, Any]) -> str:
+    """The line that makes the prompt of a question."""
+    asked = config["prefix"] + "QUESTION" + (config["suffix"] or "")
+    if not config["chat_template"]:
+        return f'prompt = tokenizer({json.dumps(asked, ensure_ascii=False)}, return_tensors="pt")'
+    system = [{"role": "system", "content": config["system"]}] if config["system"] else []
+    turns = json.dumps([*system, {"role": "user", "content": asked}], ensure_ascii=False)
+    options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+    return f"prompt = tokenizer.apply_chat_template({turns}, {options})"
 
 
 def _shown(value: Any) -> Any:

@@ -18,7 +18,7 @@ from ttrl_jax import cli, huggingface
 from ttrl_jax.card import card
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import decoder, weights
-from ttrl_jax.model.config import ModelConfig, read_config
+from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.sharding import make_mesh, shardings
 from ttrl_jax.records import POLICY
@@ -76,7 +76,7 @@ def restore(run: Path, step: int | None, *, moved: str, out: Path, itemsize: int
     try:
         path = model_of_run(run, made.config["model"]["path"], recorded=made.model_path, given=moved)
         source = model_source(path, key="--model" if moved else "model.path")
-        model = read_config(source)
+        model = weights.read_model(source)
     except (InputError, OSError) as error:
         raise InputError(f"the model that {run} began with is needed for its config and tokenizer: {error}") from error
     fingerprints = {"fingerprint": weights.fingerprint(source), "tokenizer": text_fingerprint(source)}
@@ -110,7 +110,13 @@ def write(trained: Trained, out: Path, *, dtype: str, shard_bytes: int) -> None:
         source=trained.source,
         model=trained.model,
         dtype=dtype,
-        card=card(trained.config, trained.evaluations, step=trained.step, dtype=dtype),
+        card=card(
+            trained.config,
+            trained.evaluations,
+            origin=huggingface.origin(trained.source),
+            step=trained.step,
+            dtype=dtype,
+        ),
         shard_bytes=shard_bytes,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import yaml
 from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
@@ -18,11 +20,15 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.model import gguf, weights
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.run.metrics import write_json
-from ttrl_jax.source import tokenizer_of
+from ttrl_jax.source import text_files, tokenizer_of
 
 DTYPES = {
     name: np.dtype(kind) for name, kind in [("float32", "f4"), ("bfloat16", ml_dtypes.bfloat16), ("float16", "f2")]
 }
+_HEAD = re.compile(r"---\s*\n(.*?)\n---\s*\n", re.DOTALL)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_GENERATION = "generation_config.json"
+_MODE = 0o644  # whatever the libraries that write them think
 SHARD_BYTES = 5 * 10**9
 
 
@@ -49,21 +55,53 @@ def write(
     Raises InputError if `out` holds something.
     """
     check_out(out)
-    tokenizer, stop_ids = tokenizer_of(source)
+    tokenizer, stops = tokenizer_of(source)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         unfinished = Path(scratch) / "model"
         unfinished.mkdir()
         _write_weights(tensors, weights.names(model), unfinished, dtype=DTYPES[dtype], shard_bytes=shard_bytes)
         write_json(unfinished / "config.json", _config_fields(source, model) | {"dtype": dtype})
-        tokenizer.save_pretrained(unfinished)
-        generation = source / "generation_config.json"
-        if generation.is_file():
-            shutil.copyfile(generation, unfinished / generation.name)
+        if source.is_dir():  # as they are: what transformers would write, not every release of it can read
+            for file in text_files(source):
+                shutil.copyfile(file, unfinished / file.name)
         else:
-            write_json(unfinished / generation.name, {"eos_token_id": list(stop_ids)})
+            save_tokenizer(tokenizer, unfinished)
+        if not (unfinished / _GENERATION).is_file():
+            write_json(unfinished / _GENERATION, {"eos_token_id": list(stops)})
         (unfinished / "README.md").write_text(card, encoding="utf-8")
+        for file in unfinished.iterdir():
+            file.chmod(_MODE)
         unfinished.rename(out)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """As its `save_pretrained`, but for the name of its class and what came with that: as release 4 of transformers
+    wrote them, which later ones read too."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("backend", "is_local", "local_files_only"):
+        settings.pop(name, None)
+    write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def origin(source: Path) -> dict[str, Any]:
+    """What a model folder says of itself on its own card, such as its license, and where it is from, as base_model;
+    what it does not say is missing."""
+    found: dict[str, Any] = {}
+    card, config = source / "README.md", source / "config.json"
+    if card.is_file() and (head := _HEAD.match(card.read_text(encoding="utf-8", errors="replace"))):
+        try:
+            said = yaml.safe_load(head[1])
+        except yaml.YAMLError:  # a card is prose of somebody else's; a broken head says nothing
+            said = None
+        found = {name: x for name, x in said.items() if isinstance(x, str)} if isinstance(said, dict) else {}
+    if config.is_file():
+        name = json.loads(config.read_text(encoding="utf-8-sig")).get("_name_or_path")
+        if isinstance(name, str) and _HUB_NAME.fullmatch(name):
+            found["base_model"] = name
+    return found
 
 
 def check_out(out: Path) -> None:
@@ -83,11 +121,20 @@ def check_room(out: Path, needed: int) -> None:
 
 
 def _config_fields(source: Path, model: ModelConfig) -> dict[str, Any]:
+    """Of config.json, with what releases 4 and 5 of transformers call by other names in both spellings."""
     if source.is_file():
         fields = {name: x for name, x in gguf.config_fields(source).items() if x is not None}
-        return {"architectures": [f"{model.family.capitalize()}ForCausalLM"]} | fields
-    fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    fields.pop("torch_dtype", None)  # what earlier releases of transformers called dtype
+        fields = {"architectures": [f"{model.family.capitalize()}ForCausalLM"]} | fields
+    else:
+        fields = json.loads((source / "config.json").read_text(encoding="utf-8-sig"))
+    fields.pop("torch_dtype", None)  # the earlier name of dtype
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    theta = rope.get("rope_theta", fields.get("rope_theta", 10_000.0))
+    stretched = {name: x for name, x in rope.items() if name not in ("rope_theta", "type")} | {"rope_type": kind}
+    fields["rope_theta"], fields["rope_parameters"] = theta, stretched | {"rope_theta": theta}
+    fields["rope_scaling"] = None if kind == "default" else stretched
+    fields["tie_word_embeddings"] = model.tied  # as it was computed, whatever the source said beside its weights
     return fields
 
 

@@ -13,10 +13,11 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from ttrl_jax.check import check
 from ttrl_jax.data import prompts as text
+from ttrl_jax.data import stops
 from ttrl_jax.data.problems import Problems, truths
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import weights
-from ttrl_jax.model.config import ModelConfig, read_config
+from ttrl_jax.model.config import ModelConfig, passed_over
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.sharding import make_mesh, require_fit, require_fit_of_batch
 from ttrl_jax.programs import check_length, with_kernel
@@ -36,7 +37,7 @@ class Inputs:
     source: Path  # of the model: a Hugging Face folder or a GGUF file
     model: ModelConfig
     tokenizer: Any
-    stop_ids: tuple[int, ...]
+    stops: stops.Stops  # the ids that end a response, and from where each is known
     sets: tuple[QuestionSet, ...]  # the first is the config's own data
     mesh: jax.sharding.Mesh
     attention: str  # why whole rows are attended to as `model` says, in words
@@ -52,6 +53,11 @@ class Inputs:
         """Of training."""
         return 0 if self.problems is None else self.config.episodes * self.problems.steps_per_episode
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end a response, ascending."""
+        return tuple(self.stops)
+
     def encoder(self, task: Task) -> text.PromptEncoder:
         """What makes the prompts of a task's questions."""
         return _encoder(self.config, self.tokenizer, task)
@@ -66,10 +72,11 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True)
     config = FrozenConfigDict(config)
     check(config)
     source = model_source(config.model.path)
-    model = read_config(source)
-    tokenizer, stop_ids = tokenizer_of(source)
+    model = weights.read_model(source)
+    tokenizer, ends = tokenizer_of(source)
     text.check_vocabulary(tokenizer, model.vocab, str(source))
-    stop_ids = tuple(sorted({*stop_ids, *text.stop_text_ids(tokenizer, config.rollout.stop)}))
+    turn = config.rollout.end_of_turn and config.prompt.chat_template
+    ends = stops.of_run(tokenizer, ends, end_of_turn=turn, texts=config.rollout.stop)
     config, sources = resolve(config, template=text.chat_template(tokenizer), max_positions=model.max_positions)
     check_length(config, model)
     sets = read_sets(config)
@@ -88,7 +95,7 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True)
     model, why = with_kernel(config, model, mesh)
     weights.check(source, model)
     problems = _problems(config, sets[0], mesh) if training else None
-    return Inputs(config, sources, source, model, tokenizer, stop_ids, sets, mesh, why, problems)
+    return Inputs(config, sources, source, model, tokenizer, ends, sets, mesh, why, problems)
 
 
 def _encoder(config: FrozenConfigDict, tokenizer: Any, task: Task) -> text.PromptEncoder:
@@ -161,4 +168,7 @@ def introduce(inputs: Inputs, say: Callable[[str], None]) -> None:
     for key, source in inputs.sources.items():
         section, name = key.split(".")
         say(f"setting   {key}={config[section][name]!r}, {source}")
+    say(f"ends      {stops.described(inputs.tokenizer, inputs.stops)}; others: rollout.stop, rollout.end_of_turn")
+    if passed := passed_over(inputs.source):
+        say(f"config    fields of the model that are passed over: {', '.join(passed)}")
     say(f"prompt    {inputs.encoder(inputs.task).render(inputs.sets[0].items[0].question)!r}")

@@ -20,7 +20,7 @@ from absl import flags
 from ttrl_jax import cli, huggingface
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import weights
-from ttrl_jax.model.config import ModelConfig, read_config
+from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.source import model_source
 
@@ -31,7 +31,7 @@ _SAME = ("family", "vocab", "width", "ffn", "layers", "heads", "kv_heads", "head
 _CARD = """---
 library_name: transformers
 tags: [merge, slerp]
----
+{head}---
 
 # {base} and {other}, merged
 
@@ -72,7 +72,7 @@ def merge(recipe: Recipe, out: Path) -> None:
     layers are not theirs, a tensor has no t or is not finite, or there is no room.
     """
     sources = [model_source(path, key="model") for path in (recipe.base, recipe.other)]
-    model, other = [read_config(source) for source in sources]
+    model, other = [weights.read_model(source) for source in sources]
     _check_pair(recipe, model, other)
     tensors = [weights.check(source, model) for source in sources]
     ts = {name: t_of(recipe, name) for name in weights.names(model)}
@@ -258,7 +258,9 @@ def _card(recipe: Recipe) -> str:
         "parameters": {"t": [{"filter": part or "*", "value": list(anchors)} for part, anchors in recipe.t]},
         "dtype": recipe.dtype,
     }
-    return _CARD.format(base=base, other=other, recipe=yaml.safe_dump(shown, sort_keys=False))
+    hub = [name for name in (recipe.base, recipe.other) if not Path(name).expanduser().exists()]
+    head = f"base_model: [{', '.join(hub)}]\n" if hub else ""
+    return _CARD.format(head=head, base=base, other=other, recipe=yaml.safe_dump(shown, sort_keys=False))
 
 
 if __name__ == "__main__":

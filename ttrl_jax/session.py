@@ -24,6 +24,7 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from ttrl_jax.data import prompts as text
+from ttrl_jax.data import stops
 from ttrl_jax.data.problems import Problem, Problems
 from ttrl_jax.errors import InputError
 from ttrl_jax.inputs import Inputs
@@ -193,16 +194,16 @@ def sample(
     batch. With several processes, all get all responses. Raises FloatingPointError, naming a question, where the model
     computed logits that are not finite.
     """
-    mesh, host = session.inputs.mesh, session.host
+    inputs, mesh, host = session.inputs, session.inputs.mesh, session.host
     everywhere = jax.device_put(np.asarray(jax.random.key_data(key)), replicated(mesh))
     with jax.set_mesh(mesh):
         key, copied = jax.random.wrap_key_data(everywhere), session.copy(session.state.policy.params)
 
         def draw(prompts: Prompts, key: jax.Array, *, progress: Callable[[int], None]) -> Rollouts:
-            texts = [[""] * votes for _ in prompts.lengths]
+            texts, silent = [[""] * votes for _ in prompts.lengths], stops.silent(inputs.tokenizer, inputs.stops)
 
             def ended(prompt: int, vote: int, ids: np.ndarray) -> None:
-                texts[prompt][vote] = text.decode(session.inputs.tokenizer, ids)
+                texts[prompt][vote] = text.decode(inputs.tokenizer, ids, silent=silent)
 
             settings = dict(votes=votes, sampling=sampling)
             rollouts = session.sampler(copied, prompts, key, **settings, progress=progress, ended=ended)

@@ -7,17 +7,14 @@ from typing import Any
 
 import huggingface_hub
 
-from ttrl_jax.data import gguf_tokenizer
+from ttrl_jax.data import gguf_tokenizer, stops
 from ttrl_jax.data import prompts as text
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import gguf
 from ttrl_jax.model.shapes import named, parameter_count
 
-_HUB_FILES = [
-    "config.json",
+_TEXT_FILES = [
     "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
     "tokenizer*",
     "vocab.json",
     "merges.txt",
@@ -25,9 +22,10 @@ _HUB_FILES = [
     "added_tokens.json",
     "chat_template*",
 ]
-
-
-_TEXT_FILES = ["generation_config.json", *_HUB_FILES[_HUB_FILES.index("tokenizer*") :]]
+_HUB_FILES = ["config.json", "params.json", "adapter_config.json", *_TEXT_FILES]
+_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json"]
+_OLD_WEIGHTS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]  # for models that have no others
+_NOT = ["*/*"]  # sub-folders: a pattern's star goes into them
 _CHECKOUT = Path(__file__).resolve().parent.parent  # whose configs/ has the quickstart's model
 
 
@@ -60,7 +58,7 @@ def text_fingerprint(source: Path) -> str:
     them in its first MiBs, which the fingerprint of its weights covers."""
     digest = hashlib.sha256()
     if source.is_dir():
-        for path in sorted({path for pattern in _TEXT_FILES for path in source.glob(pattern) if path.is_file()}):
+        for path in text_files(source):
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -78,7 +76,7 @@ def model_source(path: str, *, key: str = "model.path") -> Path:
         raise InputError(f"There is no model {local.absolute()}; set {key} to a folder, a .gguf file or a hub name")
     print(f"taking {path} from the hub, or from its copy here{_size(path)} ...", file=sys.stderr, flush=True)
     try:
-        return Path(huggingface_hub.snapshot_download(path, allow_patterns=_HUB_FILES))
+        return _fetched(path)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
@@ -87,13 +85,27 @@ def model_source(path: str, *, key: str = "model.path") -> Path:
         ) from error
 
 
-def tokenizer_of(source: Path) -> tuple[Any, tuple[int, ...]]:
-    """A model source's tokenizer, and the ids that end a response."""
+def _fetched(name: str) -> Path:
+    """The files of the hub's model that are used, and no others: not a second copy of its weights in another form."""
+    folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES + _WEIGHTS, ignore_patterns=_NOT))
+    if (folder / "config.json").is_file() and not list(folder.glob("model*.safetensors")):
+        huggingface_hub.snapshot_download(name, allow_patterns=_OLD_WEIGHTS, ignore_patterns=_NOT)
+    return folder
+
+
+def text_files(source: Path) -> list[Path]:
+    """What a model folder has beside config and weights: tokenizer, chat template, and how responses end."""
+    return sorted({path for pattern in _TEXT_FILES for path in source.glob(pattern) if path.is_file()})
+
+
+def tokenizer_of(source: Path) -> tuple[Any, stops.Stops]:
+    """A model source's tokenizer, and the ids that by its files end a response."""
     if source.is_file():
         metadata = gguf.read(source).metadata
-        return gguf_tokenizer.make(metadata, path=str(source)), gguf_tokenizer.stop_ids(metadata, path=str(source))
+        ids = gguf_tokenizer.stop_ids(metadata, path=str(source))
+        return gguf_tokenizer.make(metadata, path=str(source)), dict.fromkeys(ids, (source.name,))
     tokenizer = text.load_tokenizer(str(source))
-    return tokenizer, text.stop_ids(tokenizer, str(source))
+    return tokenizer, stops.of_files(tokenizer, str(source))
 
 
 def _size(name: str) -> str:

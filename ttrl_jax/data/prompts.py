@@ -1,4 +1,4 @@
-"""From questions to prompt ids, from response ids to text, and which ids end a response."""
+"""From questions to prompt ids, and from response ids to text."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -7,13 +7,15 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ttrl_jax.data.problems import Problem
 from ttrl_jax.errors import InputError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-
+# What a chat template raises that cannot do with the turns it is given: it is a program of somebody else's.
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 Turn = dict[str, str]  # of a chat: "role" and "content"
 
@@ -62,7 +64,8 @@ class PromptEncoder:
     def render(self, question: str) -> str:
         """The prompt's text, special tokens of the chat template spelled out.
 
-        Raises InputError if the template refuses the turns, or if there is a system turn and no template to hold it.
+        Raises InputError if the template refuses the turns or drops the question, or if there is a system turn and no
+        template to hold it.
         """
         said = self._messages(question)
         if not self._chat_template:
@@ -72,18 +75,32 @@ class PromptEncoder:
                     "in plain text there is the user's alone."
                 )
             return "".join(turn["content"] for turn in said)
-        try:
-            return self._tokenizer.apply_chat_template(
-                said,
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=self._thinking,
-            )
-        except jinja2.TemplateError as error:
+        name, failed = self._tokenizer.name_or_path, []
+        # Templates of models that also see pictures take a list of parts, and make nothing of a text.
+        parts = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in said]
+        for shape in (said, parts):
+            try:
+                text = self._rendered(shape)
+            except TEMPLATE_ERRORS as error:
+                failed.append(error)
+                continue
+            if _holds(text, said):
+                return text
+            failed.append(text)
+        if isinstance(failed[0], str):
             raise InputError(
-                f"The chat template of {self._tokenizer.name_or_path} refuses the prompt: {error}. Change "
-                "prompt.system, or set prompt.chat_template=False."
-            ) from error
+                f"The chat template of {name} drops the question: of {question!r} it makes the prompt {failed[0]!r}. "
+                "Mend the template, or set prompt.chat_template=False."
+            )
+        raise InputError(
+            f"The chat template of {name} refuses the prompt: {failed[0]}. Change prompt.system, or set "
+            "prompt.chat_template=False."
+        ) from failed[0]
+
+    def _rendered(self, said: list[Any]) -> str:
+        return self._tokenizer.apply_chat_template(
+            said, tokenize=False, add_generation_prompt=True, enable_thinking=self._thinking
+        )
 
     def encode(self, problems: Sequence[Problem]) -> list[np.ndarray]:
         """Prompt ids of each problem, int32 [T] of its own length.
@@ -113,6 +130,14 @@ class PromptEncoder:
         self.encode(problems)
 
 
+def _holds(text: str, said: list[Turn]) -> bool:
+    """Whether a prompt has all that the user said, however it is spaced."""
+    squeezed = "".join(text.split())
+    if "{'type':'text'," in squeezed:  # a list of parts that was printed
+        return False
+    return all("".join(turn["content"].split()) in squeezed for turn in said if turn["role"] == "user")
+
+
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a local Hugging Face model folder. No code of the folder is run.
 
@@ -123,12 +148,27 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         raise InputError(f"There is no model folder {folder.absolute()}.")
     # Without this check a config.json alone makes `transformers` invent a tokenizer with an empty vocabulary.
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise InputError(f"{path} has no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)} in it.")
+        alone = " but tekken.json, which Mistral's own program reads" if (folder / "tekken.json").is_file() else ""
+        raise InputError(f"{path} has no tokenizer{alone}: expected one of {', '.join(_TOKENIZER_FILES)} in it.")
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return _as_the_file_says(tokenizer, folder)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"The tokenizer in {path} cannot be loaded: {reason}") from error
+
+
+def _as_the_file_says(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer with the parts that tokenizer.json has. For some model types transformers puts parts of its own in
+    their place, whatever the file says; other programs read the file."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return tokenizer
+    said = json.loads(Tokenizer.from_file(str(file)).to_str())
+    made = json.loads(tokenizer.backend_tokenizer.to_str())
+    if all(made[part] == said[part] for part in ("normalizer", "pre_tokenizer", "decoder", "model")):
+        return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -160,56 +200,12 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int, path: 
         )
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[int, ...]:
-    """Ids that end a response, ascending: the tokenizer's eos token and those of generation_config.json.
-
-    path: the model's folder; the file is optional and its `eos_token_id` is one id or a list of them.
-
-    Raises InputError if neither names one, or if the file cannot be read.
-    """
-    found = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
-    file = Path(path).expanduser() / "generation_config.json"
-    if file.is_file():
-        found.update(_eos_ids(file))
-    if not found:
-        raise InputError(
-            f"No token ends a response: {path} has neither an eos_token nor {file.name} with eos_token_id."
-        )
-    return tuple(sorted(found))
-
-
-def stop_text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[int, ...]:
-    """Ids of all tokens whose own text has one of `texts` in it, ascending: "\\n" gives those that end a line.
-
-    Raises InputError for a text that no single token has.
-    """
-    found = set()
-    pieces = [decode(tokenizer, [i]) for i in range(len(tokenizer))] if texts else []
-    for text in texts:
-        ids = [i for i, piece in enumerate(pieces) if text and text in piece]
-        if not ids:
-            raise InputError(
-                f"rollout.stop has {text!r}, which is in no single token of {tokenizer.name_or_path}; give a shorter "
-                'text, such as "\\n"'
-            )
-        found.update(ids)
-    return tuple(sorted(found))
-
-
-def _eos_ids(file: Path) -> list[int]:
-    try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read as JSON: {error}.") from error
-    named = config["eos_token_id"] if isinstance(config, dict) and "eos_token_id" in config else None
-    ids = [] if named is None else named if isinstance(named, list) else [named]
-    if not all(type(i) is int and i >= 0 for i in ids):
-        raise InputError(f"{file}: eos_token_id must be a token id or a list of them, not {named!r}.")
-    return ids
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -> str:
-    """The text of token ids, special tokens left out and spaces as the tokens have them."""
+def decode(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray, *, silent: frozenset[int] = frozenset()
+) -> str:
+    """The text of token ids, spaces as the tokens have them. Special tokens stay, as answers may be between them; those
+    of `silent` do not."""
+    kept = [i for i in np.asarray(ids, np.int64).tolist() if i not in silent]
     return tokenizer.decode(
-        np.asarray(ids, np.int64).tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        kept, skip_special_tokens=False, clean_up_tokenization_spaces=False, spaces_between_special_tokens=False
     )

@@ -1,7 +1,8 @@
 """ModelConfig: the shape of a decoder, read from a Hugging Face `config.json`.
 
-The reading is exhaustive: each field of the file is used, or known not to change the numbers, or must hold the one
-value that this decoder computes. Anything else is an error that names the field.
+Each field of the file is used, or known not to change the numbers, or known to change them: then it must hold the one
+value that this decoder computes, and any other is an error that names it. Fields that nobody here has heard of are
+passed over, and told (`passed_over`).
 """
 
 import json
@@ -45,25 +46,64 @@ _USED = {
     "tie_word_embeddings", "max_position_embeddings", "layer_types",
 }
 
-# Fields that do not change what the decoder computes: bookkeeping, initialisation, training-time hints. Besides them,
-# token ids (*_token_id, which are the tokenizer's business here) and transformers' own notes (_*).
+# Fields that do not change what the decoder computes: bookkeeping, initialisation, training-time hints, how tokens are
+# drawn. Besides them, token ids (*_token_id, which are the tokenizer's business here) and transformers' own notes (_*).
 _HARMLESS = {
-    "architectures", "auto_map", "dtype", "initializer_range", "is_llama_config",
-    "output_attentions", "output_hidden_states", "return_dict", "torch_dtype", "transformers.js_config",
-    "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache",
+    "architectures", "auto_map", "bad_words_ids", "bos_token", "chunk_size_feed_forward", "do_sample", "dtype",
+    "eos_token", "finetuning_task", "id2label", "initializer_range", "is_decoder", "is_llama_config", "label2id",
+    "length_penalty", "max_length", "max_new_tokens", "min_length", "name_or_path", "num_labels", "output_attentions",
+    "output_hidden_states", "pad_token", "pretraining_tp", "problem_type", "repetition_penalty", "return_dict",
+    "task_specific_params", "temperature", "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torch_dtype",
+    "torchscript", "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache",
+    "vocab_file",
 }
 # fmt: on
-# Fields that would change the numbers, with the values that leave them as this decoder computes them.
-_ONLY = {
-    "attention_bias": (False,),
-    "attention_dropout": (0, 0.0),
+_OFF = (None, False)
+_NONE = (None, 0, 1)
+# Fields that change the numbers, of these families and of others that are built like them, with the values that leave
+# them as this decoder computes them.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "add_cross_attention": _OFF,
+    "alibi": _OFF,
+    "attention_bias": _OFF,
+    "attention_chunk_size": (None,),
+    "attention_dropout": (None, 0),
+    "attention_multiplier": (None,),
+    "attn_logit_softcapping": (None,),
+    "clip_qkv": (None,),
+    "embedding_multiplier": _NONE,
+    "final_logit_softcapping": (None,),
     "hidden_act": ("silu",),
-    "mlp_bias": (False,),
-    "pretraining_tp": (1,),
+    "hidden_activation": (None, "silu"),
+    "is_encoder_decoder": _OFF,
+    "kv_lora_rank": (None,),
+    "logit_scale": (None, 1),
+    "logit_softcapping": (None,),
+    "logits_scaling": _NONE,
+    "mlp_bias": _OFF,
+    "moe_intermediate_size": (None,),
+    "no_rope_layers": (None,),
+    "num_experts": _NONE,
+    "num_local_experts": _NONE,
+    "original_max_position_embeddings": (None,),
+    "partial_rotary_factor": (None, 1),
+    "pruned_heads": (None, {}),
+    "qk_layernorm": _OFF,
     "quantization_config": (None,),
-    "rope_interleaved": (False,),
+    "query_pre_attn_scalar": (None,),
+    "residual_multiplier": _NONE,
+    "rope_interleaved": _OFF,
+    "rotary_pct": (None, 1),
+    "scale_depth": (None,),
+    "scale_emb": (None, 1),
     "sliding_window": (None,),
-    "use_mrope": (False,),
+    "use_bidirectional_attention": _OFF,
+    "use_dynamic_ntk": _OFF,
+    "use_logn_attn": _OFF,
+    "use_mrope": _OFF,
+    "use_parallel_residual": _OFF,
+    "use_qk_norm": _OFF,
+    "use_sliding_window": _OFF,
 }
 _COUNTS = (
     "vocab_size",
@@ -116,14 +156,33 @@ def read_config(source: Path) -> ModelConfig:
         return parse_config(gguf.config_fields(source), source=str(source))
     path = Path(source) / "config.json"
     if not path.is_file():
-        raise InputError(f"expected a Hugging Face model folder with a config.json, found none at {path}")
+        raise InputError(_without_config(Path(source)))
+    return parse_config(_fields(path), source=str(path))
+
+
+def _fields(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors put a mark before the text
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); download the model again") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path} should hold a JSON object, it holds a {type(fields).__name__}")
-    return parse_config(fields, source=str(path))
+    return fields
+
+
+def _without_config(folder: Path) -> str:
+    """What a folder is that is no model's, in one sentence."""
+    if (folder / "adapter_config.json").is_file():
+        return (
+            f"{folder} is an adapter (adapter_config.json), not a model; merge it into its base model with peft's "
+            "merge_and_unload, and give that folder"
+        )
+    if (folder / "params.json").is_file():
+        return (
+            f"{folder} is a model in Mistral's or Meta's own format (params.json); give its Hugging Face folder, which "
+            "has a config.json"
+        )
+    return f"expected a Hugging Face model folder with a config.json, found none at {folder / 'config.json'}"
 
 
 def parse_config(fields: dict[str, Any], *, source: str = "config.json") -> ModelConfig:
@@ -168,17 +227,28 @@ def parse_config(fields: dict[str, Any], *, source: str = "config.json") -> Mode
 
 
 def _unsupported(fields: dict[str, Any], family: Family) -> list[str]:
-    problems = []
-    for name, value in fields.items():
-        if name in _USED or name in family.absent or name in _HARMLESS:
-            continue
-        if name.endswith("_token_id") or name.startswith("_"):
-            continue
-        if name not in _ONLY:
-            problems.append(f"{name}={value!r} is not known (remove it if it does not change the numbers)")
-        elif value not in _ONLY[name]:
-            problems.append(f"{name}={value!r} (only {_ONLY[name][0]!r} is supported)")
-    return problems
+    return [
+        f"{name}={value!r} (only {_allowed(name, family)[-1]!r} is supported)"
+        for name, value in fields.items()
+        if name in _ONLY and name not in family.absent and value not in _allowed(name, family)
+    ]
+
+
+def _allowed(name: str, family: Family) -> tuple[Any, ...]:
+    if name == "use_sliding_window" and "sliding_window" in family.absent:
+        return (None, True)  # transformers slides all the same
+    return _ONLY[name]
+
+
+def passed_over(source: Path) -> list[str]:
+    """The fields of a folder's config.json that nobody here has heard of, of which it is not known that they change
+    nothing."""
+    if source.is_file():
+        return []
+    fields = _fields(source / "config.json")
+    name = "ministral" if fields["model_type"] == "mistral" and "layer_types" in fields else fields["model_type"]
+    known = _USED | _HARMLESS | _ONLY.keys() | FAMILIES[name].absent.keys()
+    return sorted(each for each in fields if each not in known and not each.endswith("_token_id") and each[0] != "_")
 
 
 def _wrong_types(fields: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 # What each kind takes besides rope_theta: fields that must be there, fields that may.
 _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "default": ((), ()),
+    "default": ((), ("factor",)),
     "linear": (("factor",), ()),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ("original_max_position_embeddings",)),
     "yarn": (
@@ -25,6 +25,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
 }
+_IDLE = {"partial_rotary_factor": (None, 1), "finetuned": (None, True, False)}  # with which a field changes nothing
 _DISAGREES = "so that the keys of a cache and those of a whole row disagree"
 _REFUSED = {
     "dynamic": f"is not supported: its rotation depends on the length of the row, {_DISAGREES}",
@@ -85,18 +86,22 @@ def _mixed_pairs(rope: Rope, head_dim: int) -> tuple[float, float]:
 def parse_rope(fields: dict[str, Any], problems: list[str]) -> Rope:
     """The rotation that a `config.json` asks for, in either spelling: `rope_parameters` as transformers 5 writes it,
     `rope_theta` and `rope_scaling` as earlier ones did. What cannot be used is added to `problems`, by name."""
-    name = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
+    written = [name for name in ("rope_parameters", "rope_scaling") if fields.get(name)]
+    if len(written) == 2:  # for both releases: they must mean the same
+        one, other = (parse_rope({**fields, name: None}, problems) for name in written[::-1])
+        if one != other:
+            problems.append("rope_scaling and rope_parameters are both set, and differ; keep rope_parameters")
+        return one
+    name = written[0] if written else "rope_parameters"
     given = fields.get(name) or {}
     if not isinstance(given, dict):
         problems.append(f"{name}={given!r} should be an object")
-        return Rope()
-    if name == "rope_scaling" and fields.get("rope_parameters"):
-        problems.append("rope_scaling and rope_parameters are both set; keep rope_parameters")
         return Rope()
     given = {"rope_theta": fields.get("rope_theta", 10_000.0), **given}
     if type(given["rope_theta"]) not in (int, float) or given["rope_theta"] <= 1:
         problems.append(f"rope_theta={given['rope_theta']!r} should be a number above 1")
         return Rope()
+    given = {key: value for key, value in given.items() if key not in _IDLE or value not in _IDLE[key]}
     alias = given.pop("type", "default")
     kind, theta = str(given.pop("rope_type", alias)), float(given.pop("rope_theta"))
     if kind not in _FIELDS:
@@ -123,6 +128,8 @@ def _faults(kind: str, given: dict[str, Any]) -> list[str]:
                 faults.append(f"truncate={given[field]!r} should be true or false")
         elif given.get(field) is not None and (type(given[field]) not in (int, float) or given[field] <= 0):
             faults.append(f"{field}={given[field]!r} should be a number above 0")
+    if kind == "default" and given.get("factor") not in (None, 1):
+        faults.append("factor does not belong to 'default', but for 1")
     if not faults and kind == "llama3" and given["high_freq_factor"] <= given["low_freq_factor"]:
         faults.append("high_freq_factor should be above low_freq_factor")
     return faults

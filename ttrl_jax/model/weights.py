@@ -1,5 +1,7 @@
-"""Weights in and out: the table from parameters to Hugging Face tensors, and the streaming read of safetensors."""
+"""Weights in and out: the table from parameters to Hugging Face tensors, and the streaming read of safetensors, GGUF
+and PyTorch files."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -17,12 +19,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import SafetensorError, safe_open
 
 from ttrl_jax.errors import InputError
-from ttrl_jax.model import decoder, gguf
-from ttrl_jax.model.config import ModelConfig
+from ttrl_jax.model import decoder, gguf, torch_files
+from ttrl_jax.model.config import ModelConfig, read_config
 from ttrl_jax.model.sharding import replicated, shardings
 
 _DTYPES = {"F32", "F16", "BF16"}
 _CHUNK = 1 << 20  # numbers of a tensor that are converted to float32 at once
+_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _EDGE = 1 << 20  # bytes hashed at each end of a file by `fingerprint`
 
 
@@ -108,7 +111,7 @@ def table(config: ModelConfig) -> dict[str, Any]:
             "k_norm": same(block + "self_attn.k_norm.weight", h),
         }
     entries = {
-        "embed": same("model.embed_tokens.weight", config.vocab, d),
+        "embed": same(_EMBED, config.vocab, d),
         "norm": same("model.norm.weight", d),
         "blocks": {
             "attention_norm": same(block + "input_layernorm.weight", d),
@@ -122,12 +125,12 @@ def table(config: ModelConfig) -> dict[str, Any]:
         },
     }
     if not config.tied:
-        entries["head"] = same("lm_head.weight", config.vocab, d)
+        entries["head"] = same(_HEAD, config.vocab, d)
     return entries
 
 
 def load(source: Path, config: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
-    """Stream the safetensors of a Hugging Face folder, or a GGUF file, onto the mesh, as float32 masters.
+    """Stream the weights of a Hugging Face folder, or a GGUF file, onto the mesh, as float32 masters.
 
     Each device's part is read by itself, by its byte ranges and layer by layer, into arrays that are on the mesh
     already: what the host holds is one layer's tensor, not the model. Raises InputError listing every missing,
@@ -240,25 +243,35 @@ def _is_entry(node: object) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index} is not a safetensors index ({error!r}); download the model again") from error
-    else:
-        names = ["model.safetensors"]
-    files = [folder / name for name in names]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise InputError(f"{folder} lacks the weight files {', '.join(missing)}; only safetensors are read")
-    return files
+    """The weight files: safetensors or, where there are none, PyTorch's."""
+    for stem, kind in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index, whole = folder / f"{stem}.{kind}.index.json", folder / f"{stem}.{kind}"
+        if index.is_file():
+            files = [folder / name for name in _indexed(index)]
+            if missing := [file.name for file in files if not file.is_file()]:
+                raise InputError(f"{folder} lacks the weight files {', '.join(missing)} that {index.name} lists")
+            return files
+        if whole.is_file():
+            return [whole]
+    raise InputError(f"{folder} has no weights: expected model.safetensors, pytorch_model.bin, or an index of several")
 
 
-def _open(folder: Path) -> dict[str, Any]:
-    """All tensors of the folder by name, as lazy slices."""
+def _indexed(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index} is not an index of weights ({error!r}); download the model again") from error
+
+
+def _open(source: Path) -> dict[str, Any]:
+    """All tensors of a model by Hugging Face name, as lazy slices."""
+    if Path(source).is_file():
+        return gguf.tensors(source)
     tensors = {}
-    for path in _files(folder):
+    for path in _files(Path(source)):
+        if path.suffix == ".bin":
+            tensors |= torch_files.tensors(path)
+            continue
         try:
             file = safe_open(path, framework="np")
         except (SafetensorError, OSError) as error:
@@ -267,17 +280,42 @@ def _open(folder: Path) -> dict[str, Any]:
     return tensors
 
 
+def read_model(source: Path) -> ModelConfig:
+    """The model that a Hugging Face folder or a GGUF file holds: what `read_config` says, but for a tied config beside
+    an output projection of its own that is another than the embedding table: that one is used, as transformers 5 does.
+
+    Raises InputError as `read_config` does, and for weights that cannot be opened.
+    """
+    config = read_config(source)
+    if not config.tied or Path(source).is_file():
+        return config
+    tensors = _open(source)
+    if _HEAD not in tensors or _EMBED not in tensors or _same(tensors[_HEAD], tensors[_EMBED]):
+        return config
+    return dataclasses.replace(config, tied=False)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two lazy tensors hold the same numbers."""
+    if list(one.get_shape()) != list(other.get_shape()):
+        return False
+    count, *rest = one.get_shape()
+    rows = max(1, _CHUNK // math.prod(rest))
+    parts = [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
+    return all(np.array_equal(one[part], other[part]) for part in parts)
+
+
 def check(source: Path, config: ModelConfig) -> dict[str, Any]:
     """Open the tensors of a Hugging Face folder or GGUF file, as lazy slices by Hugging Face name.
 
     Raises InputError listing all that do not match `config`.
     """
-    tensors = gguf.tensors(source) if Path(source).is_file() else _open(Path(source))
+    tensors = _open(source)
     expected = names(config)
-    # Buffers that old exports carry, and the copy of a tied table that some keep: transformers ignores both too.
+    # Buffers that old exports carry, and the copy of a tied table that some keep (see read_model).
     ignored = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
     if config.tied:
-        ignored.add("lm_head.weight")
+        ignored.add(_HEAD)
     problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys() - ignored)]
     for name in sorted(expected.keys() & tensors.keys()):

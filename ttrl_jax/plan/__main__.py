@@ -31,9 +31,11 @@ from ml_collections import FrozenConfigDict
 from ttrl_jax import cli
 from ttrl_jax.check import check
 from ttrl_jax.data import prompts as text
+from ttrl_jax.data import stops
 from ttrl_jax.data.problems import BUILTIN
 from ttrl_jax.errors import InputError
-from ttrl_jax.model.config import ModelConfig, read_config
+from ttrl_jax.model import weights
+from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.shapes import named
 from ttrl_jax.model.sharding import make_mesh, require_fit, require_fit_of_batch
 from ttrl_jax.plan.arithmetic import CHIPS, GB, Chip
@@ -116,10 +118,11 @@ def resolved(config: FrozenConfigDict) -> tuple[FrozenConfigDict, ModelConfig, t
     model, template, stop_ids = named(path), None, (0,)
     if model is None or Path(path).expanduser().exists():
         source = model_source(path)
-        model = read_config(source)
-        tokenizer, stop_ids = tokenizer_of(source)
+        model = weights.read_model(source)
+        tokenizer, ends = tokenizer_of(source)
         template = text.chat_template(tokenizer)
-        stop_ids = tuple(sorted({*stop_ids, *text.stop_text_ids(tokenizer, config.rollout.stop)}))
+        turn = config.rollout.end_of_turn and config.prompt.chat_template
+        stop_ids = tuple(stops.of_run(tokenizer, ends, end_of_turn=turn, texts=config.rollout.stop))
     config, _ = resolve(config, template=template, max_positions=model.max_positions)
     check_length(config, model)
     return config, model, stop_ids
