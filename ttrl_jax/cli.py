@@ -150,6 +150,7 @@ def _parse(argv: list[str], takes: str | None, several: bool) -> list[str]:
     """Parse the flags; what is no flag comes back: nothing, or what `takes` names, once or `several` times."""
     if str(_CHECKOUT) not in sys.path:
         sys.path.append(str(_CHECKOUT))
+    argv = _with_home(argv)
     named = _config_argument(argv)
     # Looked for first, as the config's flags are unknown without it and the error would be about them.
     if named is not None and not Path(named.split(":")[0]).is_file():
@@ -186,6 +187,12 @@ def _config_argument(argv: list[str]) -> str | None:
         if argument.startswith("-") and name == "config":
             return value if equals else "".join(argv[i + 1 : i + 2])
     return None
+
+
+def _with_home(argv: list[str]) -> list[str]:
+    """The arguments with the home folder for ~ in --config=~/FILE.py, where a shell leaves it."""
+    named = _config_argument(argv)
+    return [f"--config={Path(named).expanduser()}" if each == f"--config={named}" else each for each in argv]
 
 
 def _unknown_key(text: str) -> str:

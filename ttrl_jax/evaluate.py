@@ -25,7 +25,7 @@ from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs, set
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.tables import headline, table
 from ttrl_jax.model import weights
-from ttrl_jax.run import distributed, folder
+from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.metrics import write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
@@ -62,7 +62,7 @@ def main() -> int:
     origin, inputs = distributed.together(find_inputs)
     config = inputs.config
     model = identity(inputs)
-    out = Path(flags.FLAGS.out) if flags.FLAGS.out else default_out(origin, config)
+    out = places.local(flags.FLAGS.out, flag="--out") if flags.FLAGS.out else default_out(origin, config)
     settings = settings_of(inputs) | {"checkpoint": checkpoint_of(origin)}
     distributed.require_same(facts(inputs, settings, model))
     distributed.together(lambda: folder.require_same(out, settings, model, flag="--out"))
@@ -119,7 +119,7 @@ def find_origin(checkpoint: str, model_path: str) -> Origin:
     """What --checkpoint names, or else model.path. Raises InputError if it is nothing that can be evaluated."""
     if not checkpoint:
         return Origin(model_path, None, None)
-    path = Path(checkpoint).expanduser()
+    path = places.local(checkpoint, flag="--checkpoint")
     run_and_step = folder.find_run(path)
     if run_and_step is None:
         if not path.exists():

@@ -22,7 +22,7 @@ from ttrl_jax.model.config import ModelConfig, read_config
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.sharding import make_mesh, shardings
 from ttrl_jax.records import POLICY
-from ttrl_jax.run import folder
+from ttrl_jax.run import folder, places
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.source import model_source
 from ttrl_jax.tasks.sets import OWN
@@ -51,13 +51,14 @@ def define_flags() -> None:
 
 
 def main(run: str) -> int:
-    out, dtype = flags.FLAGS.out, flags.FLAGS.dtype
-    if not out:
+    dtype = flags.FLAGS.dtype
+    if not flags.FLAGS.out:
         raise InputError("--out is missing; give a new folder for the model")
     if dtype not in _DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-    trained = restore(Path(run), flags.FLAGS.step, out=Path(out), itemsize=huggingface.DTYPES[dtype].itemsize)
-    write(trained, Path(out), dtype=dtype, shard_bytes=huggingface.SHARD_BYTES)
+    where, out = places.local(run, flag="RUN"), places.local(flags.FLAGS.out, flag="--out")
+    trained = restore(where, flags.FLAGS.step, out=out, itemsize=huggingface.DTYPES[dtype].itemsize)
+    write(trained, out, dtype=dtype, shard_bytes=huggingface.SHARD_BYTES)
     print(f"{run} after {trained.step} steps is in {out}, as {dtype}")
     return 0
 

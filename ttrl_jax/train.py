@@ -36,7 +36,7 @@ from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.history import History
 from ttrl_jax.reward.judge import Draw, winners
 from ttrl_jax.reward.score import select
-from ttrl_jax.run import distributed, folder
+from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints, Interrupt, check_disk
 from ttrl_jax.run.diagnosis import diagnose
 from ttrl_jax.run.files import METRICS, Files
@@ -66,7 +66,7 @@ def main() -> int:
     # ------------------------------------------------------------- inputs: all checked before anything is written
     cli.join_processes()  # all of which run these same lines
     inputs = distributed.together(lambda: read_inputs(cli.config()))
-    config, workdir = inputs.config, Path(flags.FLAGS.workdir or f"runs/{cli.config_name()}")
+    config, workdir = inputs.config, places.local(flags.FLAGS.workdir or f"runs/{cli.config_name()}", flag="--workdir")
     settings, model = settings_of(inputs), identity(inputs)
     distributed.require_same(facts(inputs, settings, model) | {"--workdir": str(workdir)})
     distributed.together(lambda: folder.require_same(workdir, settings, model, flag="--workdir"))

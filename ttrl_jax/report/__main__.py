@@ -7,7 +7,6 @@ side, the checkpoints that one could choose, and the questions with their labels
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -16,11 +15,12 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.report.data import read_runs
 from ttrl_jax.report.page import page
 from ttrl_jax.report.rollouts import read_questions
+from ttrl_jax.run import places
 from ttrl_jax.run.metrics import write_text
 
 
 def main(*paths: str) -> int:
-    out = Path(flags.FLAGS.out)
+    out = places.local(flags.FLAGS.out, flag="--out")
     if out.suffix != ".html":
         raise InputError(f"--out must be a file that ends in .html, got {flags.FLAGS.out!r}")
     if out.is_dir():
