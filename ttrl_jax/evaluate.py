@@ -62,7 +62,7 @@ def main() -> int:
     origin, inputs = distributed.together(find_inputs)
     config = inputs.config
     model = identity(inputs)
-    out = places.local(flags.FLAGS.out, flag="--out") if flags.FLAGS.out else default_out(origin, config)
+    out = places.run_folder(flags.FLAGS.out, flag="--out") if flags.FLAGS.out else default_out(origin, config)
     settings = settings_of(inputs) | {"checkpoint": checkpoint_of(origin)}
     distributed.require_same(facts(inputs, settings, model))
     distributed.together(lambda: folder.require_same(out, settings, model, flag="--out"))
@@ -119,7 +119,7 @@ def find_origin(checkpoint: str, model_path: str) -> Origin:
     """What --checkpoint names, or else model.path. Raises InputError if it is nothing that can be evaluated."""
     if not checkpoint:
         return Origin(model_path, None, None)
-    path = places.local(checkpoint, flag="--checkpoint")
+    path = places.run_folder(checkpoint, flag="--checkpoint")
     run_and_step = folder.find_run(path)
     if run_and_step is None:
         if not path.exists():
@@ -133,7 +133,7 @@ def find_origin(checkpoint: str, model_path: str) -> Origin:
         if step is None:
             raise InputError(f"{run} has no checkpoint yet; wait for its first episode to end")
         checkpoints.meta(step)  # raises if there is none
-    return Origin(model_path if moved else made["model"]["path"], run.resolve(), step)
+    return Origin(model_path if moved else made["model"]["path"], places.absolute(run), step)
 
 
 def checkpoint_of(origin: Origin) -> dict[str, Any] | None:

@@ -56,7 +56,7 @@ def main(run: str) -> int:
         raise InputError("--out is missing; give a new folder for the model")
     if dtype not in _DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-    where, out = places.local(run, flag="RUN"), places.local(flags.FLAGS.out, flag="--out")
+    where, out = places.run_folder(run, flag="RUN"), places.local(flags.FLAGS.out, flag="--out")
     trained = restore(where, flags.FLAGS.step, out=out, itemsize=huggingface.DTYPES[dtype].itemsize)
     write(trained, out, dtype=dtype, shard_bytes=huggingface.SHARD_BYTES)
     print(f"{run} after {trained.step} steps is in {out}, as {dtype}")

@@ -66,7 +66,10 @@ def main() -> int:
     # ------------------------------------------------------------- inputs: all checked before anything is written
     cli.join_processes()  # all of which run these same lines
     inputs = distributed.together(lambda: read_inputs(cli.config()))
-    config, workdir = inputs.config, places.local(flags.FLAGS.workdir or f"runs/{cli.config_name()}", flag="--workdir")
+    config, workdir = (
+        inputs.config,
+        places.run_folder(flags.FLAGS.workdir or f"runs/{cli.config_name()}", flag="--workdir"),
+    )
     settings, model = settings_of(inputs), identity(inputs)
     distributed.require_same(facts(inputs, settings, model) | {"--workdir": str(workdir)})
     distributed.together(lambda: folder.require_same(workdir, settings, model, flag="--workdir"))
@@ -122,12 +125,13 @@ def main() -> int:
                 seen = Seen(batch, prompts, rollouts, ballots, verdict, chosen, visits)
                 metrics = step_metrics(session, seen, credited | {"update": learned}, clock.laps)
                 write(session, files, step, seen, metrics | measured(evaluations, step))
-                keep(session, checkpoints, history, evaluations, earlier + time.monotonic() - began)
+                keep(session, files, checkpoints, history, evaluations, earlier + time.monotonic() - began)
                 progress.step(step + 1, f"episode {inputs.problems.episode(step) + 1} | {line_of(metrics)}")
             evaluations = evaluate(session, evaluations, files, progress, watch)
             files.write(total, measured(evaluations, total))
         except Interrupted as signalled:
             if session.step > start:
+                files.flush()
                 save(session, checkpoints, meta(history, evaluations, earlier + time.monotonic() - began))
             progress.line(f"interrupted after {session.step} of {total} steps; the same command goes on from there")
             return 128 + signalled.args[0]
@@ -241,10 +245,16 @@ def write(session: Session, files: Files, step: int, seen: Seen, metrics: Mappin
 
 
 def keep(
-    session: Session, checkpoints: Checkpoints, history: History, evaluations: Evaluations, seconds: float
+    session: Session,
+    files: Files,
+    checkpoints: Checkpoints,
+    history: History,
+    evaluations: Evaluations,
+    seconds: float,
 ) -> None:
     """Save a checkpoint at the end of an episode."""
     if session.step % session.problems.steps_per_episode == 0:
+        files.flush()
         save(session, checkpoints, meta(history, evaluations, seconds))
 
 

@@ -89,8 +89,8 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
     Raises InputError if one is no run folder, or is given twice.
     """
-    given = [places.local(path, flag="RUN") for path in paths]
-    resolved = [path.resolve() for path in given]
+    given = [places.run_folder(path, flag="RUN") for path in paths]
+    resolved = [places.absolute(path) for path in given]
     for i, path in enumerate(resolved):
         if path in resolved[:i]:
             raise InputError(f"{paths[i]} is given twice; give each run once")

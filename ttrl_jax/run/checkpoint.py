@@ -23,7 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ttrl_jax.errors import InputError
-from ttrl_jax.run import distributed
+from ttrl_jax.run import distributed, places
 
 PyTree = Any
 _NAMED_IN_ERRORS = 3  # how many differing leaves an error message lists
@@ -46,7 +46,7 @@ class Checkpoints:
           InputError: opened for reading, and there is no such folder.
           ValueError: `keep` is below 1.
         """
-        self.directory = Path(directory).resolve()
+        self.directory = places.absolute(directory)
         reading = keep is None
         if reading and not self.directory.is_dir():
             raise InputError(f"there are no checkpoints in {self.directory}: no such folder")
@@ -245,6 +245,8 @@ class Interrupt:
 
 def check_disk(directory: str | Path, *, needed_bytes: int) -> None:
     """Raise InputError if the disk of `directory`, which need not exist yet, has not `needed_bytes` free."""
+    if places.in_bucket(directory):  # which does not fill up
+        return
     existing = Path(directory).resolve()
     while not existing.exists():
         existing = existing.parent

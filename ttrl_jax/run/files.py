@@ -33,6 +33,12 @@ class Files:
         if self._metrics is not None:
             write_jsonl(self.folder / ROLLOUTS / f"{name}.jsonl", rows)
 
+    def flush(self) -> None:
+        """Write what waits, as rows for a bucket do: before a checkpoint, so that a run which goes on misses none."""
+        for log in (self._metrics, self._votes):
+            if log is not None:
+                log.flush()
+
     def close(self) -> None:
         for log in (self._metrics, self._votes):
             if log is not None:
