@@ -54,6 +54,7 @@ POINTS = 36  # of a line in the pictures; the steps between are averaged
 
 def main() -> int:
     options, changes = parse(sys.argv[1:])
+    places.require_writable(options.out, flag="--out")
     arms = [*options.algorithms, ORACLE] if options.algorithms else options.labels
     folders = [(arm, seed, options.out / f"{arm}-seed{seed}") for seed in options.seeds for arm in arms]
     for i, (arm, seed, folder) in enumerate(folders):

@@ -1,6 +1,10 @@
 """Semantics: what paths mean, and that a place which cannot be used is one sentence before anything is written."""
 
+import errno
+import importlib.util
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +14,7 @@ import pytest
 
 from ttrl_jax import cli, evaluate, export, merge, train
 from ttrl_jax.report import __main__ as report
+from ttrl_jax.run import places
 
 ROOT = Path(__file__).parent.parent
 CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}"
@@ -101,7 +106,7 @@ def test_the_home_folder_of_scripts(tmp_path: Path, arguments: list[str]):
 @pytest.mark.parametrize(
     ("command", "arguments", "words"),
     [
-        ("train", ["--workdir=hdfs://host/run"], ["--workdir", "hdfs://host/run", "address"]),
+        ("train", ["--workdir=hdfs://host/run"], ["--workdir", "hdfs://host/run cannot be used"]),
         ("train", ["--config.model.path=gs://bucket/model"], ["model.path", "gs://bucket/model"]),
         ("train", ["--config.model.path=hf://someone/model"], ["model.path", "of the hub its name alone"]),
         ("train", ["--config.data.path=s3://bucket/x.jsonl"], ["data.path", "s3://bucket/x.jsonl"]),
@@ -118,3 +123,118 @@ def test_the_home_folder_of_scripts(tmp_path: Path, arguments: list[str]):
 )
 def test_addresses_that_cannot_be_used(call: Call, command: str, arguments: list[str], words: list[str]):
     assert_refused(call(command, *arguments), *words)
+
+
+# ---------------------------------------------------------------------- places that cannot be written
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("train", ["--workdir=file/run"]),
+        ("evaluate", ["--out=file/out"]),
+        ("export", ["../run", "--out=file/out"]),
+        ("merge", ["recipe.yml", "--out=file/out"]),
+        ("report", ["../run", "--out=file/report.html"]),
+        ("train", ["--workdir=/proc/run"]),
+    ],
+)
+def test_what_cannot_be_written_is_said_first(call: Call, tmp_path: Path, command: str, arguments: list[str]):
+    write(tmp_path / "run" / "config.json", '{"config": {"model": {"path": "none"}}, "model": {}}')
+    file = write(tmp_path / "file")
+    file.rename("file")
+    code, stderr = call(command, *arguments)
+    assert code == 2 and stderr.count("\n") == 1, stderr
+    flag = arguments[-1].partition("=")[0]
+    assert stderr.startswith(f"error: {flag}: ") and "cannot be written (" in stderr
+    assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+def test_a_comparison_that_cannot_be_written(tmp_path: Path):
+    write(tmp_path / "file")
+    command = [sys.executable, str(ROOT / "scripts" / "compare.py"), CONFIG, "--out=file/out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "--out: file/out cannot be written (Not a directory)" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_try_leaves_nothing_behind(tmp_path: Path):
+    places.require_writable(tmp_path / "a" / "b", flag="--out")
+    places.require_writable(tmp_path, flag="--out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_package_that_is_missing_is_said_first(call: Call):
+    assert_refused(call("train", "--config.log.wandb_project=mine", "--workdir=run"), "wandb is not installed")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_what_the_system_forbids_later_is_a_sentence(
+    capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    monkeypatch.setattr(sys, "argv", ["train"])
+
+    def main() -> int:
+        raise OSError(number, os.strerror(number), "runs/x")
+
+    assert cli.run(main, doc="") == 2
+    assert re.fullmatch(r"error: .* 'runs/x'\); .*permissions\n", capfd.readouterr().err)
+
+
+def on_disk(options: str, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of ours with a disk of its own at `folder`, in a mount namespace that nothing else sees."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a disk")
+    folder.mkdir()
+    mount = f'mount -t tmpfs -o {options} tmpfs {folder} && exec "$@"'
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, "sh", sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_read_only_disk(tmp_path: Path):
+    disk = tmp_path / "disk"
+    done = on_disk("ro", disk, "ttrl_jax.evaluate", CONFIG, f"--out={disk / 'out'}")
+    assert done.returncode == 2, done.stderr
+    assert f"error: --out: {disk / 'out'} cannot be written (Read-only file system)" in done.stderr.splitlines()[-1]
+    assert done.stdout == ""
+
+
+SMALL = [
+    "--config.data.limit=2", "--config.rollout.prompts=2", "--config.rollout.votes=4", "--config.train.samples=4",
+    "--config.train.minibatch_prompts=2", "--config.train.micro_tokens=512", "--config.eval.samples=2",
+    "--config.eval.tasks=()", "--config.checkpoint.keep=1",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_shown_where_it_cannot_be_written(tmp_path: Path):
+    """Semantics: the disk holds the settings and no more."""
+    out = tmp_path / "disk"
+    done = on_disk("size=12k", out, "ttrl_jax.evaluate", CONFIG, *SMALL, "--config.eval.samples=16", f"--out={out}")
+    assert done.returncode == 2, done.stderr
+    assert "avg@16" in done.stdout and "wrote" not in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("error: the disk is full")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("left", [0, 3_000_000], ids=["rows", "checkpoint"])
+def test_a_disk_that_fills_up(tmp_path: Path, left: int, processes: int):
+    """Semantics: where rows, or only a checkpoint, cannot be written, all processes end with one code, and the sentence
+    is the last line of each."""
+    train = ["-m", "ttrl_jax.train", CONFIG, *SMALL, "--config.episodes=500", "--config.log.generations_every=1"]
+    command = [sys.executable, str(ROOT / "tests" / "full_disk.py"), str(tmp_path), str(left), str(processes), *train]
+    done = subprocess.run(["unshare", "--mount", *command], cwd=ROOT, capture_output=True, text=True)
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("needs the right to mount a disk")
+    assert done.returncode == 0, done.stderr
+    ended = json.loads(done.stdout)
+    assert ended["codes"] == [2] * processes, "\n".join(ended["said"])
+    for said in ended["said"]:
+        assert said.splitlines()[-1].startswith("error: the disk is full")

@@ -2,13 +2,14 @@
 
 import errno
 import importlib
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
@@ -20,6 +21,12 @@ from ttrl_jax.run import distributed
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 USAGE_ERROR = 2
+_FULL = ("the disk is full", "free some space and run the same command again")
+_FORBIDDEN = ("that is not permitted here", "choose another place, or see to its permissions")
+_ADVICE = {
+    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL,
+    errno.EROFS: _FORBIDDEN, errno.EACCES: _FORBIDDEN, errno.EPERM: _FORBIDDEN,
+}  # fmt: skip
 OWN_FLAGS = ("config", "workdir", "checkpoint", "out", "step", "dtype", "topology", "questions", "json")
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
@@ -75,12 +82,23 @@ def run(
     takes: what the one argument is called that is no flag, if the command takes one; `main` is called with it.
     several: there may be more than one of it; `main` is called with all.
 
-    That is main's own; 2, with one line on stderr, for an InputError, a flag error or a full disk; 1 for numbers that
+    That is main's own; 2, with one line on stderr, for an InputError, a flag error, a full disk or a
+    place that may not be read or written; 1 for numbers that
     are no longer finite; 130 for Ctrl-C where main does not see to it; 75 (from run/distributed.py) where another
     process has gone. `--help` prints `doc` and the flags of the command.
     """
     define()
     return distributed.leave(_run(main, doc, takes, several))
+
+
+def leave(code: int) -> NoReturn:
+    """End the program; after an error that is a sentence, at once: what a full disk means to the threads and the exit
+    handlers of libraries would bury it."""
+    if code == USAGE_ERROR:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(main: Callable[..., int], doc: str, takes: str | None, several: bool) -> int:
@@ -102,9 +120,10 @@ def _run(main: Callable[..., int], doc: str, takes: str | None, several: bool) -
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        advice = _ADVICE.get(error.errno)
+        if advice is None:
             return _failed(error)
-        print(f"error: the disk is full ({error}); free some space and run the same command again", file=sys.stderr)
+        print(f"error: {advice[0]} ({error}); {advice[1]}", file=sys.stderr)
         return USAGE_ERROR
     except Exception as error:
         return _failed(error)

@@ -10,7 +10,6 @@ folder; without it, the config's model.path is evaluated. A run's model is looke
 With the run's config, seed and devices, the numbers of its last checkpoint are those that the run itself wrote down.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +61,11 @@ def main() -> int:
     origin, inputs = distributed.together(find_inputs)
     config = inputs.config
     model = identity(inputs)
-    out = places.run_folder(flags.FLAGS.out, flag="--out") if flags.FLAGS.out else default_out(origin, config)
+    out = distributed.together(lambda: out_folder(origin, config))
     settings = settings_of(inputs) | {"checkpoint": checkpoint_of(origin)}
     distributed.require_same(facts(inputs, settings, model))
     distributed.together(lambda: folder.require_same(out, settings, model, flag="--out"))
+    distributed.together(lambda: distributed.leader() and places.require_writable(out, flag="--out"))
 
     # ------------------------------------------------------------- model, then one set of questions after the other
     found, rows = {}, []
@@ -86,8 +86,6 @@ def main() -> int:
 
     # ------------------------------------------------------------- results
     params_sha256 = weights.sha256(session.state.policy.params)
-    if not distributed.leader():
-        return 0
     results = {
         "model": origin.model,
         "checkpoint": checkpoint_of(origin),
@@ -97,10 +95,15 @@ def main() -> int:
         "seconds": round(time.monotonic() - began, 1),
         "results": found,
     }
-    folder.claim(out, settings, model)
-    write_jsonl(out / GENERATIONS, rows)
-    write_json(out / RESULTS, results)
     print(table(found, samples=config.eval.samples, extra_k=config.eval.k))
+
+    def write() -> None:
+        folder.claim(out, settings, model)
+        write_jsonl(out / GENERATIONS, rows)
+        write_json(out / RESULTS, results)
+
+    distributed.alone(write)
+    distributed.together(lambda: None)  # where all learn of what could not be written
     print(f"wrote {RESULTS}, {GENERATIONS} and {folder.CONFIG} (the settings) to {out}")
     return 0
 
@@ -147,6 +150,11 @@ def with_model(config: FrozenConfigDict, path: str) -> FrozenConfigDict:
     return FrozenConfigDict(changed)
 
 
+def out_folder(origin: Origin, config: FrozenConfigDict) -> Path:
+    """What --out names, or else a folder by itself. Raises InputError."""
+    return places.run_folder(flags.FLAGS.out, flag="--out") if flags.FLAGS.out else default_out(origin, config)
+
+
 def default_out(origin: Origin, config: FrozenConfigDict) -> Path:
     """A folder of its own for each config, checkpoint or model, and seed."""
     if origin.run is None:
@@ -164,4 +172,4 @@ def sampled(config: FrozenConfigDict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, define=define_flags))
+    cli.leave(cli.run(main, doc=__doc__, define=define_flags))

@@ -7,7 +7,6 @@ numbers.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,4 +112,4 @@ def write(trained: Trained, out: Path, *, dtype: str, shard_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, define=define_flags, takes="RUN"))
+    cli.leave(cli.run(main, doc=__doc__, define=define_flags, takes="RUN"))

@@ -263,4 +263,4 @@ def _card(recipe: Recipe) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, define=cli.define_out_flag, takes="RECIPE.yml"))
+    cli.leave(cli.run(main, doc=__doc__, define=cli.define_out_flag, takes="RECIPE.yml"))

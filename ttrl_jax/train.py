@@ -8,7 +8,6 @@ checkpoint; on a finished run it prints its table.
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ from ttrl_jax.reward.score import select
 from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints, Interrupt, check_disk
 from ttrl_jax.run.diagnosis import diagnose
-from ttrl_jax.run.files import METRICS, Files
+from ttrl_jax.run.files import METRICS, Files, require_files
 from ttrl_jax.run.metrics import read_lines, write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
 from ttrl_jax.session import Session, encode, open_session, render, restore, sample, save, step_key, update
@@ -66,10 +65,8 @@ def main() -> int:
     # ------------------------------------------------------------- inputs: all checked before anything is written
     cli.join_processes()  # all of which run these same lines
     inputs = distributed.together(lambda: read_inputs(cli.config()))
-    config, workdir = (
-        inputs.config,
-        places.run_folder(flags.FLAGS.workdir or f"runs/{cli.config_name()}", flag="--workdir"),
-    )
+    config, where = inputs.config, flags.FLAGS.workdir or f"runs/{cli.config_name()}"
+    workdir = distributed.together(lambda: places.run_folder(where, flag="--workdir"))
     settings, model = settings_of(inputs), identity(inputs)
     distributed.require_same(facts(inputs, settings, model) | {"--workdir": str(workdir)})
     distributed.together(lambda: folder.require_same(workdir, settings, model, flag="--workdir"))
@@ -78,12 +75,13 @@ def main() -> int:
         return 0
 
     # ------------------------------------------------------------- run folder, and where an earlier process stopped
+    logs = {"tensorboard": config.log.tensorboard, "wandb_project": config.log.wandb_project or None}
+    distributed.together(lambda: require_files(workdir, flag="--workdir", wandb_project=logs["wandb_project"]))
     distributed.together(lambda: check_disk(workdir, needed_bytes=disk_bytes(inputs)))
     distributed.together(lambda: folder.claim(workdir, settings, model, leader=distributed.leader()))
     checkpoints = Checkpoints(workdir / folder.CHECKPOINTS, keep=config.checkpoint.keep)
     start, total = checkpoints.latest() or 0, inputs.total_steps
     distributed.require_same({"the last checkpoint in --workdir": start})
-    logs = {"tensorboard": config.log.tensorboard, "wandb_project": config.log.wandb_project or None}
     with (
         Interrupt() as interrupt,
         checkpoints,
@@ -129,6 +127,7 @@ def main() -> int:
                 progress.step(step + 1, f"episode {inputs.problems.episode(step) + 1} | {line_of(metrics)}")
             evaluations = evaluate(session, evaluations, files, progress, watch)
             files.write(total, measured(evaluations, total))
+            files.flush()
         except Interrupted as signalled:
             if session.step > start:
                 files.flush()
@@ -138,12 +137,9 @@ def main() -> int:
 
     # ------------------------------------------------------------- results
     params_sha256 = sha256(session.state.policy.params)
-    if not distributed.leader():
-        return 0
-    diagnosis = diagnose(read_lines(workdir / METRICS)[0])  # of all steps, those before a resume too
-    ends = {"steps": total, "params_sha256": params_sha256, "diagnosis": diagnosis}
-    summary = summarise(evaluations, seconds=earlier + time.monotonic() - began, **ends)
-    write_json(workdir / folder.SUMMARY, summary)
+    ends, seconds = {"steps": total, "params_sha256": params_sha256}, earlier + time.monotonic() - began
+    distributed.alone(lambda: conclude(workdir, evaluations, seconds=seconds, **ends))
+    summary = distributed.gather(lambda: folder.read_summary(workdir) if distributed.leader() else None)[0]
     print(report(summary, samples=config.eval.samples, extra_k=config.eval.k))
     print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}")
     return 0
@@ -197,9 +193,9 @@ def offline_labels(session: Session, workdir: Path, watch: Watch) -> dict[int, A
         won = winners(ballots, Draw(config.seed, no_step, [p.index for p in items]), ties=config.reward.ties)
         made = {"winners": won, "rewards": None, "truths": truths(items), "same": session.task.same}
         rows = generations(items, render(session, items), rollouts, ballots, **made)
-        if distributed.leader():
-            write_jsonl(path, rows)
-    lines = distributed.first(path.read_text(encoding="utf-8") if distributed.leader() else "").splitlines()
+        distributed.alone(lambda: write_jsonl(path, rows))
+    read = distributed.gather(lambda: path.read_text(encoding="utf-8") if distributed.leader() else "")
+    lines = read[0].splitlines()
     labels = [None if (label := json.loads(line)["label"]) is None else Answer(label) for line in lines]
     return {problem.index: label for problem, label in zip(items, labels, strict=True)}
 
@@ -277,6 +273,12 @@ def watching(interrupt: Interrupt, progress: Progress) -> Watch:
 # ---------------------------------------------------------------------- what main says first
 
 
+def conclude(workdir: Path, evaluations: Evaluations, *, seconds: float, **ends: Any) -> None:
+    """Write the summary, with a diagnosis of all steps, those before a resume too."""
+    diagnosis = diagnose(read_lines(workdir / METRICS)[0])
+    write_json(workdir / folder.SUMMARY, summarise(evaluations, seconds=seconds, diagnosis=diagnosis, **ends))
+
+
 def disk_bytes(inputs: Inputs) -> int:
     """Of the checkpoints that are there at once: float32 parameters and Adam's two moments of each model."""
     models = trained_models(inputs.config)
@@ -302,4 +304,4 @@ def budget(inputs: Inputs) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, define=define_flags))
+    cli.leave(cli.run(main, doc=__doc__, define=define_flags))

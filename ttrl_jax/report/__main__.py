@@ -25,12 +25,10 @@ def main(*paths: str) -> int:
         raise InputError(f"--out must be a file that ends in .html, got {flags.FLAGS.out!r}")
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; give the name of a file in it")
+    places.require_writable(out.parent, flag="--out")
     runs = read_runs(paths)
     questions = [question for run in runs for question in read_questions(run)]
-    try:
-        write_text(out, page(runs, questions))
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"--out {out} cannot be written ({error}); choose another") from error
+    write_text(out, page(runs, questions))
     for run in runs:
         for note in run.notes:
             print(f"{run.name}: {note}", file=sys.stderr)
@@ -39,4 +37,4 @@ def main(*paths: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, define=cli.define_out_flag, takes="RUN", several=True))
+    cli.leave(cli.run(main, doc=__doc__, define=cli.define_out_flag, takes="RUN", several=True))

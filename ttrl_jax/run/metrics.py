@@ -3,6 +3,7 @@
 JSON is strict here: NaN and the infinities, which JSON does not have, become null.
 """
 
+import importlib.util
 import io
 import json
 import math
@@ -144,14 +145,19 @@ class _Events:
             self._scratch.cleanup()
 
 
-def _open_wandb(folder: Path, project: str) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
+def require_wandb(project: str) -> None:
+    """Raise InputError if the package is not installed that logs to this project."""
+    if importlib.util.find_spec("wandb") is None:
         raise InputError(
             f'the Weights & Biases project "{project}" was asked for, but wandb is not installed: '
             'pip install -e ".[wandb]"'
-        ) from error
+        )
+
+
+def _open_wandb(folder: Path, project: str) -> Any:
+    require_wandb(project)
+    import wandb
+
     # The id makes a resumed run go on in the same curve. Rows that a killed run already sent are refused
     # there with a warning; they are the same numbers.
     id_file = folder / "wandb_id"
