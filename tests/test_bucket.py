@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from http.server import HTTPServer
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 import pod
 import pytest
 from finished_run import results
-from gcp_storage_emulator.server import create_server
+from gcp_storage_emulator.server import RequestHandler, create_server
 
 from ttrl_jax.errors import InputError
 from ttrl_jax.run import folder, places
@@ -38,6 +39,8 @@ Place = Callable[[str], Path]
 def emulator() -> Iterator[None]:
     """A bucket named `bucket`, in memory, which this process and those that it starts find by their environment."""
     port = pod.free_port()
+    # It answers one request after the other: more may wait than 5, and none waits for a client that says nothing.
+    HTTPServer.request_queue_size, RequestHandler.timeout = 256, 10
     server = create_server("localhost", port, in_memory=True, default_bucket="bucket")
     server.start()
     address = f"http://localhost:{port}"
@@ -196,3 +199,16 @@ def test_a_killed_run_ends_as_one_on_a_disk_and_is_used(place: Place, tmp_path: 
     assert weights[0] == weights[1]
     assert "cannot be read" not in finish("report", str(workdir), f"--out={tmp_path / 'report.html'}")
     assert json.dumps(found["results"]["data"]["majority_ratio"])[:5] in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run(place: Place):
+    """Pulse: each sends its part of a checkpoint; started again, both see that the run is finished."""
+    workdir = place("run")
+    command = ["-m", "ttrl_jax.train", *SMALL, "--config.episodes=2", f"--workdir={workdir}"]
+    for words in (f"everything is in {workdir}", f"{workdir} is finished"):
+        codes, said = pod.finish(pod.start(command, processes=2, devices=1))
+        assert codes == [0, 0], "\n".join(said)
+        assert words in said[0]
+    assert saved(workdir) == {"2", "4"}
+    assert [row["step"] for row in results(workdir)["metrics"]] == list(range(5))
