@@ -82,10 +82,9 @@ def run(
     takes: what the one argument is called that is no flag, if the command takes one; `main` is called with it.
     several: there may be more than one of it; `main` is called with all.
 
-    That is main's own; 2, with one line on stderr, for an InputError, a flag error, a full disk or a
-    place that may not be read or written; 1 for numbers that
-    are no longer finite; 130 for Ctrl-C where main does not see to it; 75 (from run/distributed.py) where another
-    process has gone. `--help` prints `doc` and the flags of the command.
+    That is main's own; 2, with one line on stderr, for an InputError, a flag error, a full disk or a place that may not
+    be read or written; 1 for numbers that are no longer finite; 130 for Ctrl-C where main does not see to it; 75 (from
+    run/distributed.py) where another process has gone. `--help` prints `doc` and the flags of the command.
     """
     define()
     return distributed.leave(_run(main, doc, takes, several))

@@ -140,9 +140,11 @@ class _Events:
 
     def close(self) -> None:
         self._writer.close()
-        self.flush()
-        if self._scratch is not None:
-            self._scratch.cleanup()
+        try:
+            self.flush()
+        finally:
+            if self._scratch is not None:
+                self._scratch.cleanup()
 
 
 def require_wandb(project: str) -> None:
