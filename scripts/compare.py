@@ -13,6 +13,7 @@ six minutes a run on 2 cores.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from ttrl_jax.report import svg  # noqa: E402
 from ttrl_jax.report.data import Group, by_seed, metric_at, read_runs  # noqa: E402
 from ttrl_jax.report.page import spread  # noqa: E402
 from ttrl_jax.report.svg import Line  # noqa: E402
+from ttrl_jax.run import places  # noqa: E402
 from ttrl_jax.run.metrics import write_text  # noqa: E402
 from ttrl_jax.tasks.sets import OWN  # noqa: E402
 
@@ -52,6 +54,7 @@ POINTS = 36  # of a line in the pictures; the steps between are averaged
 
 def main() -> int:
     options, changes = parse(sys.argv[1:])
+    places.require_writable(options.out, flag="--out")
     arms = [*options.algorithms, ORACLE] if options.algorithms else options.labels
     folders = [(arm, seed, options.out / f"{arm}-seed{seed}") for seed in options.seeds for arm in arms]
     for i, (arm, seed, folder) in enumerate(folders):
@@ -73,11 +76,17 @@ def main() -> int:
     return subprocess.run([sys.executable, "-m", *report]).returncode
 
 
+def out_folder(path: str) -> Path:
+    """What --out names."""
+    return places.local(path, flag="--out")
+
+
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the --config.a.b=value arguments, which every run gets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="as of ttrl_jax.train: FILE.py or FILE.py:MODEL")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the runs and what is made of them")
+    which = "as of ttrl_jax.train: FILE.py or FILE.py:MODEL"
+    parser.add_argument("--config", required=True, type=os.path.expanduser, help=which)
+    parser.add_argument("--out", required=True, type=out_folder, help="folder for the runs and what is made of them")
     parser.add_argument("--labels", default=",".join(LABELS), help="which, with commas between (%(default)s)")
     parser.add_argument("--algorithms", default="", help=f"instead of labels: of {', '.join(ALGORITHMS)}")
     parser.add_argument("--seeds", default="0,1,2", help="whole numbers with commas between (%(default)s)")

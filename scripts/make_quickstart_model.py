@@ -114,7 +114,7 @@ def unseen(ids: dict[str, int]) -> tuple[np.ndarray, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("configs/quickstart_model"))
+    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), default=Path("configs/quickstart_model"))
     parser.add_argument("--steps", type=int, default=1600)
     arguments = parser.parse_args()
 

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the package of this che
 
 from ttrl_jax.data.problems import load, truths  # noqa: E402
 from ttrl_jax.errors import InputError  # noqa: E402
+from ttrl_jax.run import places  # noqa: E402
 from ttrl_jax.run.metrics import write_jsonl  # noqa: E402
 
 QUESTIONS = "questions.jsonl"
@@ -47,6 +48,10 @@ def main(arguments: Sequence[str]) -> int:
         return 2
 
 
+def local(path: str) -> Path:
+    return places.local(path, flag="a path")
+
+
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -59,10 +64,10 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     first.add_argument("--train", type=int, default=2000, help="questions to train on (default: 2000)")
     first.add_argument("--test", type=int, default=598, help="held-out questions (default: 598)")
     first.add_argument("--seed", type=int, default=0, help="which questions are drawn (default: 0)")
-    first.add_argument("--out", type=Path, required=True, help="folder to write")
+    first.add_argument("--out", type=local, required=True, help="folder to write")
     second = commands.add_parser("finish", help="write train.jsonl and test.jsonl")
-    second.add_argument("folder", type=Path, help="what `sample` has written")
-    second.add_argument("--translated", type=Path, help="file of rows with `id` and `question`")
+    second.add_argument("folder", type=local, help="what `sample` has written")
+    second.add_argument("--translated", type=local, help="file of rows with `id` and `question`")
     return parser.parse_args(arguments)
 
 

@@ -4,6 +4,7 @@ The same functions, called in a single process, give what is expected.
 """
 
 import dataclasses
+import errno
 import sys
 from pathlib import Path
 
@@ -221,7 +222,21 @@ def meetings(folder: Path) -> None:
     (folder / f"refusals{index}").write_text("\n".join(refusals))
 
 
-WORK = {each.__name__: each for each in (updates, samples, save, restore, meetings)}
+def failures(folder: Path) -> None:
+    """What process 0 alone fails at, and what it would have done next."""
+
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    for name, work in {"before": None, "failing": fail, "after": None}.items():
+        distributed.alone(work or (folder / name).touch)
+    try:
+        distributed.first("a")
+    except OSError as error:
+        (folder / f"failed{jax.process_index()}").write_text(errno.errorcode[error.errno])
+
+
+WORK = {each.__name__: each for each in (updates, samples, save, restore, meetings, failures)}
 
 
 def main(*arguments: str) -> int:

@@ -28,7 +28,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     @functools.cache
     def done(processes: int) -> Path:
         folder = tmp_path_factory.mktemp(f"job{processes}")
-        work = ["meetings", "samples", "updates"] + ["save"] * (processes == 2)
+        work = ["meetings", "samples", "updates"] + ["save"] * (processes == 2) + ["failures"]
         do(work, folder, processes=processes, devices=8 // processes)
         return folder
 
@@ -97,6 +97,14 @@ def test_what_one_raises_all_raise(job, processes: int):
     raised, differs = said[0].splitlines()
     assert raised == "the last one cannot read its file"
     assert differs.startswith(f"process {processes - 1} differs from process 0 in the files of model.path; start all")
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_what_process_0_fails_at_alone_all_raise_when_they_meet(job, processes: int):
+    """Semantics: and nothing is done after it, as if that had not been missing."""
+    folder = job(processes)
+    assert [(folder / f"failed{i}").read_text() for i in range(processes)] == ["ENOSPC"] * processes
+    assert (folder / "before").exists() and not (folder / "after").exists()
 
 
 @pytest.mark.parametrize(("processes", "devices"), [(1, 1), pytest.param(4, 2, marks=pytest.mark.slow)])

@@ -95,7 +95,7 @@ def main():
         print("compiling", flush=True)
         in_background(lambda: time.sleep(60))
 
-sys.exit(cli.run(main, doc=""))
+cli.leave(cli.run(main, doc=""))
 """
 
 

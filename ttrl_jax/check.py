@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from ttrl_jax.errors import InputError
 from ttrl_jax.reward.extract import extract
 from ttrl_jax.reward.judge import RULES
+from ttrl_jax.run import places
 
 ALGORITHMS = ("grpo", "dr_grpo", "rloo", "ppo", "prime")
 # Logits are divided by the temperature in float32: at this one those of 1,000 are still known to a tenth, at 1e-10 none
@@ -59,6 +60,10 @@ def check(config: ConfigDict) -> None:
     for holds, sentence in rules:
         if not holds:
             raise InputError(sentence)
+    paths = {"data.path": config.data.path, "task": config.task}
+    paths |= {f"eval.tasks entry {entry!r}": str(entry).partition("=")[2] for entry in config.eval.tasks}
+    for key, path in paths.items():
+        places.local(path, flag=key)
     reward = config.reward
     extract("", strategies=reward.extract, thinking=False, locale=reward.locale, tags=reward.format)
 

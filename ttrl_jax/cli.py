@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
@@ -22,6 +22,12 @@ from ttrl_jax.run.interrupt import Interrupted, left_behind
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 USAGE_ERROR = 2
+_FULL = ("the disk is full", "free some space and run the same command again")
+_FORBIDDEN = ("that is not permitted here", "choose another place, or see to its permissions")
+_ADVICE = {
+    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL,
+    errno.EROFS: _FORBIDDEN, errno.EACCES: _FORBIDDEN, errno.EPERM: _FORBIDDEN,
+}  # fmt: skip
 OWN_FLAGS = ("config", "workdir", "checkpoint", "out", "step", "dtype", "topology", "questions", "json", "model")
 PROCESS_FLAGS = ("coordinator", "num_processes", "process_id")
 
@@ -82,17 +88,22 @@ def run(
     takes: what the one argument is called that is no flag, if the command takes one; `main` is called with it.
     several: there may be more than one of it; `main` is called with all.
 
-    That is main's own; 2, with one line on stderr, for an InputError, a flag error or a full disk; 1 for numbers that
-    are no longer finite; 130 for Ctrl-C where main does not see to it; 75 (from run/distributed.py) where another
-    process has gone. `--help` prints `doc` and the flags of the command.
+    That is main's own; 2, with one line on stderr, for an InputError, a flag error, a full disk or a place that may not
+    be read or written; 1 for numbers that are no longer finite; 130 for Ctrl-C where main does not see to it; 75 (from
+    run/distributed.py) where another process has gone. `--help` prints `doc` and the flags of the command.
     """
     define()
-    code = distributed.leave(_run(main, doc, takes, several))
-    if left_behind():
+    return distributed.leave(_run(main, doc, takes, several))
+
+
+def leave(code: int) -> NoReturn:
+    """End the program. At once after an error that is a sentence, which would be buried by what a full disk means to
+    the threads and the exit handlers of libraries; and where a compile has been left behind."""
+    if code == USAGE_ERROR or left_behind():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    return code
+    sys.exit(code)
 
 
 def _run(main: Callable[..., int], doc: str, takes: str | None, several: bool) -> int:
@@ -113,9 +124,10 @@ def _run(main: Callable[..., int], doc: str, takes: str | None, several: bool) -
     except Interrupted as signalled:
         return 128 + signalled.args[0]
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        advice = _ADVICE.get(error.errno)
+        if advice is None:
             return _failed(error)
-        print(f"error: the disk is full ({error}); free some space and run the same command again", file=sys.stderr)
+        print(f"error: {advice[0]} ({error}); {advice[1]}", file=sys.stderr)
         return USAGE_ERROR
     except Exception as error:
         return _failed(error)
@@ -161,6 +173,7 @@ def _parse(argv: list[str], takes: str | None, several: bool) -> list[str]:
     """Parse the flags; what is no flag comes back: nothing, or what `takes` names, once or `several` times."""
     if str(_CHECKOUT) not in sys.path:
         sys.path.append(str(_CHECKOUT))
+    argv = _with_home(argv)
     named = _config_argument(argv)
     # Looked for first, as the config's flags are unknown without it and the error would be about them.
     if named is not None and not Path(named.split(":")[0]).is_file():
@@ -197,6 +210,12 @@ def _config_argument(argv: list[str]) -> str | None:
         if argument.startswith("-") and name == "config":
             return value if equals else "".join(argv[i + 1 : i + 2])
     return None
+
+
+def _with_home(argv: list[str]) -> list[str]:
+    """The arguments with the home folder for ~ in --config=~/FILE.py, where a shell leaves it."""
+    named = _config_argument(argv)
+    return [f"--config={Path(named).expanduser()}" if each == f"--config={named}" else each for each in argv]
 
 
 def _unknown_key(text: str) -> str:

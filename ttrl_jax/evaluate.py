@@ -11,7 +11,6 @@ With the run's config, seed and devices, the numbers of its last checkpoint are 
 """
 
 import dataclasses
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.tables import headline, table
 from ttrl_jax.model import weights
-from ttrl_jax.run import distributed, folder
+from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.metrics import write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
@@ -66,9 +65,10 @@ def main() -> int:
     config = inputs.config
     run = identity(inputs)
     run = dataclasses.replace(run, config=run.config | {"evaluated": checkpoint_of(origin) or folder.AS_IS})
-    out = Path(flags.FLAGS.out) if flags.FLAGS.out else default_out(origin, config)
+    out = distributed.together(lambda: out_folder(origin, config))
     distributed.require_same(facts(inputs, run))
     distributed.together(lambda: folder.require_same(out, run, defaults=cli.defaults(), flag="--out"))
+    distributed.together(lambda: distributed.leader() and places.require_writable(out, flag="--out"))
 
     # ------------------------------------------------------------- model, then one set of questions after the other
     found, rows = {}, []
@@ -89,8 +89,6 @@ def main() -> int:
 
     # ------------------------------------------------------------- results
     params_sha256 = weights.sha256(session.state.policy.params)
-    if not distributed.leader():
-        return 0
     results = {
         "model": origin.model,
         "checkpoint": checkpoint_of(origin),
@@ -100,11 +98,16 @@ def main() -> int:
         "seconds": round(time.monotonic() - began, 1),
         "results": found,
     }
-    folder.claim(out, run)
-    folder.renew(out, run, (), step=0)
-    write_jsonl(out / GENERATIONS, rows)
-    write_json(out / RESULTS, results)
     print(table(found, samples=config.eval.samples, extra_k=config.eval.k))
+
+    def write() -> None:
+        folder.claim(out, run)
+        folder.renew(out, run, (), step=0)
+        write_jsonl(out / GENERATIONS, rows)
+        write_json(out / RESULTS, results)
+
+    distributed.alone(write)
+    distributed.together(lambda: None)  # where all learn of what could not be written
     print(f"wrote {RESULTS}, {GENERATIONS} and {folder.CONFIG} (the settings) to {out}")
     return 0
 
@@ -121,12 +124,12 @@ def find_inputs() -> tuple[Origin, Inputs]:
 
 def find_origin(checkpoint: str, model_path: str) -> Origin:
     """What --checkpoint names, or else model.path. Raises InputError if it is nothing that can be evaluated."""
-    run_and_step = folder.find_run(Path(checkpoint).expanduser()) if checkpoint else None
+    path = places.run_folder(checkpoint, flag="--checkpoint") if checkpoint else None
+    run_and_step = folder.find_run(path) if path else None
     if flags.FLAGS.model and run_and_step is None:
         raise InputError("--model says where the model of a run lies now; add --checkpoint RUN, or set model.path")
-    if not checkpoint:
+    if path is None:
         return Origin(model_path, None, None)
-    path = Path(checkpoint).expanduser()
     if run_and_step is None:
         if not path.exists():
             raise InputError(f"--checkpoint {path} does not exist; give a run folder, RUN/checkpoints/STEP or a model")
@@ -139,7 +142,7 @@ def find_origin(checkpoint: str, model_path: str) -> Origin:
         if step is None:
             raise InputError(f"{run} has no checkpoint yet; wait for its first episode to end")
         checkpoints.meta(step)  # raises if there is none
-    return Origin(model, run.resolve(), step)
+    return Origin(model, places.absolute(run), step)
 
 
 def checkpoint_of(origin: Origin) -> dict[str, Any] | None:
@@ -151,6 +154,11 @@ def with_model(config: FrozenConfigDict, path: str) -> FrozenConfigDict:
     changed = ConfigDict(config)
     changed.model.path = path
     return FrozenConfigDict(changed)
+
+
+def out_folder(origin: Origin, config: FrozenConfigDict) -> Path:
+    """What --out names, or else a folder by itself. Raises InputError."""
+    return places.run_folder(flags.FLAGS.out, flag="--out") if flags.FLAGS.out else default_out(origin, config)
 
 
 def default_out(origin: Origin, config: FrozenConfigDict) -> Path:
@@ -170,4 +178,4 @@ def sampled(config: FrozenConfigDict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, define=define_flags))
+    cli.leave(cli.run(main, doc=__doc__, define=define_flags))

@@ -7,7 +7,6 @@ numbers. The model that the run began with is found where the run had it; --mode
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.sharding import make_mesh, shardings
 from ttrl_jax.records import POLICY
-from ttrl_jax.run import folder
+from ttrl_jax.run import folder, places
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.source import model_of_run, model_source, text_fingerprint
 from ttrl_jax.tasks.sets import OWN
@@ -52,14 +51,15 @@ def define_flags() -> None:
 
 
 def main(run: str) -> int:
-    out, dtype = flags.FLAGS.out, flags.FLAGS.dtype
-    if not out:
+    dtype = flags.FLAGS.dtype
+    if not flags.FLAGS.out:
         raise InputError("--out is missing; give a new folder for the model")
     if dtype not in _DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    where, out = places.run_folder(run, flag="RUN"), places.local(flags.FLAGS.out, flag="--out")
     itemsize = huggingface.DTYPES[dtype].itemsize
-    trained = restore(Path(run), flags.FLAGS.step, moved=flags.FLAGS.model, out=Path(out), itemsize=itemsize)
-    write(trained, Path(out), dtype=dtype, shard_bytes=huggingface.SHARD_BYTES)
+    trained = restore(where, flags.FLAGS.step, moved=flags.FLAGS.model, out=out, itemsize=itemsize)
+    write(trained, out, dtype=dtype, shard_bytes=huggingface.SHARD_BYTES)
     print(f"{run} after {trained.step} steps is in {out}, as {dtype}")
     return 0
 
@@ -122,4 +122,4 @@ def write(trained: Trained, out: Path, *, dtype: str, shard_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, define=define_flags, takes="RUN"))
+    cli.leave(cli.run(main, doc=__doc__, define=define_flags, takes="RUN"))

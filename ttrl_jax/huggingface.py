@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import gguf, weights
 from ttrl_jax.model.config import ModelConfig
+from ttrl_jax.run import places
 from ttrl_jax.run.metrics import write_json
 from ttrl_jax.source import text_files, tokenizer_of
 
@@ -105,9 +106,10 @@ def origin(source: Path) -> dict[str, Any]:
 
 
 def check_out(out: Path) -> None:
-    """Raises InputError unless `out` is a new or empty folder."""
+    """Raises InputError unless `out` is a new or empty folder that can be written."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder; choose another --out")
+    places.require_writable(out.parent, flag="--out")  # where it is made, under another name
 
 
 def check_room(out: Path, needed: int) -> None:

@@ -22,6 +22,7 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.model import weights
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.shapes import parameter_count
+from ttrl_jax.run import places
 from ttrl_jax.source import model_source
 
 _COLINEAR = 0.9995  # |cosine| above which an arc is too short, or too near a half circle, to divide by its sine
@@ -57,9 +58,9 @@ class Recipe:
 def main(recipe: str) -> int:
     if not flags.FLAGS.out:
         raise InputError("--out is missing; give a new folder for the model")
-    out = Path(flags.FLAGS.out)
+    out = places.local(flags.FLAGS.out, flag="--out")
     huggingface.check_out(out)
-    wanted = read_recipe(Path(recipe))
+    wanted = read_recipe(places.local(recipe, flag="RECIPE"))
     merge(wanted, out)
     print(f"{wanted.base} and {wanted.other} are merged in {out}, as {wanted.dtype}")
     return 0
@@ -264,4 +265,4 @@ def _card(recipe: Recipe) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, define=cli.define_out_flag, takes="RECIPE.yml"))
+    cli.leave(cli.run(main, doc=__doc__, define=cli.define_out_flag, takes="RECIPE.yml"))

@@ -10,7 +10,7 @@ from typing import Any
 from ttrl_jax.errors import InputError
 from ttrl_jax.inputs import Inputs
 from ttrl_jax.reward.history import History
-from ttrl_jax.run import distributed, folder
+from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints, Damaged
 from ttrl_jax.run.lock import WriterLock
 from ttrl_jax.session import Session, open_session, restore
@@ -45,12 +45,16 @@ def finished(workdir: Path) -> dict[str, Any] | None:
         return None
 
 
-def lock(workdir: Path) -> contextlib.AbstractContextManager[Any]:
-    """Held by process 0 for all; taken already, so that what it raises all raise."""
-    if not distributed.leader():
-        return contextlib.nullcontext()
+def take(workdir: Path, run: folder.Identity) -> contextlib.AbstractContextManager[Any]:
+    """Make the folder one of this run, and let no other process write there, until what is returned is left. Process 0
+    does, for all."""
     taken = contextlib.ExitStack()
-    taken.enter_context(WriterLock(workdir, flag="--workdir", say=_say))
+    if distributed.leader():
+        if places.in_bucket(workdir):
+            _say(f"lock      {workdir} is in a bucket: nothing keeps a second process from writing there")
+        else:
+            taken.enter_context(WriterLock(workdir, flag="--workdir", say=_say))
+    folder.claim(workdir, run, leader=distributed.leader())
     return taken
 
 

@@ -12,6 +12,7 @@ from ttrl_jax.data import prompts as text
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import gguf
 from ttrl_jax.model.shapes import named, parameter_count
+from ttrl_jax.run import places
 
 _TEXT_FILES = [
     "generation_config.json",
@@ -67,7 +68,7 @@ def text_fingerprint(source: Path) -> str:
 def model_source(path: str, *, key: str = "model.path") -> Path:
     """A local Hugging Face folder or GGUF file: `path` itself, or the hub's files of that name, downloaded (with
     progress) or cached. Raises InputError if there is none, which calls what to change `key`."""
-    local = Path(path).expanduser()
+    local = places.local(path, flag=key)
     if local.is_dir() or (local.is_file() and local.suffix == ".gguf"):
         return local
     if local.is_file():

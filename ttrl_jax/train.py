@@ -8,11 +8,11 @@ checkpoint; on a finished run it prints its table.
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -31,15 +31,15 @@ from ttrl_jax.measure.tables import headline
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.weights import sha256
 from ttrl_jax.programs import trained_models
-from ttrl_jax.resume import Evaluations, Past, finished, go_on, lock, resume
+from ttrl_jax.resume import Evaluations, Past, finished, go_on, resume, take
 from ttrl_jax.reward.audit import truth_classes
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.judge import Draw, winners
 from ttrl_jax.reward.score import select
-from ttrl_jax.run import distributed, folder
+from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints, check_disk, size
 from ttrl_jax.run.diagnosis import diagnose
-from ttrl_jax.run.files import METRICS, Files
+from ttrl_jax.run.files import METRICS, Files, require_files
 from ttrl_jax.run.interrupt import Interrupt, Interrupted
 from ttrl_jax.run.metrics import read_lines, write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
@@ -66,27 +66,28 @@ def main() -> int:
     cli.join_processes()  # all of which run these same lines
     inputs = distributed.together(lambda: read_inputs(cli.config()))
     config, total, run = inputs.config, inputs.total_steps, identity(inputs)
-    workdir = Path(flags.FLAGS.workdir or f"runs/{cli.config_name()}")
+    where = flags.FLAGS.workdir or f"runs/{cli.config_name()}"
+    workdir = distributed.together(lambda: places.run_folder(where, flag="--workdir"))
     distributed.require_same(facts(inputs, run) | {"--workdir": str(workdir)})
     same = {"defaults": cli.defaults(), "flag": "--workdir"}
     changes = distributed.together(lambda: folder.require_same(workdir, run, **same))
     if (summary := distributed.gather(lambda: finished(workdir))[0]) is not None and summary["steps"] >= total:
         print(f"{workdir} is finished:\n{report(summary, samples=config.eval.samples, extra_k=config.eval.k)}")
         return 0
-    distributed.together(lambda: check_disk(workdir / folder.CHECKPOINTS, needed_bytes=disk_bytes(inputs)))
 
     # ------------------------------------------------------------- run folder, and where an earlier process stopped
+    logs = {"tensorboard": config.log.tensorboard, "wandb_project": config.log.wandb_project or None}
+    distributed.together(lambda: require_files(workdir, flag="--workdir", wandb_project=logs["wandb_project"]))
+    distributed.together(lambda: check_disk(workdir / folder.CHECKPOINTS, needed_bytes=disk_bytes(inputs)))
     with (
-        distributed.together(lambda: lock(workdir)),
+        distributed.together(lambda: take(workdir, run)),
         Interrupt() as interrupt,
         Checkpoints(workdir / folder.CHECKPOINTS, keep=config.checkpoint.keep) as checkpoints,
     ):
-        distributed.together(lambda: folder.claim(workdir, run, leader=distributed.leader()))
         with interrupt.at_once():
             session, past = resume(inputs, checkpoints)
         lines = changes.lines(step=session.step, total=total)
         distributed.together(lambda: go_on(workdir, run, lines, step=session.step))
-        logs = {"tensorboard": config.log.tensorboard, "wandb_project": config.log.wandb_project or None}
         with (
             distributed.together(lambda: Files(workdir, start_step=session.step, **logs)) as files,
             Progress(total, start=session.step, title=workdir.name) as progress,
@@ -97,13 +98,10 @@ def main() -> int:
             session, past = train(session, past, Opened(workdir, files, checkpoints, interrupt, progress, since=began))
 
     # ------------------------------------------------------------- results
-    params_sha256 = sha256(session.state.policy.params)
-    if not distributed.leader():
-        return 0
-    diagnosis = diagnose(read_lines(workdir / METRICS)[0])  # of all steps, those before a resume too
-    ends = {"steps": total, "params_sha256": params_sha256, "diagnosis": diagnosis}
-    summary = summarise(past.evaluations, seconds=past.seconds + time.monotonic() - began, **ends)
-    write_json(workdir / folder.SUMMARY, summary)
+    seconds, ends = past.seconds + time.monotonic() - began, {"steps": total}
+    ends["params_sha256"] = sha256(session.state.policy.params)
+    distributed.alone(lambda: conclude(workdir, past.evaluations, seconds=seconds, **ends))
+    summary = distributed.gather(lambda: folder.read_summary(workdir) if distributed.leader() else None)[0]
     print(report(summary, samples=config.eval.samples, extra_k=config.eval.k))
     print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}")
     return 0
@@ -165,6 +163,7 @@ def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
         with interrupt.at_once(session.state):
             evaluations = evaluate(session, evaluations, files, progress, watch)
         files.write(total, measured(evaluations, total))
+        files.flush()
     except Interrupted:
         session, past = started
         if session.step > start:
@@ -209,10 +208,10 @@ def offline_labels(session: Session, workdir: Path, watch: Watch) -> dict[int, A
         ballots = cast_votes(session.task, rollouts.texts)
         won = winners(ballots, Draw(config.seed, _NO_STEP, [p.index for p in items]), ties=config.reward.ties)
         made = {"labels": won, "winners": won, "rewards": None, "truths": truths(items), "same": session.task.same}
-        if distributed.leader():
-            write_jsonl(path, generations(items, render(session, items), rollouts, ballots, **made))
-    lines = distributed.first(path.read_text(encoding="utf-8") if distributed.leader() else "").splitlines()
-    voted = [json.loads(line) for line in lines]
+        rendered = render(session, items)
+        distributed.alone(lambda: write_jsonl(path, generations(items, rendered, rollouts, ballots, **made)))
+    read = distributed.gather(lambda: path.read_text(encoding="utf-8") if distributed.leader() else "")
+    voted = [json.loads(line) for line in read[0].splitlines()]
     if [row["id"] for row in voted] != [problem.id for problem in items]:
         raise InputError(f"{path} has not the labels of these questions; put it back, or begin a new run")
     labels = [None if row["label"] is None else Answer(row["label"]) for row in voted]
@@ -264,6 +263,7 @@ def keep(session: Session, opened: Opened, past: Past, *, now: bool = False) -> 
     any case, and wait for it."""
     every, at_end = session.config.checkpoint.every, session.step % session.problems.steps_per_episode == 0
     if now or at_end or (every and distributed.first(opened.checkpoints.seconds_since() >= 60 * every)):
+        opened.files.flush()
         seconds = past.seconds + time.monotonic() - opened.since
         save(session, opened.checkpoints, replace(past, seconds=seconds).meta())
     if now:  # the others leave as well: Orbax may meet them
@@ -287,6 +287,12 @@ def watching(interrupt: Interrupt, progress: Progress) -> Watch:
 
 
 # ---------------------------------------------------------------------- what main says first
+
+
+def conclude(workdir: Path, evaluations: Evaluations, *, seconds: float, **ends: Any) -> None:
+    """Write the summary, with a diagnosis of all steps, those before a resume too."""
+    diagnosis = diagnose(read_lines(workdir / METRICS)[0])
+    write_json(workdir / folder.SUMMARY, summarise(evaluations, seconds=seconds, diagnosis=diagnosis, **ends))
 
 
 def checkpoint_bytes(inputs: Inputs) -> int:
@@ -340,4 +346,4 @@ def budget(inputs: Inputs) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, define=define_flags))
+    cli.leave(cli.run(main, doc=__doc__, define=define_flags))

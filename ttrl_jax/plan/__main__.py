@@ -270,4 +270,4 @@ def run_of(setting: Setting, seconds: dict[str, float] | None) -> dict[str, floa
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, define=define_flags))
+    cli.leave(cli.run(main, doc=__doc__, define=define_flags))

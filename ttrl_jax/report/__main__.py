@@ -7,7 +7,6 @@ side, the checkpoints that one could choose, and the questions with their labels
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -16,21 +15,20 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.report.data import read_runs
 from ttrl_jax.report.page import page
 from ttrl_jax.report.rollouts import read_questions
+from ttrl_jax.run import places
 from ttrl_jax.run.metrics import write_text
 
 
 def main(*paths: str) -> int:
-    out = Path(flags.FLAGS.out)
+    out = places.local(flags.FLAGS.out, flag="--out")
     if out.suffix != ".html":
         raise InputError(f"--out must be a file that ends in .html, got {flags.FLAGS.out!r}")
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; give the name of a file in it")
+    places.require_writable(out.parent, flag="--out")
     runs = read_runs(paths)
     questions = [question for run in runs for question in read_questions(run)]
-    try:
-        write_text(out, page(runs, questions))
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"--out {out} cannot be written ({error}); choose another") from error
+    write_text(out, page(runs, questions))
     for run in runs:
         for note in run.notes:
             print(f"{run.name}: {note}", file=sys.stderr)
@@ -39,4 +37,4 @@ def main(*paths: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, define=cli.define_out_flag, takes="RUN", several=True))
+    cli.leave(cli.run(main, doc=__doc__, define=cli.define_out_flag, takes="RUN", several=True))

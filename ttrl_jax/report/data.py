@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ttrl_jax.errors import InputError
-from ttrl_jax.run import folder
+from ttrl_jax.run import folder, places
 from ttrl_jax.run.metrics import finite, read_lines
 from ttrl_jax.tasks.sets import OWN
 
@@ -89,13 +89,14 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
     Raises InputError if one is no run folder, or is given twice.
     """
-    resolved = [Path(path).resolve() for path in paths]
+    given = [places.run_folder(path, flag="RUN") for path in paths]
+    resolved = [places.absolute(path) for path in given]
     for i, path in enumerate(resolved):
         if path in resolved[:i]:
             raise InputError(f"{paths[i]} is given twice; give each run once")
     names = [path.name for path in resolved]
     return [
-        read_run(Path(path), name if names.count(name) == 1 else path) for path, name in zip(paths, names, strict=True)
+        read_run(path, name if names.count(name) == 1 else f"{path}") for path, name in zip(given, names, strict=True)
     ]
 
 

@@ -19,9 +19,10 @@ from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from ttrl_jax.errors import InputError
-from ttrl_jax.run import distributed
+from ttrl_jax.run import distributed, places
 
 PyTree = Any
 _NAMED_IN_ERRORS = 3  # how many differing leaves an error message lists
@@ -51,7 +52,7 @@ class Checkpoints:
           InputError: opened for reading, and there is no such folder.
           ValueError: `keep` is below 1.
         """
-        self.directory = Path(directory).resolve()
+        self.directory = places.absolute(directory)
         self._saved_at = time.monotonic()
         reading = keep is None
         if reading and not self.directory.is_dir():
@@ -106,11 +107,11 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> Path:
         """Move a checkpoint that cannot be read away, so that its step can be saved again; where it is then."""
-        aside = self.directory.with_name(_SET_ASIDE) / str(step)
+        aside = epath.Path(self.directory.parent / _SET_ASIDE / str(step))
         if distributed.leader():
             aside.parent.mkdir(exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)  # of the same step, from a former time
-            (self.directory / str(step)).rename(aside)
+            aside.rmtree(missing_ok=True)  # of the same step, from a former time
+            epath.Path(self.directory / str(step)).rename(aside)
         distributed.together(self._manager.reload)
         return aside
 
@@ -263,6 +264,8 @@ def _describe(leaf: Any) -> str:
 def check_disk(directory: str | Path, *, needed_bytes: int) -> None:
     """Raise InputError if `needed_bytes` of checkpoints do not fit on the disk of `directory`, which need not exist
     yet. Those that are there already are part of them."""
+    if places.in_bucket(directory):  # which does not fill up
+        return
     existing = Path(directory).resolve()
     there = sum(path.stat().st_size for path in existing.rglob("*") if path.is_file())
     while not existing.exists():

@@ -41,6 +41,7 @@ _GONE = (
     "of them again with the same command, which goes on from the last checkpoint"
 )
 _last_words = _GONE
+_noted: Exception | None = None  # what `alone` has failed with, until all have met
 
 
 def start(*, coordinator: str, num_processes: int | None, process_id: int | None) -> None:
@@ -134,6 +135,8 @@ def gather(make: Callable[[], T]) -> list[T]:
         return [make()]
     result, own = None, None
     try:
+        if _noted is not None:
+            raise _noted
         result = make()
     except Exception as error:  # whatever it is, the others must not wait for it
         own = error
@@ -157,6 +160,23 @@ def together(make: Callable[[], T]) -> T:
 def first(value: T) -> T:
     """The value that process 0 has, for all."""
     return gather(lambda: value if leader() else None)[0]
+
+
+def alone(work: Callable[[], None]) -> None:
+    """What process 0 alone does, such as writing a file, between two meetings: what it raises, all raise at the next.
+
+    So no process waits for one that has left, and no step costs one more meeting. Until then nothing further is done
+    here: what comes after a failure must not be there without what it failed at.
+    """
+    global _noted
+    if not leader() or _noted is not None:
+        return
+    try:
+        work()
+    except Exception as error:  # whatever it is, the others must not wait for this process
+        if not several():
+            raise
+        _noted = error
 
 
 def share(count: int) -> slice:

@@ -5,10 +5,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from ttrl_jax.run import distributed
-from ttrl_jax.run.metrics import Lines, MetricsLog, write_jsonl
+from ttrl_jax.run import distributed, places
+from ttrl_jax.run.metrics import Lines, MetricsLog, require_wandb, write_jsonl
 
 VOTES, METRICS, ROLLOUTS = "votes.jsonl", "metrics.jsonl", "rollouts"
+
+
+def require_files(folder: Path, *, flag: str, wandb_project: str | None) -> None:
+    """Raise InputError, with nothing left behind, if `Files` could not be opened in `folder`, which `flag` sets."""
+    if distributed.leader():
+        if wandb_project is not None:
+            require_wandb(wandb_project)
+        places.require_writable(folder, flag=flag)
 
 
 class Files:
@@ -24,14 +32,22 @@ class Files:
 
     def write(self, step: int, metrics: Mapping[str, float], votes: Iterable[Mapping[str, Any]] = ()) -> None:
         """The metrics of a step, and its votes as JSON objects with a "step"."""
-        if self._metrics is not None and self._votes is not None:
-            self._votes.write(votes)
-            self._metrics.write(step, metrics)
+        distributed.alone(lambda: self._write(step, metrics, votes))
+
+    def _write(self, step: int, metrics: Mapping[str, float], votes: Iterable[Mapping[str, Any]]) -> None:
+        self._votes.write(votes)
+        self._metrics.write(step, metrics)
 
     def generations(self, name: str, rows: Iterable[Any]) -> None:
         """rollouts/NAME.jsonl."""
-        if self._metrics is not None:
-            write_jsonl(self.folder / ROLLOUTS / f"{name}.jsonl", rows)
+        distributed.alone(lambda: write_jsonl(self.folder / ROLLOUTS / f"{name}.jsonl", rows))
+
+    def flush(self) -> None:
+        """Write what waits, as rows for a bucket do, and raise in all processes what process 0 could not write.
+
+        Due before each checkpoint: a run that goes on from there misses no row.
+        """
+        distributed.together(lambda: [log.flush() for log in (self._metrics, self._votes) if log is not None])
 
     def close(self) -> None:
         for log in (self._metrics, self._votes):

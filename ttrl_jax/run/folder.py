@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ttrl_jax.errors import InputError
+from ttrl_jax.run.lock import LOCK
 from ttrl_jax.run.metrics import write_json
 
 CONFIG, SUMMARY, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
@@ -69,7 +70,7 @@ def require_same(folder: Path, now: Identity, *, defaults: Mapping[str, Any], fl
     if not folder.is_dir():
         raise InputError(f"the run folder {folder} is a file; choose another {flag}")
     if not (folder / CONFIG).is_file():
-        if any(entry.suffix != ".tmp" for entry in folder.iterdir()):
+        if any(entry.suffix != ".tmp" and entry.name != LOCK for entry in folder.iterdir()):
             raise InputError(f"{folder} is not empty and not a run folder (no {CONFIG}); choose another {flag}")
         return Changes({})
     made = made_with(folder, flag=flag)
@@ -153,7 +154,9 @@ def made_with(folder: Path, *, flag: str) -> Identity:
             kind = config["reward"]["kind"]
             config["judge"] = {"rule": "majority" if kind == "agreement" else kind}
             config["reward"]["kind"] = None
-        if "keep" not in (config["checkpoint"] or {}):  # an evaluation, from before `evaluated` was its name
+        if "checkpoint" in config and "keep" not in (
+            config["checkpoint"] or {}
+        ):  # an evaluation, from before `evaluated` was its name
             config["evaluated"] = config.pop("checkpoint") or AS_IS
         return Identity(config, model, made.get("model_path"), made.get("questions", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

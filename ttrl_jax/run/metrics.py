@@ -3,10 +3,13 @@
 JSON is strict here: NaN and the infinities, which JSON does not have, become null.
 """
 
+import importlib.util
+import io
 import json
 import math
 import os
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any, Self
 from tensorboardX import SummaryWriter
 
 from ttrl_jax.errors import InputError
+from ttrl_jax.run import places
 
 
 class Lines:
@@ -26,19 +30,31 @@ class Lines:
         start_step: rows of this step and later are dropped: they will be written again. Raises InputError if it is not
         such a file.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._bucket = path, places.in_bucket(path)
         _drop_from(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
+        if self._bucket:  # where nothing can be appended: the rows wait here for `flush`
+            self._file = io.StringIO(path.read_text(encoding="utf-8") if path.is_file() else "")
+            self._file.seek(0, io.SEEK_END)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8")
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows. The file ends with the last of them when the call returns."""
+        """Append rows. A file ends with the last of them when the call returns, an object of a bucket after `flush`."""
         # A lone surrogate in a response has no UTF-8; see write_text.
         text = "".join(_to_json(row) + "\n" for row in rows)
         self._file.write(text.encode("utf-8", "backslashreplace").decode("utf-8"))
         self._file.flush()
 
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._bucket:
+            write_text(self._path, self._file.getvalue())
+
     def close(self) -> None:
-        self._file.close()
+        """Write what waits, and close."""
+        with self._file:
+            self.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -50,7 +66,7 @@ class Lines:
 class MetricsLog:
     """The metrics of one run, one row per `write`. Only process 0 makes one."""
 
-    def __init__(self, folder: str | Path, *, start_step: int, tensorboard: bool, wandb_project: str | None):
+    def __init__(self, folder: Path, *, start_step: int, tensorboard: bool, wandb_project: str | None):
         """Open the logs in `folder`, made if need be, and drop the rows that a killed run left too many.
 
         Args:
@@ -63,16 +79,13 @@ class MetricsLog:
         Raises:
           InputError: a package that was asked for is not installed, or metrics.jsonl is not one.
         """
-        folder = Path(folder)
         # The optional package first: if it is missing, nothing has been written or dropped yet.
         self._wandb = _open_wandb(folder, wandb_project) if wandb_project is not None else None
-        folder.mkdir(parents=True, exist_ok=True)
         self._lines = Lines(folder / "metrics.jsonl", start_step=start_step)
-        # purge_step makes TensorBoard hide the events of a killed run that this one will write again.
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step) if tensorboard else None
+        self._events = _Events(folder / "tensorboard", start_step=start_step) if tensorboard else None
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one row {"step": step, **metrics}. The file always ends with this row when the call returns.
+        """Append one row {"step": step, **metrics}; written as `Lines.write` does.
 
         Args:
           step: index of the training step that the numbers are of, counted from 0.
@@ -81,14 +94,18 @@ class MetricsLog:
         numbers = {name: value if isinstance(value, int) else float(value) for name, value in metrics.items()}
         self._lines.write([{"step": step} | numbers])
         if self._events is not None:
-            for name, value in numbers.items():
-                self._events.add_scalar(name, value, step)
-            self._events.flush()
+            self._events.write(step, numbers)
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
 
+    def flush(self) -> None:
+        """Write what waits."""
+        self._lines.flush()
+        if self._events is not None:
+            self._events.flush()
+
     def close(self) -> None:
-        """Close all three logs."""
+        """Write what waits, and close all three logs."""
         self._lines.close()
         if self._events is not None:
             self._events.close()
@@ -102,21 +119,55 @@ class MetricsLog:
         self.close()
 
 
-def _open_wandb(folder: Path, project: str) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
+class _Events:
+    """TensorBoard's file. For a bucket it is made here and sent whole, as nothing can be appended there."""
+
+    def __init__(self, folder: Path, *, start_step: int):
+        self._folder, self._scratch = folder, tempfile.TemporaryDirectory() if places.in_bucket(folder) else None
+        where = str(folder) if self._scratch is None else self._scratch.name
+        # purge_step makes TensorBoard hide the events of a killed run that this one will write again.
+        self._writer = SummaryWriter(where, purge_step=start_step)
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def flush(self) -> None:
+        if self._scratch is not None:
+            for file in Path(self._scratch.name).iterdir():
+                (self._folder / file.name).write_bytes(file.read_bytes())
+
+    def close(self) -> None:
+        self._writer.close()
+        try:
+            self.flush()
+        finally:
+            if self._scratch is not None:
+                self._scratch.cleanup()
+
+
+def require_wandb(project: str) -> None:
+    """Raise InputError if the package is not installed that logs to this project."""
+    if importlib.util.find_spec("wandb") is None:
         raise InputError(
             f'the Weights & Biases project "{project}" was asked for, but wandb is not installed: '
             'pip install -e ".[wandb]"'
-        ) from error
+        )
+
+
+def _open_wandb(folder: Path, project: str) -> Any:
+    require_wandb(project)
+    import wandb
+
     # The id makes a resumed run go on in the same curve. Rows that a killed run already sent are refused
     # there with a warning; they are the same numbers.
     id_file = folder / "wandb_id"
     if not id_file.exists():
         write_text(id_file, uuid.uuid4().hex)
     run_id = id_file.read_text(encoding="utf-8")
-    return wandb.init(project=project, name=folder.name, id=run_id, resume="allow", dir=str(folder))
+    home = None if places.in_bucket(folder) else str(folder)  # None: ./wandb
+    return wandb.init(project=project, name=folder.name, id=run_id, resume="allow", dir=home)
 
 
 def _drop_from(path: Path, start_step: int) -> None:
@@ -144,12 +195,16 @@ def write_text(path: str | Path, text: str) -> None:
 
     Folders on the way are made.
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
+    # A lone surrogate in a response has no UTF-8; backslashreplace makes it an escape, as is JSON's way to spell it.
+    encoded = text.encode("utf-8", "backslashreplace")
+    if places.in_bucket(path):
+        path.write_bytes(encoded)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".tmp")
-    # A lone surrogate in a response has no UTF-8; backslashreplace makes it an escape, as is JSON's way to spell it.
-    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
+    with unfinished.open("wb") as file:
+        file.write(encoded)
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
