@@ -1,5 +1,6 @@
 """Semantics: an exported folder holds the run's weights bit by bit, and what cannot be exported is one sentence."""
 
+import ast
 import dataclasses
 import json
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 import tiny_gguf
+import yaml
 from absl import flags
 from safetensors.numpy import load_file
 from tiny_model import LLAMA, all_logits, on_mesh, placed, random_params
@@ -163,11 +165,37 @@ def test_the_card_has_the_numbers_of_the_run(run, call, tmp_path):
     assert "after 0 steps | after 4 steps |" in text and "| trained on | avg@16 | 0.100 | 0.875 |" in text
 
 
+def test_the_card_names_base_model_and_licence(run, call, tmp_path):
+    """Of a model from the hub its name; else where the folder says it is from."""
+    config = quickstart.get_config().to_dict()
+    text = card(config, [], hub="org/base", origin={"license": "mit", "tags": "x"}, step=4, dtype="float32")
+    assert text.startswith("---\n") and 'base_model: org/base\nlicense: "mit"\n---\n\n# org/base, after 4' in text
+    source = tmp_path / "model"
+    shutil.copytree(MODEL, source)
+    (source / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    fields = json.loads((source / "config.json").read_text())
+    write_json(source / "config.json", fields | {"_name_or_path": "org/origin"})
+    make_run(tmp_path / "run", source, steps=(2,))
+    assert call(tmp_path / "run", f"--out={tmp_path / 'out'}")[0] == 0
+    head = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
+    assert head["base_model"] == "org/origin" and head["license"] == "apache-2.0"
+
+
+def test_the_use_that_the_card_shows(run, call, tmp_path):
+    """Its four lines are Python, and make the run's prompt."""
+    where, _ = run
+    assert call(where, f"--out={tmp_path / 'out'}")[0] == 0
+    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) == 4
+    ast.parse(code)
+    assert '"content": "QUESTION"' in code and "max_new_tokens=13" in code
+
+
 def rewarded(label: str, rule: str) -> str:
     """The sentences on rewards of a run's card."""
     config = quickstart.get_config().to_dict()
     config["reward"]["label"], config["judge"]["rule"] = label, rule
-    text = card(config, [], origin={}, step=4, dtype="float32")
+    text = card(config, [], hub=None, origin={}, step=4, dtype="float32")
     assert ("| label |" in text) == (rule == "majority") and f"| what a vote earns | {rule} |" in text
     assert "{" not in text.split("## Results")[1]
     return " ".join(text.split("updated\nthe model. ")[1].split("\n\n")[0].split())

@@ -79,18 +79,18 @@ def card(
     config: Mapping[str, Any],
     evaluations: Sequence[Mapping[str, Any]],
     *,
+    hub: str | None,
     origin: Mapping[str, Any],
     step: int,
     dtype: str,
 ) -> str:
     """The card as Markdown.
 
-    config: of the run. evaluations: as its history has them, of which the first and the last are shown. origin: what
-    the model that the run began with says of itself (`huggingface.origin`).
+    config: of the run. evaluations: as its history has them, of which the first and the last are shown. hub: the name
+    there of the model that the run began with, if it has one. origin: what that says of itself (`huggingface.origin`).
     """
     path = config["model"]["path"]
-    local = Path(path).expanduser().exists() or path.startswith(("/", ".", "~"))
-    base = origin.get("base_model") if local else path
+    base = hub or origin.get("base_model")
     shares = config["judge"]["rule"] == "vote_share"  # without a label
     settings = [
         f"| {title} | {_shown(config[section][key])} |"
@@ -102,7 +102,7 @@ def card(
         licence="".join(f"{name}: {json.dumps(value)}\n" for name, value in origin.items() if name in _LICENCE),
         prompt=_prompt(config["prompt"]),
         max_tokens=config["rollout"]["max_tokens"],
-        name=Path(path).name if local else path,
+        name=hub or Path(path).name,
         step=step,
         rewards=_REWARDS[config["judge"]["rule"]].format(label=_LABELS[config["reward"]["label"]]),
         algorithm=config["algorithm"],

@@ -23,7 +23,7 @@ from ttrl_jax.model.sharding import make_mesh, shardings
 from ttrl_jax.records import POLICY
 from ttrl_jax.run import folder, places
 from ttrl_jax.run.checkpoint import Checkpoints
-from ttrl_jax.source import model_of_run, model_source, text_fingerprint
+from ttrl_jax.source import is_local, model_of_run, model_source, text_fingerprint
 from ttrl_jax.tasks.sets import OWN
 
 _DTYPES = ("float32", "bfloat16")
@@ -35,6 +35,7 @@ class Trained:
 
     config: dict[str, Any]  # of the run
     source: Path  # of the model that the run began with
+    hub: str | None  # its name on the hub, if it came from there
     model: ModelConfig
     step: int
     evaluations: list[dict[str, Any]]  # until then, the first one before any step
@@ -99,7 +100,8 @@ def restore(run: Path, step: int | None, *, moved: str, out: Path, itemsize: int
         }
         last = {"step": step} | {name or OWN: numbers for name, numbers in ends.items()}
         evaluations = [*(each for each in evaluations if each["step"] != step), last]
-    return Trained(made.config, source, model, step, evaluations, params)
+    hub = None if made.model_path or moved or is_local(path) else path
+    return Trained(made.config, source, hub, model, step, evaluations, params)
 
 
 def write(trained: Trained, out: Path, *, dtype: str, shard_bytes: int) -> None:
@@ -113,6 +115,7 @@ def write(trained: Trained, out: Path, *, dtype: str, shard_bytes: int) -> None:
         card=card(
             trained.config,
             trained.evaluations,
+            hub=trained.hub,
             origin=huggingface.origin(trained.source),
             step=trained.step,
             dtype=dtype,
