@@ -147,7 +147,7 @@ def test_a_subset_and_a_split_of_a_hub_data_set(call, tmp_path: Path):
     (tmp_path / "hub" / "README.md").write_text(f"---\nconfigs:\n{subsets}---\n")
     call("sample", "hub", "--subset=main", "--train=2", "--test=1", "--out=made")
     assert {row["question"] for row in rows_of("made/questions.jsonl")} == {f"main {i}?" for i in range(3)}
-    with pytest.raises(InputError, match="Config name is missing"):
+    with pytest.raises(InputError, match="several subsets; set data.subset to one of main, other"):
         load("hub", split="train", question_column="question", truth_column="", level=None, limit=None)
 
 

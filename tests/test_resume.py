@@ -311,7 +311,7 @@ def test_questions_without_truths(tmp_path: Path):
     data.write_text((json.dumps({"prompt": question}) + "\n") * 4)
     workdir = tmp_path / "run"
     output = finish(workdir, f"--config.data.path={data}", "--config.episodes=1")
-    assert "no column 'answer': no accuracy is measured" in output
+    assert "no truth (data.truth_column='answer'): no accuracy is measured" in output
     first, last = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert 0 < first["vote/majority_ratio"] <= 1 and first["update/grad_norm"] >= 0
     assert not [name for name in first | last if name.startswith("audit/") or "@" in name]
