@@ -42,8 +42,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 each_format = pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
 
 
-def read(path: Path | str, *, question: str = "prompt", truth: str = "answer", level=None, limit=None):
-    return load(str(path), split="train", question_column=question, truth_column=truth, level=level, limit=limit)
+def read(path: Path | str, *, question: str = "prompt", truth: str = "answer", level=None, limit=None, **more: Any):
+    columns = {"question_column": question, "truth_column": truth}
+    return load(str(path), split="train", **columns, level=level, limit=limit, **more)
 
 
 def refusal(path: Path | str, **options: Any) -> str:
@@ -420,3 +421,139 @@ def test_math(ttrl_data: Path) -> None:
     answers = truths(found)
     assert answers[:3] == ["\\left( 3, \\frac{\\pi}{2} \\right)", "p - q", "\\frac{14}{3}"]
     assert found[0].id == "test/precalculus/807.json"
+
+
+# ---- data as others have them
+
+
+def noted(path: Path | str, **options: Any) -> tuple[list[Problem], list[str]]:
+    notes: list[str] = []
+    return read(path, say=notes.append, **options), notes
+
+
+def test_messages_with_one_turn_of_the_user_are_questions(tmp_path: Path) -> None:
+    """The parquet of verl and TRL, whose truth lies deeper."""
+    turn = {"role": "user", "content": "2 + 2?"}
+    rows = [{"prompt": [turn], "reward_model": {"style": "rule", "ground_truth": "4"}, "extra": {"index": 0}}] * 2
+    for suffix in (".parquet", ".json"):
+        found, notes = noted(write(tmp_path / f"data{suffix}", rows), truth="reward_model.ground_truth")
+        assert found == [Problem(i, str(i), "2 + 2?", "4") for i in range(2)]
+        assert notes == ["1 of 2 questions repeat an earlier one"]
+        found, notes = noted(tmp_path / f"data{suffix}")
+        assert truths(found) == ["4", "4"]
+        assert (
+            "the truth is the column 'reward_model.ground_truth', as there is no 'answer' (data.truth_column)" in notes
+        )
+    deeper = [{"extra_info": {"question": {"text": "Why?"}}, "answer": "1"}]
+    assert read(write(tmp_path / "deep.json", deeper), question="extra_info.question.text")[0].question == "Why?"
+
+
+def test_turns_of_a_system_and_an_assistant_are_left_out_and_said(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "2 + "}, {"type": "text", "text": "2?"}]
+    turns = [("system", "Think."), ("user", parts), ("assistant", "4")]
+    rows = [{"messages": [{"role": role, "content": content} for role, content in turns]}]
+    found, notes = noted(write(tmp_path / "data.json", rows))
+    assert [problem.question for problem in found] == ["2 + 2?"]
+    assert notes == [
+        "the question is the column 'messages', as there is no 'prompt' (data.question_column)",
+        "the messages' turns of the assistant are left out",
+        "the messages' turns of the system are left out; prompt.system sets one",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "what"),
+    [
+        ([], "holds turns of nobody"),
+        (["a"], "holds a list of a value of type str"),
+        ([{"from": "human", "value": "a"}], "holds a list of turns without role or content"),
+        ([{"role": "system", "content": "a"}], "holds turns of system"),
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "holds turns of user, user"),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "holds a turn that is not all text"),
+        ([{"role": "user", "content": " "}], "is empty in row 1"),
+    ],
+)
+def test_messages_that_are_no_question(tmp_path: Path, messages: Any, what: str) -> None:
+    assert what in refusal(write(tmp_path / "data.json", [{"prompt": "fine"}, {"prompt": messages}]))
+
+
+@each_format
+@pytest.mark.parametrize("name", ["question", "problem", "query", "instruction"])
+def test_a_usual_name_is_found_where_it_is_there_alone(tmp_path: Path, suffix: str, name: str) -> None:
+    found, notes = noted(write(tmp_path / f"data{suffix}", [{name: "a?", "answer": "1"}]))
+    assert found == [Problem(0, "0", "a?", "1")]
+    assert notes == [f"the question is the column {name!r}, as there is no 'prompt' (data.question_column)"]
+
+
+def test_other_names_are_not_guessed(tmp_path: Path) -> None:
+    two = write(tmp_path / "two.json", [{"question": "a?", "problem": "b?"}])
+    assert "'question' and 'problem' may be meant: Set data.question_column" in refusal(two)
+    assert "no column 'soru'" in refusal(two, question="soru")
+    prompt = write(tmp_path / "prompt.json", [{"prompt": "a?", "problem": "b?", "solution": "1", "label": "2"}])
+    assert noted(prompt) == ([Problem(0, "0", "a?", None)], [])
+
+
+def test_texts_alone(tmp_path: Path) -> None:
+    texts = ["What is 2 + 2?", "Kaç elma?"]
+    expected = [Problem(i, str(i), text, None) for i, text in enumerate(texts)]
+    for file in (
+        text_file(tmp_path / "a.txt", "What is 2 + 2?\r\n\n  Kaç elma?\n"),
+        text_file(tmp_path / "a.json", json.dumps(texts)),
+        text_file(tmp_path / "a.jsonl", "".join(json.dumps(text) + "\n" for text in texts)),
+        text_file(tmp_path / "b.json", json.dumps({"version": 1, "data": texts})),
+    ):
+        assert read(file) == read(file, question="problem") == expected
+
+
+def test_tabs_between_columns(tmp_path: Path) -> None:
+    file = text_file(tmp_path / "a.tsv", 'prompt\tanswer\nOne, two?\t025\n"a\tb"\t3\n')
+    assert read(file) == [Problem(0, "0", "One, two?", "025"), Problem(1, "1", "a\tb", "3")]
+
+
+def test_json_in_any_of_its_shapes_under_either_name(tmp_path: Path) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    shapes = {"lines": lines, "pretty": json.dumps(ROWS, indent=1), "flat": json.dumps(ROWS)}
+    shapes |= {"data": json.dumps({"data": ROWS}), "pretty data": json.dumps({"data": ROWS}, indent=1)}
+    for shape, text in shapes.items():
+        for suffix in (".json", ".jsonl"):
+            assert read(text_file(tmp_path / f"data{suffix}", text)) == EXPECTED, (shape, suffix)
+    assert read(text_file(tmp_path / "one.jsonl", json.dumps(ROWS[0]))) == EXPECTED[:1]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("https://example.com/a.jsonl", "is the address https://example.com/a.jsonl, which is not read; download it"),
+        ("hf://datasets/a/b/c.parquet", "give a hub data set by its name, OWNER/NAME"),
+        ("data/*.parquet", "is the pattern data/*.parquet; put the files into a folder of their own"),
+    ],
+)
+def test_what_is_no_path_has_its_cure(path: str, words: str) -> None:
+    assert words in refusal(path)
+
+
+def test_subsets_of_a_folder_in_the_hubs_layout(tmp_path: Path) -> None:
+    for name in ("main", "socratic"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train-0.parquet", [{"prompt": f"{name}?"}])
+    subsets = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("main", "socratic"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{subsets}---\n")
+    assert [problem.question for problem in read(tmp_path, subset="socratic")] == ["socratic?"]
+    assert "has several subsets; set data.subset to one of main, socratic." in refusal(tmp_path)
+    assert "has no subset 'x'; set data.subset to one of main, socratic." in refusal(tmp_path, subset="x")
+
+
+def test_ids_that_name_no_question_apart_are_said(tmp_path: Path) -> None:
+    rows = [{"id": "x", "prompt": f"{i}?"} for i in range(2)]
+    found, notes = noted(write(tmp_path / "data.json", rows))
+    assert [problem.id for problem in found] == ["0", "1"]
+    assert notes == ["the column 'id' does not name each question apart; they are numbered instead"]
+
+
+def test_the_last_step_of_an_episode_has_what_is_left() -> None:
+    whole = Problems(numbered(10), batch=4, seed=0, drop_last=True)
+    problems = Problems(numbered(10), batch=4, seed=0, drop_last=False)
+    assert problems.steps_per_episode == 3 and [len(problems.take(step)) for step in range(6)] == [4, 4, 2] * 2
+    assert all(sorted(order) == list(range(10)) for order in episodes(problems, 5))
+    assert [problems.take(step) for step in (0, 1, 3, 4)] == [whole.take(step) for step in range(4)]
+    assert Problems(numbered(12), batch=4, seed=0, drop_last=False).steps_per_episode == 3

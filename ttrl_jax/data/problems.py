@@ -235,11 +235,11 @@ def _asked(messages: list[Any], left_out: set[str]) -> str:
     """What the user says in messages; the roles of a turn before and an answer behind it are added to `left_out`.
     Raises ValueError, in words, where that is not one turn of text."""
     if not all(isinstance(turn, dict) and "role" in turn and "content" in turn for turn in messages):
-        found = kind(messages[0]) if messages and not isinstance(messages[0], dict) else "turns without role or content"
-        raise ValueError(f"holds a list of {found}" if messages else "holds no turn")
+        found = "turns without role or content" if isinstance(messages[0], dict) else kind(messages[0])
+        raise ValueError(f"holds a list of {found}")
     roles = [str(turn["role"]) for turn in messages]
     if not re.fullmatch("(system )?user( assistant)?", " ".join(roles)):
-        raise ValueError(f"holds turns of {', '.join(roles)}")
+        raise ValueError(f"holds turns of {', '.join(roles) or 'nobody'}")
     left_out |= set(roles) - {"user"}
     content = messages[roles.index("user")]["content"]
     parts = content if isinstance(content, list) else [content]
