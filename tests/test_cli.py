@@ -253,6 +253,9 @@ def test_a_vote_share_has_no_label(call, label: str):
 def test_the_oracle_needs_truths(call, tmp_path: Path):
     data = questions(tmp_path / "plain.json", [{"prompt": "How many?"}] * 8)
     assert_refused(call(data, "--config.reward.label=truth"), "truth", "'answer'")
+
+
+def test_the_oracle_needs_a_truth_for_each_question(call, tmp_path: Path):
     some = questions(tmp_path / "some.json", [{"prompt": "How many?"}, {"prompt": "And now?", "answer": 1}] * 4)
     assert_refused(call(some, "--config.reward.label=truth"), "truth", "some.json has 4 without")
 
