@@ -18,4 +18,5 @@ def get_config(model: str = "Qwen/Qwen2.5-Math-1.5B") -> ConfigDict:
     c = default.get_config()
     c.model.path = model
     c.data.path = "AIME-TTT.json"
+    c.data.drop_last = True  # as the reference does
     return c

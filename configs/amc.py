@@ -16,6 +16,7 @@ def get_config(model: str = "Qwen/Qwen2.5-Math-1.5B") -> ConfigDict:
     c = default.get_config()
     c.model.path = model
     c.data.path = "AMC-TTT.json"
+    c.data.drop_last = True  # as the reference does
     c.episodes = 30
     c.prompt.max_tokens = 1024
     return c

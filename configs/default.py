@@ -29,10 +29,17 @@ def get_config() -> ConfigDict:
     c.mesh.tensor = 1  # heads, ffn and vocabulary are split over it
 
     c.data = ConfigDict()
-    c.data.path = ""  # .json, .jsonl, .csv, .parquet, builtin:NAME or a hub name; required
+    c.data.path = ""  # .json, .jsonl, .csv, .tsv, .txt, .parquet, builtin:NAME or a hub name; required
+    c.data.subset = ""  # of a hub data set that has several
     c.data.split = "train"  # of a hub data set
+    # Text, or messages. Names with dots go into columns of objects. What is not found under these two names is looked
+    # for under others (data/problems.py), and said.
     c.data.question_column = "prompt"
-    c.data.truth_column = "answer"  # for metrics only; the column may be missing
+    c.data.truth_column = "answer"  # for metrics only; the column, or some rows of it, may be missing
+    # How an answer is read out of a truth: hash ("... #### 85") or as in reward.extract, in English; empty: truths are
+    # answers as they stand, or all end as with hash.
+    c.data.truth_extract = ""
+    c.data.drop_last = False  # leave out what is no whole step at the end of an episode; False: a smaller last step
     c.data.level = 0  # only questions whose column `level` is this (MATH: 1 to 5); 0: all
     c.data.limit = 0  # questions, the first so many; 0: all
 

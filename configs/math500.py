@@ -19,6 +19,7 @@ def get_config(model: str = "Qwen/Qwen2.5-Math-1.5B") -> ConfigDict:
     c = default.get_config()
     c.model.path = model
     c.data.path = "HuggingFaceH4/MATH-500"
+    c.data.drop_last = True  # as the reference does
     c.data.split = "test"
     c.data.question_column = "problem"
     c.episodes = 10

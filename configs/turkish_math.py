@@ -27,6 +27,7 @@ def get_config(model: str = "Qwen/Qwen2.5-1.5B-Instruct") -> ConfigDict:
     c = default.get_config()
     c.model.path = model
     c.data.path = "builtin:turkish.train"
+    c.data.drop_last = True  # as the reference does
     c.eval.tasks = ("held_out=builtin:turkish.held_out",)
     c.episodes = 10
     c.prompt.suffix = (

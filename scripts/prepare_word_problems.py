@@ -3,9 +3,10 @@
     python scripts/prepare_word_problems.py sample openai/gsm8k --subset main --question-column question --out turkish
     python scripts/prepare_word_problems.py finish turkish --translated translated.jsonl
 
-`sample` reads a .json, .jsonl, .csv or .parquet file or a hub data set, keeps the questions whose answer is a whole
-number (of an answer that ends in `#### 42`, as those of GSM8K do, the number there), draws some of them by a seed, and
-writes OUT/questions.jsonl: rows of `id`, `question` and `answer`. Translating them is up to you.
+`sample` reads a .json, .jsonl, .csv, .tsv or .parquet file or a hub data set, keeps the questions whose answer is a
+whole number, draws some of them by a seed, and writes OUT/questions.jsonl: rows of `id`, `question` and `answer`.
+Translating them is up to you. Of an answer that ends in `#### 42`, as those of GSM8K do, it takes the number there;
+other worked solutions are read as --truth-extract says, which is data.truth_extract of a config: last_number, say.
 
 `finish` takes a file of the translations, rows of the same `id` and the translated `question` in any order, and writes
 DIR/train.jsonl and DIR/test.jsonl, rows of `id`, `prompt` and `answer`. Without --translated the questions stay as they
@@ -15,6 +16,7 @@ Needs nothing but the package; takes seconds, and for a hub data set a network.
 """
 
 import argparse
+import functools
 import re
 import sys
 from collections.abc import Sequence
@@ -29,6 +31,7 @@ from ttrl_jax.data.problems import load, truths  # noqa: E402
 from ttrl_jax.errors import InputError  # noqa: E402
 from ttrl_jax.run import places  # noqa: E402
 from ttrl_jax.run.metrics import write_jsonl  # noqa: E402
+from ttrl_jax.tasks.truths import read_truths  # noqa: E402
 
 QUESTIONS = "questions.jsonl"
 PARTS = ("train", "test")
@@ -59,8 +62,9 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     first.add_argument("data", help=".json, .jsonl, .csv or .parquet file, or a hub data set")
     first.add_argument("--subset", help="of a hub data set that has several, such as main of openai/gsm8k")
     first.add_argument("--split", default="train", help="of a hub data set (default: train)")
-    first.add_argument("--question-column", default="question")
+    first.add_argument("--question-column", default="prompt", help="default: prompt, or question, problem ... if there")
     first.add_argument("--answer-column", default="answer")
+    first.add_argument("--truth-extract", default="", help="hash, last_number, answer_is, boxed or tag:NAME")
     first.add_argument("--train", type=int, default=2000, help="questions to train on (default: 2000)")
     first.add_argument("--test", type=int, default=598, help="held-out questions (default: 598)")
     first.add_argument("--seed", type=int, default=0, help="which questions are drawn (default: 0)")
@@ -80,7 +84,8 @@ def sample(given: argparse.Namespace) -> int:
     path = given.out / QUESTIONS
     if path.exists() or (given.out.exists() and not given.out.is_dir()):
         raise InputError(f"{path if path.exists() else given.out} exists and is kept; give another --out")
-    rows = read_rows(given.data, given.split, given.subset, given.question_column, given.answer_column)
+    columns = given.question_column, given.answer_column
+    rows = read_rows(given.data, given.split, given.subset, *columns, truth_extract=given.truth_extract)
     whole: dict[str, tuple[str, str]] = {}  # question -> its id and answer, where it is seen first
     for name, question, answer in rows:
         number = whole_number(answer)
@@ -141,9 +146,9 @@ def translations(path: str, source: dict[str, str]) -> dict[str, str]:
 
 
 def read_rows(
-    path: str, split: str, subset: str | None, question_column: str, answer_column: str
+    path: str, split: str, subset: str | None, question_column: str, answer_column: str, *, truth_extract: str = ""
 ) -> list[tuple[str, str, str]]:
-    """(id, question, answer) of each row. Raises InputError if the data cannot be read or has no answers."""
+    """(id, question, answer) of each row that has an answer. Raises InputError if none has, or on unreadable data."""
     problems = load(
         path,
         split=split,
@@ -152,11 +157,16 @@ def read_rows(
         truth_column=answer_column,
         level=None,
         limit=None,
+        read_truths=functools.partial(
+            read_truths, way=truth_extract, path=path, of_formulas=True, say=print, key="--truth-extract"
+        ),
+        say=print,
     )
     answers = truths(problems)
     if answers is None:
         raise InputError(f"{path} has no column {answer_column!r} with answers; name it by --answer-column")
-    return [(problem.id, problem.question, answer) for problem, answer in zip(problems, answers, strict=True)]
+    rows = zip(problems, answers, strict=True)
+    return [(problem.id, problem.question, answer) for problem, answer in rows if answer is not None]
 
 
 def whole_number(answer: str) -> str | None:

@@ -157,10 +157,10 @@ def test_the_process_model_equals_the_slow_twin(shape):
 # ---------------------------------------------------------------------- what an algorithm does in a session
 
 
-def opened(algorithm, **changes):
+def opened(algorithm, *, step=0, **changes):
     config = small_config(algorithm=algorithm, **{"episodes": 2, "data.limit": 8, **changes})
     session = ttrl.open_session(ttrl.read_inputs(config))
-    batch = session.problems.take(0)
+    batch = session.problems.take(step)
     prompts, key = ttrl.encode(session, batch), ttrl.step_key(session, 0)
     rollouts = ttrl.sample(session, prompts, key, votes=8, sampling=session.sampling)
     ballots = ttrl.cast_votes(session.task, rollouts.texts)
@@ -220,6 +220,24 @@ def test_prime_rewards_tokens_by_what_its_model_said_while_it_learned():
     assert np.isfinite(advantages).all() and not advantages[rows.mask == 0].any()
     session, _ = ttrl.update(session, rows, {"advantages": advantages})
     assert session.step == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["prime", "ppo"])
+def test_a_smaller_last_step_is_learned_from(algorithm):
+    """2 of 6 questions, where a step and its minibatch have 4."""
+    session, rows, verdict = opened(
+        algorithm, step=1, **{"data.limit": 6, "rollout.prompts": 4, "train.minibatch_prompts": 4}
+    )
+    assert session.inputs.total_steps == 4 and len(rows.mask) == 2 * 4
+    session, advantages, found = ttrl.credit(session, rows, verdict)
+    assert np.isfinite(advantages).all() and advantages[rows.mask > 0].any()
+    learned = found["process" if algorithm == "prime" else "critic"]
+    assert 0 < learned["loss"] < 10 and np.isfinite(learned["grad_norm"])
+    if algorithm == "prime":  # the process model began as the start: it says nothing yet, and the loss is ln 2
+        assert learned["loss"] == pytest.approx(np.log(2), rel=1e-3)
+    session, metrics = ttrl.update(session, rows, {"advantages": advantages})
+    assert session.step == 1 and np.isfinite(metrics["grad_norm"])
 
 
 @pytest.mark.parametrize(

@@ -182,3 +182,11 @@ def test_gold_integers_are_one_class_exactly_when_they_are_equal(ttrl_data: Path
     distinct = list(dict.fromkeys(values))
     written = [Answer(text) for text in golds + [str(v) for v in values] + [f"{int(v):03d}" for v in values]]
     assert classes(written) == [distinct.index(value) for value in values * 3]
+
+
+def test_questions_without_a_truth_are_left_out_and_the_others_counted() -> None:
+    some = [ballot("1", "1", "2"), ballot("5", "6", "5"), ballot("3", "4", "4")]
+    found = audit_vote(some, ["1", None, "3"], samples=3)
+    assert found.pop("truths") == 2
+    assert found == audit_vote([some[0], some[2]], ["1", "3"], samples=3)
+    assert truth_classes(some, ["2", None, None]) == [1, None, None]

@@ -1,6 +1,7 @@
 """Semantics: what a user can get wrong is one sentence on stderr and exit code 2, and nothing is written."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -155,10 +156,8 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--nonsense=1", ("nonsense",)),
         ("nonsense", ("nonsense",)),
         ("--config.algorithm=reinforce", ("algorithm", "grpo", "reinforce")),
-        ("--config.train.samples=65", ("train.samples=65", "rollout.votes=64")),
         ("--config.episodes=-1", ("episodes", "-1")),
         ("--config.rollout.prompts=72", ("64", "72")),
-        ("--config.rollout.prompts=7", ("rollout.prompts=7", "train.minibatch_prompts=")),
         ("--config.rollout.temperature=0", ("rollout.temperature",)),
         ("--config.rollout.temperature=1e-4", ("rollout.temperature", "at least 0.001", "0.0001")),
         ("--config.rollout.temperature=inf", ("rollout.temperature", "finite", "inf")),
@@ -216,12 +215,27 @@ def test_bad_values(call, argument: str, words: tuple[str, ...]):
     [
         ("broken.json", '[{"prompt": "a"},', ("line 1",)),
         ("empty.json", "[]", ("no questions",)),
-        ("other.json", [{"question": "a", "answer": "1"}] * 8, ("'prompt'", "'question'")),
-        ("few.json", [{"prompt": "How many?"}] * 5, ("5", "8")),
+        ("other.json", [{"soru": "a", "answer": "1"}] * 8, ("'prompt'", "'soru'", "data.question_column")),
+        ("two.json", [{"problem": "a", "query": "b"}] * 8, ("'problem' and 'query' may be meant",)),
+        ("worked.json", [{"prompt": "a", "answer": "The answer is 85."}] * 8, ("data.truth_extract", "'The answer is")),
+        ("half.json", r'[{"prompt": "\ud835x"}]', ("half a character", "row 0", r"'\ud835x'")),
     ],
 )
 def test_bad_data(call, tmp_path: Path, name: str, rows: object, words: tuple[str, ...]):
-    assert_refused(call(questions(tmp_path / name, rows)), name if name != "few.json" else "", *words)
+    """Before a model is looked for, which may be on the hub."""
+    assert_refused(call(questions(tmp_path / name, rows), "--config.model.path=nobody/nothing"), name, *words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rollout.votes=8", "train.samples=9"], ("rollout.votes=8 and train.samples=9 do not go together",)),
+        (["rollout.prompts=8", "train.minibatch_prompts=3"], ("train.minibatch_prompts=3", "one size", "change one")),
+        (["rollout.prompts=8", "data.limit=5"], ("rollout.prompts=8 is more than the 5", "data.limit", "lower it to")),
+    ],
+)
+def test_coupled_keys_that_were_both_set(call, arguments: list[str], words: tuple[str, ...]):
+    assert_refused(call(*[f"--config.{argument}" for argument in arguments]), *words)
 
 
 def test_a_prompt_that_is_too_long_is_named(call, tmp_path: Path):
@@ -239,6 +253,11 @@ def test_a_vote_share_has_no_label(call, label: str):
 def test_the_oracle_needs_truths(call, tmp_path: Path):
     data = questions(tmp_path / "plain.json", [{"prompt": "How many?"}] * 8)
     assert_refused(call(data, "--config.reward.label=truth"), "truth", "'answer'")
+
+
+def test_the_oracle_needs_a_truth_for_each_question(call, tmp_path: Path):
+    some = questions(tmp_path / "some.json", [{"prompt": "How many?"}, {"prompt": "And now?", "answer": 1}] * 4)
+    assert_refused(call(some, "--config.reward.label=truth"), "truth", "some.json has 4 without")
 
 
 @pytest.fixture
@@ -297,6 +316,22 @@ def test_a_disk_that_fills_up_is_a_sentence(capfd: pytest.CaptureFixture, monkey
     assert capfd.readouterr().err.startswith("error: the disk is full")
 
 
+def test_what_the_output_cannot_show_is_spelled_out(monkeypatch: pytest.MonkeyPatch):
+    """A question in Turkish where the output is ASCII, by PYTHONIOENCODING or the locale."""
+    monkeypatch.setattr(sys, "argv", ["train"])
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+
+    def main() -> int:
+        print("Kaç elma?")
+        raise InputError("Kaç?")
+
+    assert cli.run(main, doc="") == 2
+    for stream, said in ((sys.stdout, rb"Ka\xe7 elma?"), (sys.stderr, rb"error: Ka\xe7?")):
+        stream.flush()
+        assert stream.buffer.getvalue() == said + b"\n"
+
+
 def test_ctrl_c_where_nothing_is_saved_is_a_word(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["train"])
 
@@ -332,4 +367,17 @@ def test_the_command_itself_exits_with_2(tmp_path: Path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1] == "error: model.path is empty; give a model folder, a .gguf file or a hub name"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_device_that_is_not_there(tmp_path: Path, platform: str):
+    if platform == "cuda" and shutil.which("nvidia-smi"):
+        pytest.skip("there may be such a device")
+    command = [sys.executable, "-m", "ttrl_jax.train", "--config", str(ROOT / "configs" / "quickstart.py")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platform}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: JAX finds no device by JAX_PLATFORMS={platform!r}: ")
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import pytest
 from configs import default
 from ttrl_jax.errors import InputError
 from ttrl_jax.run import folder
-from ttrl_jax.run.folder import Changes, Identity, claim, made_with, renew, require_same
+from ttrl_jax.run.folder import Changes, Identity, as_begun, claim, made_with, renew, require_same
 
 DEFAULTS = default.get_config().to_dict()
 SETS = {"data": {"count": 8, "sha256": "a"}, "held_out": {"count": 4, "sha256": "b"}}
@@ -136,3 +136,31 @@ def test_a_run_that_goes_on_keeps_what_was_changed(made: Path):
     renew(made, now, [], step=6)
     assert made_with(made, flag="--workdir") == replace(now, config=json.loads(json.dumps(now.config)))
     assert json.loads((made / folder.CONFIG).read_text())["changes"] == [{"step": 5, "changes": ["rollout.rows: 64"]}]
+
+
+def without_drop_last(where: Path) -> None:
+    made = json.loads((where / "config.json").read_text())
+    del made["config"]["data"]["drop_last"]
+    (where / "config.json").write_text(json.dumps(made))
+
+
+def test_a_run_from_before_drop_last_goes_on_as_it_began(made: Path):
+    """It left out what was no whole step, whatever the default has become since, and however often it goes on."""
+    assert as_begun(made, flag="--workdir") == {} == as_begun(made.parent / "none", flag="--workdir")
+    without_drop_last(made)
+    for _ in range(2):
+        assert as_begun(made, flag="--workdir") == {"data.drop_last": True}
+        then = run_of(data__drop_last=True)
+        assert seen(made, then) == Changes({})
+        renew(made, then, ("something",), step=3)
+    with pytest.raises(InputError, match=r"data.drop_last \(True there, False now\)"):
+        seen(made, run_of())
+
+
+def test_the_last_step_is_a_part_of_what_a_run_is_and_not_of_an_evaluation(made: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"data.drop_last \(False there, True now\)"):
+        seen(made, run_of(data__drop_last=True))
+    evaluation = replace(run_of(), config=run_of().config | {"evaluated": "the model as it is"})
+    claim(tmp_path / "eval", evaluation)
+    without_drop_last(tmp_path / "eval")
+    assert seen(tmp_path / "eval", evaluation) == Changes({})

@@ -85,6 +85,21 @@ def test_without_truths_only_what_needs_none():
     assert set(result) == {"majority_ratio", "truncation_rate", "no_answer_rate", "response_length"}
 
 
+def test_questions_without_a_truth_are_left_out_and_the_others_counted():
+    asked = dict(extra_k=(3,), formed=None)
+    greedy, flexible = answers("5", "1", "8"), {"flexible": GROUPS}
+    found = evaluate(GROUPS, ROLLOUTS, ["5", None, "9"], greedy=greedy, readings=flexible, **asked)
+    alone = dataclasses.replace(ROLLOUTS, **{name: getattr(ROLLOUTS, name)[::2] for name in ("lengths", "logps")})
+    alone = dataclasses.replace(alone, truncated=TRUNCATED[::2])
+    kept = GROUPS[::2]
+    expected = evaluate(kept, alone, ["5", "9"], greedy=greedy[::2], readings={"flexible": kept}, **asked)
+    free = evaluate(GROUPS, ROLLOUTS, None, greedy=None, readings=flexible, **asked)  # what is of all questions
+    assert found == pytest.approx(expected | free | {"truths": 2.0})
+    assert [line.split() for line in table({"a": found}, samples=4, extra_k=()).splitlines() if "truths" in line] == [
+        ["truths", "2"]
+    ]
+
+
 def test_a_sample_count_that_is_no_power_of_two():
     rollouts = rollouts_of(np.ones((1, 3), np.int32), np.zeros((1, 3), bool), -np.ones((1, 3), np.float32))
     result = evaluate([answers("1", "1", "2")], rollouts, ["1"], extra_k=(), greedy=None, formed=None, readings={})
@@ -207,6 +222,7 @@ def test_generations_say_what_became_of_each_response():
         [other] = generations(*made, **more | {"labels": [label]}, truths=None)
         assert (other["label"], other["majority"]) == (text, "5")
     blind = generations(*made, **more, truths=None)
+    assert generations(*made, **more, truths=[None]) == blind
     assert blind == [{name: x for name, x in row.items() if name not in ("truth", "right")}]
     assert row["samples"][2] == {
         "response": "c \\boxed{7}", "answer": "7", "class": 1, "tokens": 3, "truncated": False, "mean_logp": -1.0,

@@ -216,6 +216,44 @@ def test_gguf_models_merge_into_a_folder(call, tmp_path):
     assert_bitwise(read(tmp_path / "out"), tensors)
 
 
+@pytest.mark.parametrize("with_base", [True, False])
+def test_whole_models_are_one_slice_of_all_layers(pair, call, tmp_path, with_base):
+    given = recipe(pair, BY_FILTER)
+    assert call(given)[0] == 0
+    names = [str(path) for path in (pair if with_base else pair[1:])]
+    whole = changed(given, "slices", None) | {"models": [{"model": name} for name in names]}
+    assert call(whole, f"--out={tmp_path / 'whole'}")[0] == 0
+    assert_bitwise(read(tmp_path / "whole"), read(tmp_path / "out"))
+    assert "layer_range" in (tmp_path / "whole" / "README.md").read_text()
+
+
+def test_models_that_are_no_pair(pair, call, tmp_path):
+    names = [{"model": str(path)} for path in pair]
+    for models, message in [
+        ("all", "should be a list of models, got 'all'"),
+        (names[:1], "and one other model"),
+        ([*names, {"model": "a/third"}], "and one other model"),
+        ([names[0], {"model": "a/b", "parameters": {"weight": 1}}], "models[1]: parameters is not computed"),
+    ]:
+        assert_refused(call(changed(recipe(pair), "slices", None) | {"models": models}), message, tmp_path)
+
+
+@pytest.mark.parametrize("said", [{"tokenizer_source": "base"}, {"tokenizer": {"source": "base"}}])
+def test_the_tokenizer_of_the_base_is_taken_if_the_other_has_the_same_tokens(pair, call, tmp_path, said):
+    assert call(recipe(pair))[0] == 0
+    assert call(recipe(pair) | said, f"--out={tmp_path / 'said'}")[0] == 0
+    assert_bitwise(read(tmp_path / "said"), read(tmp_path / "out"))
+    assert "tokenizer_source: base" in (tmp_path / "said" / "README.md").read_text()
+    swapped = shutil.copytree(pair[1], tmp_path / "swapped")
+    made = json.loads((swapped / "tokenizer.json").read_text())
+    ids = made["model"]["vocab"]
+    ids["1"], ids["2"] = ids["2"], ids["1"]
+    (swapped / "tokenizer.json").write_text(json.dumps(made))
+    (tmp_path / "out").rename(tmp_path / "before")
+    assert_refused(call(recipe((pair[0], swapped)) | said), "differ, such as in '1'", tmp_path)
+    assert call(recipe((pair[0], swapped)))[0] == 0  # by the numbers of rows, as there without a word
+
+
 def changed(given: dict, path: str, value: object) -> dict:
     """A copy with one value changed, or a key taken out (value None)."""
     made = copy.deepcopy(given)
@@ -231,14 +269,21 @@ def changed(given: dict, path: str, value: object) -> dict:
 
 
 WRONG = [
-    ("slices", None, "slices is missing"),
+    ("slices", None, "should have slices or models, and not both"),
+    ("models", [{"model": "a/base"}, {"model": "a/other"}], "should have slices or models, and not both"),
     ("base_model", None, "base_model is missing"),
     ("dtype", None, "dtype is missing"),
     ("parameters/t", None, "parameters: t is missing"),
     ("dtype", "int8", "dtype is 'int8', expected one of float32, bfloat16, float16"),
     ("dtype", ["float32"], "dtype is ['float32']"),
     ("merge_method", "ties", "merge_method is 'ties', only slerp is computed"),
-    ("tokenizer_source", "union", "tokenizer_source is not computed"),
+    ("tokenizer_source", "union", "the tokenizer's source is 'union'; only base is computed, make it that"),
+    ("tokenizer", {"source": "a/third"}, "the tokenizer's source is 'a/third'; only base is computed"),
+    ("tokenizer", {"source": "base", "tokens": {}}, "tokenizer: tokens is not computed"),
+    ("chat_template", "auto", "chat_template is not computed"),
+    ("out_dtype", "float16", "out_dtype is not computed"),
+    ("slices/0/sources/1/layer_range", None, "layer_range is missing, add it"),
+    ("slices/0/sources/1/model", "a/b@main", "a/b@main names a revision (@) or an adapter (+), which are not read"),
     ("parameters/density", 0.5, "parameters: density is not computed"),
     ("slices/0/parameters", {"t": 1}, "slices[0]: parameters is not computed"),
     ("slices/0/sources/1/parameters", {"weight": 1}, "slices[0].sources[1]: parameters is not computed"),
@@ -285,7 +330,7 @@ def test_what_cannot_be_merged(pair, call, tmp_path):
         source["model"] = name
     for given, message in [
         ("slices: [", "is not valid YAML"),
-        ("- 1", "should be a mapping with slices, merge_method"),
+        ("- 1", "should be a mapping with merge_method, base_model"),
         (recipe(pair, slices=[(0, 4)]), "the slices end with layer_range [0, 4] and the models have 5 layers"),
         (recipe(pair, slices=[(0, 7)]), "the models have 5 layers"),
         (recipe(pair, slices=[(1, 5)]), "layer_range [1, 5] should begin with 0"),

@@ -273,7 +273,7 @@ def test_estimates_learn_from_what_xla_said():
         (["--topology=v5e:4xfour"], ("4xfour",)),
         (["--questions=16"], ("2 whole numbers", "'16'")),
         (["--questions=a,b"], ("2 whole numbers", "'a,b'")),
-        (["--questions=4,8"], ("4 questions", "rollout.prompts")),
+        (["--questions=4,8", "--config.rollout.prompts=8"], ("4 questions", "rollout.prompts=8")),
         (["--config.mesh.tensor=3"], ("mesh", "8 devices")),
         (["--config.model.path=nowhere.gguf"], ("model.path",)),
         (["--config.rollout.max_tokens=200"], ("positions", "lower one")),

@@ -139,6 +139,17 @@ def test_without_a_translation_questions_stay(call):
     ]  # fmt: skip
 
 
+def test_worked_answers_in_prose_are_read_by_a_named_way(call):
+    rows = [{"problem": f"How many is {i}?", "answer": f"3 of them and {i - 3} more: he has {i}."} for i in range(4, 7)]
+    rows += [{"problem": "And who?", "answer": "Nobody at all."}]
+    Path("source.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = call("sample", "source.jsonl", "--truth-extract=last_number", "--train=2", "--test=1", "--out=made")
+    assert "the question is the column 'problem'" in said and "1 of 4 truths cannot be read by --truth-extract=" in said
+    assert sorted((row["question"], row["answer"]) for row in rows_of("made/questions.jsonl")) == [
+        (f"How many is {i}?", str(i)) for i in range(4, 7)
+    ]
+
+
 def test_a_subset_and_a_split_of_a_hub_data_set(call, tmp_path: Path):
     for name in ("main", "other"):
         table = datasets.Dataset.from_list([{"question": f"{name} {i}?", "answer": f"#### {i}"} for i in range(3)])
@@ -147,7 +158,7 @@ def test_a_subset_and_a_split_of_a_hub_data_set(call, tmp_path: Path):
     (tmp_path / "hub" / "README.md").write_text(f"---\nconfigs:\n{subsets}---\n")
     call("sample", "hub", "--subset=main", "--train=2", "--test=1", "--out=made")
     assert {row["question"] for row in rows_of("made/questions.jsonl")} == {f"main {i}?" for i in range(3)}
-    with pytest.raises(InputError, match="Config name is missing"):
+    with pytest.raises(InputError, match="several subsets; set data.subset to one of main, other"):
         load("hub", split="train", question_column="question", truth_column="", level=None, limit=None)
 
 

@@ -42,8 +42,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 each_format = pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
 
 
-def read(path: Path | str, *, question: str = "prompt", truth: str = "answer", level=None, limit=None):
-    return load(str(path), split="train", question_column=question, truth_column=truth, level=level, limit=limit)
+def read(path: Path | str, *, question: str = "prompt", truth: str = "answer", level=None, limit=None, **more: Any):
+    columns = {"question_column": question, "truth_column": truth}
+    return load(str(path), split="train", **columns, level=level, limit=limit, **more)
 
 
 def refusal(path: Path | str, **options: Any) -> str:
@@ -140,34 +141,40 @@ def test_blank_truths_everywhere_mean_no_truths(tmp_path: Path, suffix: str, bla
 
 
 @each_format
-def test_partly_missing_truths_are_refused_by_row(tmp_path: Path, suffix: str) -> None:
-    message = refusal(write(tmp_path / f"data{suffix}", with_answers("1", "", "3", " ")))
-    assert "'answer', is missing in rows 1, 3 (the first is 0) of 4" in message
+def test_some_truths_may_be_missing(tmp_path: Path, suffix: str) -> None:
+    found = read(write(tmp_path / f"data{suffix}", with_answers("1", "", "3", " ")))
+    assert truths(found) == ["1", None, "3", None]
 
 
-def test_absent_fields_and_not_a_number_are_missing_truths(tmp_path: Path) -> None:
+def test_absent_fields_nulls_and_not_a_number_are_missing_truths(tmp_path: Path) -> None:
     absent = text_file(tmp_path / "data.json", '[{"prompt": "a", "answer": "1"}, {"prompt": "b"}]')
-    assert "missing in row 1 (the first is 0) of 2" in refusal(absent)
-    many = write(tmp_path / "many.json", with_answers("1", *[""] * 7))
-    assert "missing in rows 1, 2, 3, 4, 5 and 2 more (the first is 0) of 8" in refusal(many)
+    assert truths(read(absent)) == ["1", None]
+    null = text_file(tmp_path / "null.jsonl", '{"prompt": "a", "answer": null}\n{"prompt": "b", "answer": 2}\n')
+    assert truths(read(null)) == [None, "2"]
     nan = write(tmp_path / "data.parquet", with_answers(float("nan"), 2.0))
-    assert "missing in row 0 (the first is 0) of 2" in refusal(nan)
+    assert truths(read(nan)) == [None, "2.0"]
 
 
-@pytest.mark.parametrize(("value", "kind"), [(True, "bool"), (["1"], "list"), ({"a": 1}, "dict")])
+def test_a_truth_in_a_list_of_one_is_that_truth(tmp_path: Path) -> None:
+    for suffix in (".json", ".parquet"):
+        assert truths(read(write(tmp_path / f"data{suffix}", with_answers(["85"], ["$x$"])))) == ["85", "$x$"]
+
+
+@pytest.mark.parametrize(("value", "kind"), [(True, "bool"), (["1", "2"], "list"), ({"a": 1}, "dict")])
 def test_values_of_another_type_are_refused(tmp_path: Path, value: Any, kind: str) -> None:
-    file = write(tmp_path / "data.json", [{"prompt": "a", "answer": "1"}, {"prompt": value, "answer": value}])
     end = f"row 1 (the first is 0) holds a value of type {kind}."
-    assert refusal(file) == f"{file}: the question, column 'prompt', must be text; {end}"
+    if kind != "list":
+        file = write(tmp_path / "data.json", [{"prompt": "a", "answer": "1"}, {"prompt": value, "answer": value}])
+        assert refusal(file) == f"{file}: the question, column 'prompt', must be text; {end}"
     file = write(tmp_path / "data.json", with_answers("1", value))
     assert refusal(file) == f"{file}: the truth, column 'answer', must be text or a number; {end}"
 
 
-def test_truths_of_a_batch_are_complete_or_none() -> None:
+def test_truths_of_a_batch_are_none_where_no_question_has_one() -> None:
     known = [Problem(0, "0", "a", "1"), Problem(1, "1", "b", "02")]
     assert truths(known) == ["1", "02"]
     assert truths([known[1], known[0]]) == ["02", "1"]
-    assert truths([known[0], Problem(2, "2", "c", None)]) is None
+    assert truths([known[0], Problem(2, "2", "c", None)]) == ["1", None]
     assert truths([Problem(2, "2", "c", None)]) is None
 
 
@@ -244,14 +251,24 @@ UNREADABLE = {
         " is not JSON: Expecting ':' delimiter at line 3, column 12.",
     ),
     "a.jsonl": ('{"prompt": "a"}\n\n{"prompt": }', ", line 3, is not JSON: Expecting value at line 1, column 12."),
-    "one.json": ('{"prompt": "a"}', " must hold a list of objects, not one dict."),
+    "one.json": (
+        '{"prompt": "a"}',
+        ' must hold a list of objects or of texts, or {"data": such a list}, not one dict.',
+    ),
     "mixed.json": (
         '[{"prompt": "a"}, "b"]',
         ": row 1 (the first is 0) must be an object with named fields, not a value of",
     ),
     "deep.json": ("[" * 200_000, " is nested too deeply to be read as JSON."),
     "latin.csv": ("prompt\nü\n", " is not UTF-8 text (byte 7): save it as UTF-8."),
-    "a.txt": ("[]", " ends in '.txt'; data files end in .json, .jsonl, .csv or .parquet."),
+    "a.md": ("[]", " ends in '.md'; data files end in .json, .jsonl, .csv, .tsv, .txt or .parquet."),
+    "a.jsonl.gz": ("", " is packed (.gz); unpack it, and give the file that was in it."),
+    "twice.tsv": ("prompt\tprompt\na\tb\n", " names a column twice; its columns: 'prompt', 'prompt'."),
+    "long.tsv": ("prompt\na\tb\n", ": row 0 (the first is 0) has 2 fields and the header 1: put text that has tabs in"),
+    "lines.json": ('{"prompt": "a"}\n{"prompt" "b"}\n', ", line 2, is not JSON: Expecting ':' delimiter at line 1"),
+    "half.json": ('[{"prompt": "a\\ud835b"}]', ": the question has half a character (a surrogate without its pair) in"),
+    "truth.json": ('[{"prompt": "a", "answer": "\\udc00"}]', ": the truth has half a character (a surrogate without"),
+    "id.json": ('[{"prompt": "a", "id": "\\udc00"}]', ": the id has half a character (a surrogate without its pair)"),
     "twice.csv": ("prompt,answer,prompt\na,1,b\n", " names a column twice; its columns: 'prompt', 'answer', 'prompt'."),
     "long.csv": ("prompt,answer\na,1\nb, or c,2\n", ": row 1 (the first is 0) has 3 fields and the header 2: put text"),
     "short.csv": ("prompt,answer\na,1\nb\n", ": row 1 (the first is 0) has 1 fields and the header 2: put text"),
@@ -268,7 +285,9 @@ def test_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
     assert refusal(file).startswith(f"{file}{message}")
 
 
-@pytest.mark.parametrize("name", ["data.json", "data.jsonl", "data.csv", "data.parquet", "data.txt", "folder"])
+@pytest.mark.parametrize(
+    "name", ["data.json", "data.jsonl", "data.csv", "data.parquet", "data.txt", "a.jsonl.gz", "folder"]
+)
 def test_missing_file_is_named_and_not_looked_for_on_the_hub(tmp_path: Path, name: str) -> None:
     assert refusal(tmp_path / name) == f"There is no data file {tmp_path / name}."
 
@@ -332,7 +351,7 @@ def episodes(problems: Problems, count: int) -> list[list[int]]:
 
 @pytest.mark.parametrize(("n", "batch", "steps"), [(10, 3, 3), (12, 4, 3), (5, 5, 1), (7, 1, 7), (30, 8, 3)])
 def test_steps_per_episode(n: int, batch: int, steps: int) -> None:
-    problems = Problems(numbered(n), batch=batch, seed=0)
+    problems = Problems(numbered(n), batch=batch, seed=0, drop_last=True)
     assert len(problems) == n
     assert problems.steps_per_episode == steps
     assert all(len(problems.take(step)) == batch for step in range(2 * steps))
@@ -341,14 +360,14 @@ def test_steps_per_episode(n: int, batch: int, steps: int) -> None:
 
 @pytest.mark.parametrize(("n", "visits"), [(11, 9), (12, 12)])
 def test_episodes_differ_and_visit_no_question_twice(n: int, visits: int) -> None:
-    visited = episodes(Problems(numbered(n), batch=3, seed=4), 20)
+    visited = episodes(Problems(numbered(n), batch=3, seed=4, drop_last=True), 20)
     assert all(len(order) == len(set(order)) == visits for order in visited)
     assert len({tuple(order) for order in visited}) == 20
     assert list(range(visits)) not in visited
 
 
 def test_questions_left_out_differ_between_episodes() -> None:
-    visited = episodes(Problems(numbered(10), batch=4, seed=0), 60)
+    visited = episodes(Problems(numbered(10), batch=4, seed=0, drop_last=True), 60)
     left_out = [frozenset(range(10)) - frozenset(order) for order in visited]
     assert all(len(out) == 2 for out in left_out)
     assert len(set(left_out)) > 15  # of 45 pairs
@@ -356,27 +375,32 @@ def test_questions_left_out_differ_between_episodes() -> None:
 
 
 def test_step_does_not_depend_on_earlier_calls() -> None:
-    problems = Problems(numbered(10), batch=3, seed=1)
+    problems = Problems(numbered(10), batch=3, seed=1, drop_last=True)
     forwards = [problems.take(step) for step in range(9)]
     backwards = [problems.take(step) for step in reversed(range(9))]
     assert backwards[::-1] == forwards
-    assert [Problems(numbered(10), batch=3, seed=1).take(step) for step in range(9)] == forwards
+    assert [Problems(numbered(10), batch=3, seed=1, drop_last=True).take(step) for step in range(9)] == forwards
 
 
 def test_order_is_pinned_and_the_seed_changes_it() -> None:
     """A resumed run must meet the order that it began with, also under a newer version of this package."""
     for batch in (1, 5):
-        assert episodes(Problems(numbered(10), batch=batch, seed=0), 2) == [
+        assert episodes(Problems(numbered(10), batch=batch, seed=0, drop_last=True), 2) == [
             [4, 9, 8, 7, 5, 3, 0, 1, 2, 6],
             [3, 8, 9, 4, 6, 7, 2, 0, 1, 5],
         ]
-    assert len({tuple(episodes(Problems(numbered(10), batch=5, seed=seed), 1)[0]) for seed in range(20)}) == 20
+    assert (
+        len({tuple(episodes(Problems(numbered(10), batch=5, seed=seed, drop_last=True), 1)[0]) for seed in range(20)})
+        == 20
+    )
 
 
 @pytest.mark.parametrize("batch", [6, 0, -1])
 def test_batch_beyond_the_data_is_refused(batch: int) -> None:
-    with pytest.raises(InputError, match=f"has 5 questions and a step wants {batch}: set a batch between 1 and 5"):
-        Problems(numbered(5), batch=batch, seed=0)
+    with pytest.raises(
+        InputError, match=f"has 5 questions and a step wants {batch}: set rollout.prompts between 1 and 5"
+    ):
+        Problems(numbered(5), batch=batch, seed=0, drop_last=True)
 
 
 # ---- the paper's data
@@ -397,3 +421,139 @@ def test_math(ttrl_data: Path) -> None:
     answers = truths(found)
     assert answers[:3] == ["\\left( 3, \\frac{\\pi}{2} \\right)", "p - q", "\\frac{14}{3}"]
     assert found[0].id == "test/precalculus/807.json"
+
+
+# ---- data as others have them
+
+
+def noted(path: Path | str, **options: Any) -> tuple[list[Problem], list[str]]:
+    notes: list[str] = []
+    return read(path, say=notes.append, **options), notes
+
+
+def test_messages_with_one_turn_of_the_user_are_questions(tmp_path: Path) -> None:
+    """The parquet of verl and TRL, whose truth lies deeper."""
+    turn = {"role": "user", "content": "2 + 2?"}
+    rows = [{"prompt": [turn], "reward_model": {"style": "rule", "ground_truth": "4"}, "extra": {"index": 0}}] * 2
+    for suffix in (".parquet", ".json"):
+        found, notes = noted(write(tmp_path / f"data{suffix}", rows), truth="reward_model.ground_truth")
+        assert found == [Problem(i, str(i), "2 + 2?", "4") for i in range(2)]
+        assert notes == ["1 of 2 questions repeat an earlier one"]
+        found, notes = noted(tmp_path / f"data{suffix}")
+        assert truths(found) == ["4", "4"]
+        assert (
+            "the truth is the column 'reward_model.ground_truth', as there is no 'answer' (data.truth_column)" in notes
+        )
+    deeper = [{"extra_info": {"question": {"text": "Why?"}}, "answer": "1"}]
+    assert read(write(tmp_path / "deep.json", deeper), question="extra_info.question.text")[0].question == "Why?"
+
+
+def test_turns_of_a_system_and_an_assistant_are_left_out_and_said(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "2 + "}, {"type": "text", "text": "2?"}]
+    turns = [("system", "Think."), ("user", parts), ("assistant", "4")]
+    rows = [{"messages": [{"role": role, "content": content} for role, content in turns]}]
+    found, notes = noted(write(tmp_path / "data.json", rows))
+    assert [problem.question for problem in found] == ["2 + 2?"]
+    assert notes == [
+        "the question is the column 'messages', as there is no 'prompt' (data.question_column)",
+        "the messages' turns of the assistant are left out",
+        "the messages' turns of the system are left out; prompt.system sets one",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "what"),
+    [
+        ([], "holds turns of nobody"),
+        (["a"], "holds a list of a value of type str"),
+        ([{"from": "human", "value": "a"}], "holds a list of turns without role or content"),
+        ([{"role": "system", "content": "a"}], "holds turns of system"),
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "holds turns of user, user"),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "holds a turn that is not all text"),
+        ([{"role": "user", "content": " "}], "is empty in row 1"),
+    ],
+)
+def test_messages_that_are_no_question(tmp_path: Path, messages: Any, what: str) -> None:
+    assert what in refusal(write(tmp_path / "data.json", [{"prompt": "fine"}, {"prompt": messages}]))
+
+
+@each_format
+@pytest.mark.parametrize("name", ["question", "problem", "query", "instruction"])
+def test_a_usual_name_is_found_where_it_is_there_alone(tmp_path: Path, suffix: str, name: str) -> None:
+    found, notes = noted(write(tmp_path / f"data{suffix}", [{name: "a?", "answer": "1"}]))
+    assert found == [Problem(0, "0", "a?", "1")]
+    assert notes == [f"the question is the column {name!r}, as there is no 'prompt' (data.question_column)"]
+
+
+def test_other_names_are_not_guessed(tmp_path: Path) -> None:
+    two = write(tmp_path / "two.json", [{"question": "a?", "problem": "b?"}])
+    assert "'question' and 'problem' may be meant: Set data.question_column" in refusal(two)
+    assert "no column 'soru'" in refusal(two, question="soru")
+    prompt = write(tmp_path / "prompt.json", [{"prompt": "a?", "problem": "b?", "solution": "1", "label": "2"}])
+    assert noted(prompt) == ([Problem(0, "0", "a?", None)], [])
+
+
+def test_texts_alone(tmp_path: Path) -> None:
+    texts = ["What is 2 + 2?", "Kaç elma?"]
+    expected = [Problem(i, str(i), text, None) for i, text in enumerate(texts)]
+    for file in (
+        text_file(tmp_path / "a.txt", "What is 2 + 2?\r\n\n  Kaç elma?\n"),
+        text_file(tmp_path / "a.json", json.dumps(texts)),
+        text_file(tmp_path / "a.jsonl", "".join(json.dumps(text) + "\n" for text in texts)),
+        text_file(tmp_path / "b.json", json.dumps({"version": 1, "data": texts})),
+    ):
+        assert read(file) == read(file, question="problem") == expected
+
+
+def test_tabs_between_columns(tmp_path: Path) -> None:
+    file = text_file(tmp_path / "a.tsv", 'prompt\tanswer\nOne, two?\t025\n"a\tb"\t3\n')
+    assert read(file) == [Problem(0, "0", "One, two?", "025"), Problem(1, "1", "a\tb", "3")]
+
+
+def test_json_in_any_of_its_shapes_under_either_name(tmp_path: Path) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    shapes = {"lines": lines, "pretty": json.dumps(ROWS, indent=1), "flat": json.dumps(ROWS)}
+    shapes |= {"data": json.dumps({"data": ROWS}), "pretty data": json.dumps({"data": ROWS}, indent=1)}
+    for shape, text in shapes.items():
+        for suffix in (".json", ".jsonl"):
+            assert read(text_file(tmp_path / f"data{suffix}", text)) == EXPECTED, (shape, suffix)
+    assert read(text_file(tmp_path / "one.jsonl", json.dumps(ROWS[0]))) == EXPECTED[:1]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("https://example.com/a.jsonl", "is the address https://example.com/a.jsonl, which is not read; download it"),
+        ("hf://datasets/a/b/c.parquet", "give a hub data set by its name, OWNER/NAME"),
+        ("data/*.parquet", "is the pattern data/*.parquet; put the files into a folder of their own"),
+    ],
+)
+def test_what_is_no_path_has_its_cure(path: str, words: str) -> None:
+    assert words in refusal(path)
+
+
+def test_subsets_of_a_folder_in_the_hubs_layout(tmp_path: Path) -> None:
+    for name in ("main", "socratic"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train-0.parquet", [{"prompt": f"{name}?"}])
+    subsets = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("main", "socratic"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{subsets}---\n")
+    assert [problem.question for problem in read(tmp_path, subset="socratic")] == ["socratic?"]
+    assert "has several subsets; set data.subset to one of main, socratic." in refusal(tmp_path)
+    assert "has no subset 'x'; set data.subset to one of main, socratic." in refusal(tmp_path, subset="x")
+
+
+def test_ids_that_name_no_question_apart_are_said(tmp_path: Path) -> None:
+    rows = [{"id": "x", "prompt": f"{i}?"} for i in range(2)]
+    found, notes = noted(write(tmp_path / "data.json", rows))
+    assert [problem.id for problem in found] == ["0", "1"]
+    assert notes == ["the column 'id' does not name each question apart; they are numbered instead"]
+
+
+def test_the_last_step_of_an_episode_has_what_is_left() -> None:
+    whole = Problems(numbered(10), batch=4, seed=0, drop_last=True)
+    problems = Problems(numbered(10), batch=4, seed=0, drop_last=False)
+    assert problems.steps_per_episode == 3 and [len(problems.take(step)) for step in range(6)] == [4, 4, 2] * 2
+    assert all(sorted(order) == list(range(10)) for order in episodes(problems, 5))
+    assert [problems.take(step) for step in (0, 1, 3, 4)] == [whole.take(step) for step in range(4)]
+    assert Problems(numbered(12), batch=4, seed=0, drop_last=False).steps_per_episode == 3

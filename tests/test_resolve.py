@@ -5,7 +5,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import default, quickstart
 from ttrl_jax.errors import InputError
-from ttrl_jax.resolve import resolve
+from ttrl_jax.resolve import agree, agree_with_data, resolve
 
 # The features that tell kinds of models apart, as their templates have them.
 BOXING = (
@@ -168,3 +168,75 @@ def test_what_a_model_cannot_do_is_refused(template: str | None, changes: dict[s
         decide(template, **changes)
     del changes["prompt__thinking"]
     decide(template, **changes)
+
+
+VOTES, SAMPLES, PROMPTS, PART = "rollout.votes", "train.samples", "rollout.prompts", "train.minibatch_prompts"
+
+
+def coupled(found: ConfigDict) -> tuple[int, int, int, int]:
+    return found.rollout.votes, found.train.samples, found.rollout.prompts, found.train.minibatch_prompts
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "expected"),
+    [
+        ((64, 32, 8, 1), (), (64, 32, 8, 1)),  # the defaults
+        ((16, 32, 8, 1), (VOTES,), (16, 16, 8, 1)),
+        ((16, 32, 8, 1), (), (16, 16, 8, 1)),  # by a file: samples is as by default
+        ((64, 80, 8, 1), (SAMPLES,), (80, 80, 8, 1)),
+        ((16, 32, 8, 1), (SAMPLES,), (32, 32, 8, 1)),  # a file's 16 gives way to the command line
+        ((8, 16, 8, 1), (VOTES,), (8, 8, 8, 1)),  # both by a file, and one on the command line
+        ((64, 32, 4, 8), (PROMPTS,), (64, 32, 4, 4)),
+        ((64, 32, 12, 8), (PROMPTS,), (64, 32, 12, 6)),
+        ((64, 32, 13, 8), (PROMPTS,), (64, 32, 13, 7)),  # 7 and 6
+        ((64, 32, 8, 16), (PART,), (64, 32, 16, 16)),
+        ((64, 32, 8, 3), (PART,), (64, 32, 9, 3)),
+        ((64, 32, 8, 3), (), (64, 32, 9, 3)),
+        ((64, 32, 8, 4), (PROMPTS, PART), (64, 32, 8, 4)),
+    ],
+)
+def test_of_two_coupled_keys_one_follows_the_other(values, given, expected):
+    before = config(
+        rollout__votes=values[0],
+        train__samples=values[1],
+        rollout__prompts=values[2],
+        train__minibatch_prompts=values[3],
+    )
+    found, sources = agree(before, given=given)
+    assert coupled(found) == expected
+    changed = {
+        key: old for key, old, new in zip((VOTES, SAMPLES, PROMPTS, PART), values, expected, strict=True) if old != new
+    }
+    assert sources.keys() == changed.keys()
+    assert all(sources[key].startswith(f"{old} before, to go with ") for key, old in changed.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "given"),
+    [
+        ({"rollout__votes": 16, "train__samples": 17}, ()),
+        ({"rollout__votes": 16, "train__samples": 32}, (VOTES, SAMPLES)),
+        ({"rollout__prompts": 9, "train__minibatch_prompts": 2}, (PROMPTS, PART)),
+    ],
+)
+def test_two_coupled_keys_that_were_set_alike_must_agree(changes, given):
+    with pytest.raises(InputError, match="do not go together") as raised:
+        agree(config(**changes), given=given)
+    assert all(name.replace("__", ".") in str(raised.value) for name in changes)
+
+
+@pytest.mark.parametrize(
+    ("questions", "prompts", "part", "expected"),
+    [(64, 8, 8, (8, 8)), (8, 8, 8, (8, 8)), (3, 8, 1, (3, 1)), (3, 8, 8, (3, 3)), (6, 8, 4, (6, 3))],
+)
+def test_a_step_has_no_more_questions_than_there_are(questions, prompts, part, expected):
+    found, sources = agree_with_data(
+        config(rollout__prompts=prompts, train__minibatch_prompts=part), questions=questions
+    )
+    assert coupled(found)[2:] == expected
+    assert (PROMPTS in sources, PART in sources) == (prompts != expected[0], part != expected[1])
+
+
+def test_more_questions_than_there_are_are_refused_where_they_were_asked_for():
+    with pytest.raises(InputError, match="rollout.prompts=8 is more than the 3 questions"):
+        agree_with_data(config(), questions=3, given=(PROMPTS,))

@@ -304,6 +304,49 @@ def test_a_finished_run_prints_its_table_again(ended: tuple[Path, str]):
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
+def test_a_smaller_last_step(tmp_path: Path):
+    """Of 7 questions a step of 4 is followed by one of 3, in minibatches of 2; with some truths only those are
+    measured. A run from before the key, which left the 3 out, goes on doing so."""
+    data, workdir = tmp_path / "questions.jsonl", tmp_path / "run"
+    rows = [
+        {"question": [{"role": "user", "content": f"Tom has {i} apples and buys 48 more. How many apples does Tom have"
+                       " now?"}], "reward_model": {"ground_truth": str(i + 48) if i < 15 else None}}
+        for i in range(11, 18)
+    ]  # fmt: skip
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = [f"--config.data.path={data}", "--config.data.limit=0", "--config.log.generations_every=1"]
+    output = finish(workdir, *changes, "--config.episodes=2")
+    for line in (
+        "the last step of each episode has 3 questions", "7 questions; 4 of them have a truth",
+        "the question is the column 'question', as there is no 'prompt' (data.question_column)",
+        "the truth is the column 'reward_model.ground_truth', as there is no 'answer' (data.truth_column)",
+    ):  # fmt: skip
+        assert line in output, output
+    found = results(workdir)
+    assert [row["step"] for row in found["metrics"]] == [0, 1, 2, 3, 4]
+    assert found["summary"]["after"]["truths"] == 4 and "avg@2" in found["summary"]["after"]
+    assert [len(rows) for name, rows in sorted(generated(workdir).items())] == [4, 3, 4, 3]
+    for name, rows in generated(workdir).items():
+        assert {row["id"] for row in rows if "truth" in row} <= {"0", "1", "2", "3"}, name
+    made = json.loads((workdir / "config.json").read_text())
+    del made["config"]["data"]["drop_last"]
+    made["config"]["episodes"] = 1
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "config.json").write_text(json.dumps(made))
+    output = finish(old, *changes, "--config.episodes=2")
+    assert "another 3 questions are left out of each episode (data.drop_last)" in output
+    assert [len(rows) for rows in generated(old).values()] == [4, 4]
+
+
+def generated(workdir: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the generations of each training step, by file."""
+    return {
+        path.name: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (workdir / "rollouts").glob("train_*.jsonl")
+    }
+
+
 def test_questions_without_truths(tmp_path: Path):
     """Everything label-free works, and nothing is measured against a truth."""
     data = tmp_path / "questions.jsonl"
@@ -311,7 +354,7 @@ def test_questions_without_truths(tmp_path: Path):
     data.write_text((json.dumps({"prompt": question}) + "\n") * 4)
     workdir = tmp_path / "run"
     output = finish(workdir, f"--config.data.path={data}", "--config.episodes=1")
-    assert "no column 'answer': no accuracy is measured" in output
+    assert "no truth (data.truth_column='answer'): no accuracy is measured" in output
     first, last = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert 0 < first["vote/majority_ratio"] <= 1 and first["update/grad_norm"] >= 0
     assert not [name for name in first | last if name.startswith("audit/") or "@" in name]

@@ -9,7 +9,11 @@ from ml_collections import ConfigDict
 from configs import default
 from ttrl_jax.data.problems import truths
 from ttrl_jax.errors import InputError
-from ttrl_jax.tasks.sets import read_sets
+from ttrl_jax.tasks.sets import QuestionSet, read_questions, with_tasks
+
+
+def read_sets(config: ConfigDict) -> tuple[QuestionSet, ...]:
+    return with_tasks(read_questions(config), config)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def _ppo(session: Session, rows: TrainBatch, verdict: Verdict) -> Credited:
 def _prime(session: Session, rows: TrainBatch, verdict: Verdict) -> Credited:
     """The process model learns the outcomes; what it says of each token while it does is the token's reward."""
     config, prime = session.config, session.config.prime
-    if len(rows.mask) != (made_for := config.rollout.prompts * config.train.samples):
+    if len(rows.mask) > (made_for := config.rollout.prompts * config.train.samples):
         raise ValueError(f"PRIME learns on rollout.prompts x train.samples = {made_for} rows, got {len(rows.mask)}")
     outcome = verdict.rewards.reshape(-1, 1) * rows.mask
     row = np.arange(len(rows.mask), dtype=np.float32)[:, None] * rows.mask

@@ -35,10 +35,6 @@ def check(config: ConfigDict) -> None:
             config.model.attention in ("auto", "xla", "cudnn", "splash"),
             f"model.attention must be auto, xla, cudnn or splash, got {config.model.attention!r}",
         ),
-        (
-            train.samples <= rollout.votes,
-            f"train.samples={train.samples} is more than the rollout.votes={rollout.votes} that are sampled",
-        ),
         (all(isinstance(t, str) for t in rollout.stop), f"rollout.stop must be a tuple of texts, got {rollout.stop}"),
         (0 <= train.warmup <= 1, f"train.warmup is a share of the steps, 0 to 1, got {train.warmup}"),
         (0 < train.clip_low <= 1 and train.clip_high > 0, "train.clip_low must be in (0, 1], train.clip_high above 0"),
@@ -50,13 +46,6 @@ def check(config: ConfigDict) -> None:
         (0 <= config.seed < 2**31, f"seed must be in 0 .. 2^31 - 1, got {config.seed}"),
     ]
     rules += _sampling_rules(config) + _reward_rules(config) + _algorithm_rules(config) + _number_rules(config)
-    rules.append(
-        (
-            rollout.prompts % max(1, train.minibatch_prompts) == 0,
-            f"rollout.prompts={rollout.prompts} questions cannot be cut into minibatches of "
-            f"train.minibatch_prompts={train.minibatch_prompts}",
-        )
-    )
     for holds, sentence in rules:
         if not holds:
             raise InputError(sentence)

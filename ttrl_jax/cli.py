@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -69,9 +70,10 @@ def define_process_flags() -> None:
 
 
 def join_processes() -> None:
-    """Join the other processes as the flags say, or the environment. Raises InputError."""
+    """Join the other processes as the flags say, or the environment. Raises InputError, also without any device."""
     given = flags.FLAGS
     distributed.start(coordinator=given.coordinator, num_processes=given.num_processes, process_id=given.process_id)
+    distributed.devices()
 
 
 def run(
@@ -92,6 +94,9 @@ def run(
     be read or written; 1 for numbers that are no longer finite; 130 for Ctrl-C where main does not see to it; 75 (from
     run/distributed.py) where another process has gone. `--help` prints `doc` and the flags of the command.
     """
+    for stream in (sys.stdout, sys.stderr):  # in ASCII, say, a question may not be printable: \xfc for ü then
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     define()
     return distributed.leave(_run(main, doc, takes, several))
 
@@ -157,6 +162,12 @@ def config() -> FrozenConfigDict:
         )
     _require_keys(given, default, "")
     return FrozenConfigDict(given)
+
+
+def given() -> tuple[str, ...]:
+    """The keys of the config that the command line sets, such as "rollout.votes"."""
+    parsed = flags.FLAGS
+    return tuple(n.removeprefix("config.") for n in parsed if n.startswith("config.") and parsed[n].present)
 
 
 def defaults() -> dict[str, Any]:

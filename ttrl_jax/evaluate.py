@@ -116,7 +116,7 @@ def find_inputs() -> tuple[Origin, Inputs]:
     """What the flags ask for, checked. Raises InputError."""
     config = cli.config()
     origin = find_origin(flags.FLAGS.checkpoint, config.model.path)
-    inputs = read_inputs(with_model(config, origin.model), training=False)
+    inputs = read_inputs(with_model(config, origin.model), training=False, given=cli.given())
     if origin.run is not None:
         folder.require_same_model(origin.run, identity(inputs).model, flag="--checkpoint")
     return origin, inputs

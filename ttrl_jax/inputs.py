@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from ttrl_jax.model.config import ModelConfig, passed_over
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.sharding import make_mesh, require_fit, require_fit_of_batch
 from ttrl_jax.programs import check_length, with_kernel
-from ttrl_jax.resolve import resolve
+from ttrl_jax.resolve import agree, agree_with_data, resolve
 from ttrl_jax.run import distributed, folder
 from ttrl_jax.source import is_local, model_source, text_fingerprint, tokenizer_of
-from ttrl_jax.tasks.sets import QuestionSet, read_sets
+from ttrl_jax.tasks.sets import Questions, QuestionSet, read_questions, with_tasks
 from ttrl_jax.tasks.task import Task
 
 
@@ -63,14 +63,20 @@ class Inputs:
         return _encoder(self.config, self.tokenizer, task)
 
 
-def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True) -> Inputs:
-    """Read and check config, model and data, and let the model decide what the config leaves unset.
+def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True, given: Collection[str] = ()) -> Inputs:
+    """Read and check config, data and model, which may have to be fetched, in this order; and let the model decide what
+    the config leaves unset.
 
-    training: also what training alone asks of the config and the data. Raises InputError for the first thing that
-    cannot be used.
+    training: also what training alone asks of the config and the data. given: the keys set on the command line, which
+    others follow (resolve.agree). Raises InputError for the first thing that cannot be used.
     """
-    config = FrozenConfigDict(config)
+    config, adjusted = agree(FrozenConfigDict(config), given=given)
     check(config)
+    read = read_questions(config)
+    if training:
+        config, more = agree_with_data(config, questions=len(read[0].items), given=given)
+        adjusted |= more
+        _check_truths(config, read[0])
     source = model_source(config.model.path)
     model = weights.read_model(source)
     tokenizer, ends = tokenizer_of(source)
@@ -79,7 +85,7 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True)
     ends = stops.of_run(tokenizer, ends, end_of_turn=turn, texts=config.rollout.stop)
     config, sources = resolve(config, template=text.chat_template(tokenizer), max_positions=model.max_positions)
     check_length(config, model)
-    sets = read_sets(config)
+    sets = with_tasks(read, config)
     for each in sets:
         try:
             _encoder(config, tokenizer, each.task).check(each.items)
@@ -95,7 +101,7 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True)
     model, why = with_kernel(config, model, mesh)
     weights.check(source, model)
     problems = _problems(config, sets[0], mesh) if training else None
-    return Inputs(config, sources, source, model, tokenizer, ends, sets, mesh, why, problems)
+    return Inputs(config, adjusted | sources, source, model, tokenizer, ends, sets, mesh, why, problems)
 
 
 def _encoder(config: FrozenConfigDict, tokenizer: Any, task: Task) -> text.PromptEncoder:
@@ -109,14 +115,17 @@ def _encoder(config: FrozenConfigDict, tokenizer: Any, task: Task) -> text.Promp
 
 
 def _problems(config: FrozenConfigDict, own: QuestionSet, mesh: jax.sharding.Mesh) -> Problems:
-    problems = Problems(own.items, batch=config.rollout.prompts, seed=config.seed)
     require_fit_of_batch(mesh, prompts=config.rollout.prompts)
-    if config.reward.label == "truth" and truths(own.items) is None:
+    batch, drop_last = config.rollout.prompts, config.data.drop_last
+    return Problems(own.items, batch=batch, seed=config.seed, drop_last=drop_last)
+
+
+def _check_truths(config: FrozenConfigDict, own: Questions) -> None:
+    if config.reward.label == "truth" and None in (found := truths(own.items) or [None]):
         raise InputError(
-            f'reward.label="truth" needs a truth for each question; {config.data.path} has no column '
-            f"{config.data.truth_column!r}"
+            f'reward.label="truth" needs a truth for each question; {own.path} has '
+            + (f"{found.count(None)} without" if truths(own.items) else f"no column {config.data.truth_column!r}")
         )
-    return problems
 
 
 def identity(inputs: Inputs) -> folder.Identity:
@@ -159,12 +168,14 @@ def introduce(inputs: Inputs, say: Callable[[str], None]) -> None:
         say(f"processes {jax.process_count()}, with {jax.local_device_count()} devices each")
     say(f"attention {inputs.model.attention}, {inputs.attention}")
     for i, each in enumerate(inputs.sets):
-        blind = truths(each.items) is None
-        say(
-            ("task      " + each.name + ", " if i else "data      ")
-            + f"{each.path}: {len(each.items)} questions"
-            + (f"; no column {each.truth_column!r}: no accuracy is measured" if blind else "")
-        )
+        known = truths(each.items)
+        said = f"; no truth (data.truth_column={each.truth_column!r}): no accuracy is measured" if known is None else ""
+        if known and None in known:
+            said = f"; {len(known) - known.count(None)} of them have a truth, on which accuracies are measured"
+        begin = f"task      {each.name}, " if i else "data      "
+        say(f"{begin}{each.path}: {len(each.items)} questions{said}")
+        for note in each.notes:
+            say(f"{begin}{note}")
     for key, source in inputs.sources.items():
         section, name = key.split(".")
         say(f"setting   {key}={config[section][name]!r}, {source}")

@@ -2,7 +2,8 @@
 
     python -m ttrl_jax.merge RECIPE.yml --out DIR
 
-RECIPE.yml is a recipe as mergekit has it, of its method slerp: slices, merge_method, base_model, parameters.t, dtype.
+RECIPE.yml is a recipe as mergekit has it, of its method slerp: slices or models, merge_method, base_model, parameters.t
+and dtype; tokenizer_source: base asks besides that both models have one vocabulary.
 DIR is a new or empty folder. Config and tokenizer are those of base_model, which t=0 gives; t=1 gives the other model.
 """
 
@@ -23,7 +24,7 @@ from ttrl_jax.model import weights
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.run import places
-from ttrl_jax.source import model_source
+from ttrl_jax.source import model_source, tokenizer_of
 
 _COLINEAR = 0.9995  # |cosine| above which an arc is too short, or too near a half circle, to divide by its sine
 _NO_DIRECTION = 1e-8  # norm up to which a tensor is not normalised
@@ -50,9 +51,11 @@ class Recipe:
 
     base: str  # folder, GGUF file or hub name
     other: str
-    slices: tuple[tuple[int, int], ...]  # first layer and the one after the last, each beginning where the last ends
+    # First layer and the one after the last, each beginning where the last ends; none: one slice of all layers.
+    slices: tuple[tuple[int, int], ...]
     t: tuple[tuple[str, tuple[float, ...]], ...]  # part of a tensor's name -> anchors over its slice; the first counts
     dtype: str
+    one_vocabulary: bool  # whether the tokenizers must have the same tokens
 
 
 def main(recipe: str) -> int:
@@ -74,7 +77,10 @@ def merge(recipe: Recipe, out: Path) -> None:
     """
     sources = [model_source(path, key="model") for path in (recipe.base, recipe.other)]
     model, other = [weights.read_model(source) for source in sources]
+    recipe = dataclasses.replace(recipe, slices=recipe.slices or ((0, model.layers),))
     _check_pair(recipe, model, other)
+    if recipe.one_vocabulary:
+        _check_vocabularies(recipe, sources)
     tensors = [weights.check(source, model) for source in sources]
     ts = {name: t_of(recipe, name) for name in weights.names(model)}
     dtype = huggingface.DTYPES[recipe.dtype]
@@ -163,6 +169,18 @@ def _check_pair(recipe: Recipe, base: ModelConfig, other: ModelConfig) -> None:
         print(f"{recipe.other} has another {', '.join(differ)}; that of {recipe.base} is kept", file=sys.stderr)
 
 
+def _check_vocabularies(recipe: Recipe, sources: list[Path]) -> None:
+    """tokenizer_source: base puts each row of the embeddings where the base model's tokenizer has its token: here
+    nothing has to be moved for that. mergekit drops rows that no token has; here they stay."""
+    base, other = [tokenizer_of(source)[0].get_vocab() for source in sources]
+    if base != other:
+        token = min(token for token in base.keys() | other.keys() if base.get(token) != other.get(token))
+        raise InputError(
+            f"the tokenizers of {recipe.base} and {recipe.other} differ, such as in {token!r}; tokenizer_source: base "
+            "moves no tokens here: take two models with one vocabulary"
+        )
+
+
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe file. Raises InputError naming what is missing, wrong, or asks for what is not computed here."""
     try:
@@ -171,14 +189,50 @@ def read_recipe(path: Path) -> Recipe:
         raise InputError(f"{path} cannot be read as a recipe ({error})") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    top = _fields(given, ("slices", "merge_method", "base_model", "parameters", "dtype"), str(path))
+    optional = ("slices", "models", "tokenizer_source", "tokenizer")
+    top = _fields(given, ("merge_method", "base_model", "parameters", "dtype"), str(path), optional=optional)
     if top["merge_method"] != "slerp":
         raise InputError(f"{path}: merge_method is {top['merge_method']!r}, only slerp is computed")
     if top["dtype"] not in list(huggingface.DTYPES):
         raise InputError(f"{path}: dtype is {top['dtype']!r}, expected one of {', '.join(huggingface.DTYPES)}")
     t = _fields(top["parameters"], ("t",), f"{path}: parameters")["t"]
-    other, slices = _slices(top["slices"], top["base_model"], f"{path}: slices")
-    return Recipe(top["base_model"], other, slices, _settings(t, f"{path}: parameters.t"), top["dtype"])
+    if ("slices" in top) == ("models" in top):
+        raise InputError(f"{path} should have slices or models, and not both")
+    base = top["base_model"]
+    if "slices" in top:
+        other, slices = _slices(top["slices"], base, f"{path}: slices")
+    else:
+        other, slices = _other_model(top["models"], base, f"{path}: models"), ()
+    for name in (base, other):
+        if re.search("[@+]", name) and not Path(name).expanduser().exists():
+            raise InputError(
+                f"{path}: {name} names a revision (@) or an adapter (+), which are not read; give a folder that has "
+                "the model itself"
+            )
+    t = _settings(t, f"{path}: parameters.t")
+    return Recipe(base, other, slices, t, top["dtype"], _names_tokenizer(top, str(path)))
+
+
+def _names_tokenizer(top: dict[str, Any], where: str) -> bool:
+    """Whether a recipe says that the tokenizer is the base model's; without a word it is, too."""
+    named = top["tokenizer"] if "tokenizer" in top else None
+    source = _fields(named, ("source",), f"{where}: tokenizer")["source"] if named is not None else None
+    if "tokenizer_source" in top:
+        source = top["tokenizer_source"]
+    if source not in (None, "base", top["base_model"]):
+        raise InputError(f"{where}: the tokenizer's source is {source!r}; only base is computed, make it that")
+    return source is not None
+
+
+def _other_model(given: Any, base: Any, where: str) -> str:
+    """The model that is not `base`, of whole models; the base need not be among them."""
+    if not isinstance(given, list) or not given:
+        raise InputError(f"{where} should be a list of models, got {given!r}")
+    names = [_fields(each, ("model",), f"{where}[{i}]")["model"] for i, each in enumerate(given)]
+    others = [name for name in names if name != base]
+    if not all(isinstance(name, str) for name in [*names, base]) or len(others) != 1 or len(names) > 2:
+        raise InputError(f"{where} should have base_model, {base!r}, and one other model, got {names}")
+    return others[0]
 
 
 def _fields(given: Any, required: tuple[str, ...], where: str, *, optional: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -258,7 +312,7 @@ def _card(recipe: Recipe) -> str:
         "base_model": base,
         "parameters": {"t": [{"filter": part or "*", "value": list(anchors)} for part, anchors in recipe.t]},
         "dtype": recipe.dtype,
-    }
+    } | ({"tokenizer_source": "base"} if recipe.one_vocabulary else {})
     hub = [name for name in (recipe.base, recipe.other) if not Path(name).expanduser().exists()]
     head = f"base_model: [{', '.join(hub)}]\n" if hub else ""
     return _CARD.format(head=head, base=base, other=other, recipe=yaml.safe_dump(shown, sort_keys=False))

@@ -1,17 +1,22 @@
-"""What a config leaves unset, decided by the model: how long it answers, how warm it samples, how it is asked.
+"""What a config leaves unset, decided by the model: how long it answers, how warm it samples, how it is asked; and what
+follows from a key that was set, where another has to go with it.
 
 A prompt must follow the model: asked for the box twice, or not at all, the same model scores otherwise. The values are
 those of the paper (arXiv 2504.16084) and of its code, `verl/examples/ttrl/*/*.sh`.
 """
 
+import importlib
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from ttrl_jax.check import OLD_RULES
 from ttrl_jax.errors import InputError
+from ttrl_jax.run import folder
 
 # The reference's scripts write "\n" where nothing turns it into a line break, so that its models see a back-slash and
 # an n. Here it is a line break. DeepSeek, too, recommends to ask its reasoning models for the box in the user's turn.
@@ -34,6 +39,80 @@ KINDS = {
 _REASONING_NAMES = re.compile(r"R1-Distill|Skywork-OR1", re.IGNORECASE)
 _BOX = "\\boxed"
 _SWITCH = "enable_thinking"
+
+
+Adjusted = tuple[FrozenConfigDict, dict[str, str]]  # the config; key -> what it was before and why, in words
+
+VOTES, SAMPLES, PROMPTS, PART = "rollout.votes", "train.samples", "rollout.prompts", "train.minibatch_prompts"
+
+
+def agree(config: FrozenConfigDict, *, given: Collection[str] = ()) -> Adjusted:
+    """Let keys that are coupled agree: train.samples with rollout.votes, and train.minibatch_prompts with
+    rollout.prompts.
+
+    given: the keys set on the command line. What was set there stands; else what a config file has set to something
+    else than its default, which is all that can be known of a file; and the other key of the pair follows.
+
+    Raises InputError where both keys were set, and do not agree.
+    """
+    defaults = folder.flat(importlib.import_module("configs.default").get_config().to_dict())
+
+    def follower(one: str, other: str, sentence: str) -> str:
+        ranks = {key: 2 if key in given else int(_get(config, key) != defaults[key]) for key in (one, other)}
+        if ranks[one] == ranks[other]:
+            values = f"{one}={_get(config, one)} and {other}={_get(config, other)}"
+            raise InputError(f"{values} do not go together: {sentence}; change one of them")
+        return min(ranks, key=ranks.__getitem__)
+
+    changes: dict[str, tuple[int, str]] = {}
+    votes, samples, prompts, part = (_get(config, key) for key in (VOTES, SAMPLES, PROMPTS, PART))
+    if samples > votes:
+        if follower(VOTES, SAMPLES, "what is trained on is some of the votes") == SAMPLES:
+            changes[SAMPLES] = votes, f"to go with {VOTES}"
+        else:
+            changes[VOTES] = samples, f"to go with {SAMPLES}"
+    if min(prompts, part) > 0 and prompts % part:
+        if follower(PROMPTS, PART, "the questions of a step are cut into minibatches of one size") == PART:
+            changes[PART] = _even(prompts, part), f"to go with {PROMPTS}"
+        else:
+            changes[PROMPTS] = -(-prompts // part) * part, f"to go with {PART}"
+    return _adjusted(config, changes)
+
+
+def agree_with_data(config: FrozenConfigDict, *, questions: int, given: Collection[str] = ()) -> Adjusted:
+    """Lower rollout.prompts to the number of questions there are to train on, and train.minibatch_prompts with it.
+    Raises InputError where rollout.prompts was set on the command line."""
+    prompts, part = _get(config, PROMPTS), _get(config, PART)
+    if questions >= prompts:
+        return config, {}
+    if PROMPTS in given:
+        raise InputError(
+            f"{PROMPTS}={prompts} is more than the {questions} questions that there are (data.path, data.level, "
+            f"data.limit); lower it to {questions}, or leave it out"
+        )
+    changes = {PROMPTS: (questions, "as there are no more questions")}
+    if questions % part:
+        changes[PART] = _even(questions, part), f"to go with {PROMPTS}"
+    return _adjusted(config, changes)
+
+
+def _get(config: FrozenConfigDict, key: str) -> Any:
+    section, leaf = key.split(".")
+    return config[section][leaf]
+
+
+def _adjusted(config: FrozenConfigDict, changes: Mapping[str, tuple[int, str]]) -> Adjusted:
+    whole, sources = ConfigDict(config.as_configdict()), {}
+    for key, (value, why) in changes.items():
+        section, leaf = key.split(".")
+        whole[section][leaf] = value
+        sources[key] = f"{_get(config, key)} before, {why}"
+    return FrozenConfigDict(whole), sources
+
+
+def _even(prompts: int, most: int) -> int:
+    """Questions of a minibatch, at most `most`, so that those of a step are cut as evenly as so few parts can be."""
+    return -(-prompts // -(-prompts // most))
 
 
 def resolve(

@@ -2,10 +2,12 @@
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from ttrl_jax.errors import InputError
 from ttrl_jax.inputs import Inputs
@@ -34,6 +36,18 @@ class Past:
         """The inverse of `meta`. What was saved before there was a history has none: flips are then unknown until each
         question's second visit from there."""
         return cls(History.of(saved.get("history", [])), saved["evaluations"], saved["seconds"])
+
+
+def as_begun(config: FrozenConfigDict, workdir: Path, *, given: Collection[str]) -> FrozenConfigDict:
+    """The config of a run that may have begun in `workdir` before there were some of the keys: those go on as what it
+    did then, but for `given` ones, set on the command line, which are then refused. Raises InputError if the folder is
+    damaged."""
+    whole = ConfigDict(config.as_configdict())
+    for key, value in folder.as_begun(workdir, flag="--workdir").items():
+        if key not in given:
+            section, leaf = key.split(".")
+            whole[section][leaf] = value
+    return FrozenConfigDict(whole)
 
 
 def finished(workdir: Path) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ from ttrl_jax.measure.tables import headline
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.weights import sha256
 from ttrl_jax.programs import trained_models
-from ttrl_jax.resume import Evaluations, Past, finished, go_on, resume, take
+from ttrl_jax.resume import Evaluations, Past, as_begun, finished, go_on, resume, take
 from ttrl_jax.reward.audit import truth_classes
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.judge import Draw, winners
@@ -64,10 +64,8 @@ def main() -> int:
 
     # ------------------------------------------------------------- inputs: all checked before anything is written
     cli.join_processes()  # all of which run these same lines
-    inputs = distributed.together(lambda: read_inputs(cli.config()))
+    inputs, workdir = distributed.together(find_inputs)
     config, total, run = inputs.config, inputs.total_steps, identity(inputs)
-    where = flags.FLAGS.workdir or f"runs/{cli.config_name()}"
-    workdir = distributed.together(lambda: places.run_folder(where, flag="--workdir"))
     distributed.require_same(facts(inputs, run) | {"--workdir": str(workdir)})
     same = {"defaults": cli.defaults(), "flag": "--workdir"}
     changes = distributed.together(lambda: folder.require_same(workdir, run, **same))
@@ -105,6 +103,13 @@ def main() -> int:
     print(report(summary, samples=config.eval.samples, extra_k=config.eval.k))
     print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}")
     return 0
+
+
+def find_inputs() -> tuple[Inputs, Path]:
+    """What the flags ask for, checked, and the run folder. Raises InputError."""
+    config, given = cli.config(), cli.given()
+    workdir = places.run_folder(flags.FLAGS.workdir or f"runs/{cli.config_name()}", flag="--workdir")
+    return read_inputs(as_begun(config, workdir, given=given), given=given), workdir
 
 
 @dataclass(frozen=True)
@@ -335,8 +340,10 @@ def budget(inputs: Inputs) -> str:
         f"{rollout.votes} votes, {train.samples} of them trained on by {inputs.config.algorithm}; "
         f"label: {inputs.config.reward.label}"
     )
-    if left_out := len(problems) - problems.steps_per_episode * rollout.prompts:
-        said += f"; another {left_out} questions are left out of each episode"
+    if (left := len(problems) % rollout.prompts) and inputs.config.data.drop_last:
+        said += f"; another {left} questions are left out of each episode (data.drop_last)"
+    elif left:
+        said += f"; the last step of each episode has {left} questions"
     shards, rows = inputs.mesh.shape["data"] * inputs.mesh.shape["fsdp"], train.minibatch_prompts * train.samples
     if shards > rows:
         said += (

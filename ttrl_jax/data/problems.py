@@ -1,32 +1,28 @@
-"""Questions from a local file, a built-in task or the Hugging Face hub, and the order of their visits.
+"""Questions from a local file, a built-in task or the Hugging Face hub, and the order of their visits."""
 
-JSON, JSON Lines and CSV are read with the standard library, Parquet and hub names with `datasets`. The text
-formats are kept away from `datasets` because it guesses types: there 025 in a CSV column becomes 25.0, the
-JSON text "2024-01-05" a time stamp, 0.12345678901234567 loses its last digits, and "025" in a column that has
-a number elsewhere becomes 25. An answer must stay what its author wrote.
-"""
-
-import csv
-import io
-import json
 import math
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 
 from ttrl_jax.data import generate
+from ttrl_jax.data.files import TEXTS, Number, Table, kind, names, read, row_list
 from ttrl_jax.errors import InputError
 
 BUILTIN = "builtin:"
+# Looked for where the column has its default name, the first of these, and there is none. What is called a solution,
+# an output or a label may be anything, and is taken for a truth only by name.
+QUESTION_COLUMNS = ("prompt", "question", "problem", "query", "instruction", "messages")
+TRUTH_COLUMNS = ("answer", "ground_truth", "reward_model.ground_truth", "final_answer")
+_SHOWN = 60  # characters of a text in a message
+
+Say = Callable[[str], None]
+Truths = Sequence[str | None]
+_Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -39,28 +35,31 @@ class Problem:
     truth: str | None
 
 
-def truths(batch: Sequence[Problem]) -> list[str] | None:
-    """The data set's answers to a batch, or None for data without. Nothing else reads `Problem.truth`."""
-    found = [problem.truth for problem in batch if problem.truth is not None]
-    return found if len(found) == len(batch) else None
+def truths(batch: Sequence[Problem]) -> list[str | None] | None:
+    """The data set's answers to a batch, None for each question without; None alone where no question has one. Nothing
+    else reads `Problem.truth`."""
+    found = [problem.truth for problem in batch]
+    return None if all(truth is None for truth in found) else found
 
 
 class Problems:
     """Problems in the order of training: each episode is a fresh permutation, cut into steps of `batch`.
 
-    The order depends on (seed, episode) alone, so a resumed run needs no state. Where `batch` does not divide
-    their number, each episode leaves out the few at its permutation's end (`drop_last` of the reference).
+    The order depends on (seed, episode) alone, so a resumed run needs no state. Where `batch` does not divide their
+    number, the last step of each episode has those that are left at its permutation's end, or, with `drop_last` (of the
+    reference), they are left out.
 
     Raises InputError if a step wants more problems than there are.
     """
 
-    def __init__(self, items: Sequence[Problem], *, batch: int, seed: int):
+    def __init__(self, items: Sequence[Problem], *, batch: int, seed: int, drop_last: bool):
         if not 1 <= batch <= len(items):
             raise InputError(
-                f"The data has {len(items)} questions and a step wants {batch}: set a batch between 1 and {len(items)}."
+                f"The data has {len(items)} questions and a step wants {batch}: set rollout.prompts between 1 and "
+                f"{len(items)}."
             )
         self.items = list(items)
-        self.steps_per_episode = len(items) // batch
+        self.steps_per_episode = steps_of(len(items), batch, drop_last=drop_last)
         self._batch = batch
         self._seed = seed
 
@@ -72,12 +71,17 @@ class Problems:
         return step // self.steps_per_episode
 
     def take(self, step: int) -> list[Problem]:
-        """The `batch` problems of training step `step`."""
+        """The `batch` problems of training step `step`, or the fewer of the last one of an episode."""
         # The spawn key keeps this stream apart from those seeded with the plain numbers (seed, step, ...).
         sequence = np.random.SeedSequence(self._seed, spawn_key=(self.episode(step),))
         order = np.random.Generator(np.random.PCG64(sequence)).permutation(len(self.items))
         start = step % self.steps_per_episode * self._batch
         return [self.items[i] for i in order[start : start + self._batch]]
+
+
+def steps_of(questions: int, batch: int, *, drop_last: bool) -> int:
+    """Steps of `batch` questions in an episode."""
+    return questions // batch if drop_last else -(-questions // batch)
 
 
 def load(
@@ -89,17 +93,22 @@ def load(
     level: int | None,
     limit: int | None,
     subset: str | None = None,
+    read_truths: Callable[[Truths], Truths] = lambda given: given,
+    say: Say = lambda line: None,
 ) -> list[Problem]:
     """Read the problems of a data set.
 
-    path: a .json (list of objects), .jsonl, .csv (with a header) or .parquet file; "builtin:NAME", a task of
-        generate.py; a hub data set's name; or a folder in the hub's layout.
-    split: of a hub data set or a folder. A file and a built-in task have no splits.
-    question_column, truth_column: used as given, never guessed. Without a truth column (the data has none of
-        that name, or the name is empty) every truth is None.
+    path: a .json or .jsonl (objects, or texts alone), .csv or .tsv (with a header), .txt (a question a line) or
+        .parquet file; "builtin:NAME", a task of generate.py; a hub data set's name; or a folder in the hub's layout.
+    split, subset: of a hub data set or a folder. A file and a built-in task have neither.
+    question_column, truth_column: names, with dots for what lies in a column of objects. One that has its default name
+        ("prompt", "answer") and is not there is looked for among QUESTION_COLUMNS or TRUTH_COLUMNS, and taken where
+        only one of these is. A question is text, or messages with one turn of the user. Without a truth column every
+        truth is None; a row may be without.
     level: keep the rows whose column `level` is this: a number, or text such as "Level 3"; None keeps all.
     limit: keep the first so many of these; None keeps all.
-    subset: of a hub data set that has several.
+    read_truths: what becomes of the truths of all rows as they stand, before the problems have them.
+    say: gets a line on whatever was found, or is out of the ordinary.
 
     Raises InputError for anything that cannot be read as asked.
     """
@@ -109,27 +118,33 @@ def load(
         if level is not None:
             raise InputError(f"{path} has no levels: leave data.level at 0.")
         return _builtin(path, with_truth=truth_column != "")[:limit]
-    wanted = {question_column, truth_column, "id"} | (set() if level is None else {"level"})
-    columns, rows = _read(path, split, subset, wanted=wanted)
+    wanted = {question_column, truth_column, *QUESTION_COLUMNS, *TRUTH_COLUMNS, "id"}
+    wanted |= {name.partition(".")[0] for name in wanted} | (set() if level is None else {"level"})
+    columns, rows = read(path, split=split, subset=subset, wanted=wanted)
     if not rows:
         raise InputError(f"{path} holds no questions.")
-    if question_column not in columns:
-        raise InputError(f"{path} has no column {question_column!r} for the question; its columns: {_names(columns)}.")
+    table = columns, rows
+    question_column = TEXTS if columns == [TEXTS] else _found(table, question_column, QUESTION_COLUMNS, "question", say)
+    if not _has(table, question_column):
+        raise InputError(_no_question(path, question_column, table))
+    truth_column = _found(table, truth_column, TRUTH_COLUMNS, "truth", say)
     if level is not None:
         rows = _of_level(path, columns, rows, level)
         path = f"{path} at level {level}"  # what messages below count rows in
     rows = rows[:limit]
-    questions = _questions(path, question_column, rows)
-    answers = _answers(path, truth_column, rows) if truth_column in columns else [None] * len(rows)
-    ids = _ids(rows)
+    questions = _questions(path, question_column, rows, say)
+    answers = list(read_truths(_answers(path, truth_column, rows)))
+    ids = _ids(rows, say)
+    for what, texts in (("question", questions), ("truth", answers), ("id", ids)):
+        _require_whole(path, what, texts)
     return [Problem(i, *parts) for i, parts in enumerate(zip(ids, questions, answers, strict=True))]
 
 
 def _builtin(path: str, *, with_truth: bool) -> list[Problem]:
     name = path.removeprefix(BUILTIN)
     if name not in generate.TASKS:
-        names = ", ".join(BUILTIN + task for task in generate.TASKS)
-        raise InputError(f"There is no built-in task {name!r}; there are {names}.")
+        there = ", ".join(BUILTIN + task for task in generate.TASKS)
+        raise InputError(f"There is no built-in task {name!r}; there are {there}.")
     pairs = generate.TASKS[name]()
     return [Problem(i, str(i), question, truth if with_truth else None) for i, (question, truth) in enumerate(pairs)]
 
@@ -137,10 +152,42 @@ def _builtin(path: str, *, with_truth: bool) -> list[Problem]:
 # ---- columns
 
 
-def _of_level(path: str, columns: list[str], rows: list[dict[str, Any]], level: int) -> list[dict[str, Any]]:
+def _field(row: dict[str, Any], name: str) -> Any:
+    """What a row has under a name, with dots for what lies deeper; None where it has nothing."""
+    if name in row:
+        return row[name]
+    first, dot, rest = name.partition(".")
+    return _field(row[first], rest) if dot and isinstance(row.get(first), dict) else None
+
+
+def _has(table: Table, name: str) -> bool:
+    columns, rows = table
+    return name in columns or ("." in name and any(_field(row, name) is not None for row in rows))
+
+
+def _found(table: Table, name: str, known: Sequence[str], what: str, say: Say) -> str:
+    """The column that is meant by `name`: another of the known ones where it has its default name, the first of these,
+    is not there, and one of the others alone is."""
+    there = [other for other in known[1:] if _has(table, other)]
+    if name != known[0] or _has(table, name) or len(there) != 1:
+        return name
+    say(f"the {what} is the column {there[0]!r}, as there is no {name!r} (data.{what}_column)")
+    return there[0]
+
+
+def _no_question(path: str, column: str, table: Table) -> str:
+    there = [name for name in QUESTION_COLUMNS if _has(table, name)]
+    several = f" {' and '.join(map(repr, there))} may be meant:" if len(there) > 1 else ""
+    return (
+        f"{path} has no column {column!r} for the question; its columns: {names(table[0])}.{several} Set "
+        "data.question_column to one of them."
+    )
+
+
+def _of_level(path: str, columns: list[str], rows: _Rows, level: int) -> _Rows:
     if "level" not in columns:
         raise InputError(
-            f"{path} has no column 'level', which data.level={level} selects by; its columns: {_names(columns)}. Leave "
+            f"{path} has no column 'level', which data.level={level} selects by; its columns: {names(columns)}. Leave "
             "data.level at 0: a file such as MATH-TTT.json does not know its levels, and one such as MATH-L3-TTT.json "
             "is a level by itself."
         )
@@ -157,41 +204,71 @@ def _level(value: Any) -> int | None:
     return int(match[1]) if match else None
 
 
-def _questions(path: str, column: str, rows: list[dict[str, Any]]) -> list[str]:
-    values = [row.get(column) for row in rows]
+def _questions(path: str, column: str, rows: _Rows, say: Say) -> list[str]:
+    values = [_field(row, column) for row in rows]
+    left_out: set[str] = set()
+    for i, value in enumerate(values):
+        if isinstance(value, list):
+            try:
+                values[i] = _asked(value, left_out)
+            except ValueError as error:
+                raise InputError(
+                    f"{path}: the question, column {column!r}, must be text or messages with one turn of the user; "
+                    f"{row_list([i])} {error}."
+                ) from error
     empty = [i for i, value in enumerate(values) if value is None or (isinstance(value, str) and not value.strip())]
     if empty:
-        raise InputError(f"{path}: the question, column {column!r}, is empty in {_row_list(empty)}.")
-    other = [i for i, value in enumerate(values) if not isinstance(value, str) or isinstance(value, _Number)]
+        raise InputError(f"{path}: the question, column {column!r}, is empty in {row_list(empty)}: drop or fill it.")
+    other = [i for i, value in enumerate(values) if not isinstance(value, str) or isinstance(value, Number)]
     if other:
-        kind = _kind(values[other[0]])
-        raise InputError(f"{path}: the question, column {column!r}, must be text; {_row_list(other)} holds {kind}.")
+        found = kind(values[other[0]])
+        raise InputError(f"{path}: the question, column {column!r}, must be text; {row_list(other)} holds {found}.")
+    for role in sorted(left_out):
+        cure = "; prompt.system sets one" if role == "system" else ""
+        say(f"the messages' turns of the {role} are left out{cure}")
+    if repeated := len(values) - len(set(values)):
+        say(f"{repeated} of {len(values)} questions repeat an earlier one")
     return values
 
 
-def _answers(path: str, column: str, rows: list[dict[str, Any]]) -> list[str | None]:
+def _asked(messages: list[Any], left_out: set[str]) -> str:
+    """What the user says in messages; the roles of a turn before and an answer behind it are added to `left_out`.
+    Raises ValueError, in words, where that is not one turn of text."""
+    if not all(isinstance(turn, dict) and "role" in turn and "content" in turn for turn in messages):
+        found = "turns without role or content" if isinstance(messages[0], dict) else kind(messages[0])
+        raise ValueError(f"holds a list of {found}")
+    roles = [str(turn["role"]) for turn in messages]
+    if not re.fullmatch("(system )?user( assistant)?", " ".join(roles)):
+        raise ValueError(f"holds turns of {', '.join(roles) or 'nobody'}")
+    left_out |= set(roles) - {"user"}
+    content = messages[roles.index("user")]["content"]
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("holds a turn that is not all text")
+    return "".join(texts)
+
+
+def _answers(path: str, column: str, rows: _Rows) -> list[str | None]:
     found = []
     for i, row in enumerate(rows):
         try:
-            found.append(_answer_text(row.get(column)))
+            found.append(_answer_text(_field(row, column)))
         except TypeError as error:
             raise InputError(
-                f"{path}: the truth, column {column!r}, must be text or a number; {_row_list([i])} holds {error}."
+                f"{path}: the truth, column {column!r}, must be text or a number; {row_list([i])} holds {error}."
             ) from error
-    missing = [i for i, text in enumerate(found) if text is None]
-    if missing and len(missing) < len(rows):
-        raise InputError(
-            f"{path}: the truth, column {column!r}, is missing in {_row_list(missing)} of {len(rows)}: "
-            "fill it in, drop these questions, or run without truths by making the truth column's name empty."
-        )
     return found
 
 
 def _answer_text(value: Any) -> str | None:
-    """Text as it is, a number in plain decimals, None if missing; TypeError names what else it is."""
+    """Text as it is, a number in plain decimals, of a list of one what is in it, None if missing; TypeError names what
+    else it is."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, _Number) and re.search("[eE]", value):
+    if isinstance(value, Number) and re.search("[eE]", value):
         value = float(value)
     if isinstance(value, str):
         return str(value) if value.strip() else None
@@ -199,147 +276,24 @@ def _answer_text(value: Any) -> str | None:
         return format(Decimal(repr(value)), "f")
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         return format(value, "f") if isinstance(value, Decimal) else str(value)
-    raise TypeError(_kind(value))
+    raise TypeError(kind(value))
 
 
-def _ids(rows: list[dict[str, Any]]) -> list[str]:
+def _ids(rows: _Rows, say: Say) -> list[str]:
     given = [row.get("id") for row in rows]
     if all(isinstance(value, str | int) for value in given) and len({str(value) for value in given}) == len(rows):
         return [str(value) for value in given]
+    if any(value is not None for value in given):
+        say("the column 'id' does not name each question apart; they are numbered instead")
     return [str(i) for i in range(len(rows))]
 
 
-def _kind(value: Any) -> str:
-    return "a number" if isinstance(value, _Number) else f"a value of type {type(value).__name__}"
-
-
-def _row_list(rows: list[int]) -> str:
-    shown = ", ".join(str(i) for i in rows[:5])
-    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-    return f"row{'s' if len(rows) > 1 else ''} {shown}{more} (the first is 0)"
-
-
-def _names(columns: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in columns) or "none"
-
-
-# ---- formats: each reader returns the column names and the rows
-
-Table = tuple[list[str], list[dict[str, Any]]]
-
-
-class _Number(str):
-    """A number of a JSON file, as it is written there."""
-
-
-def _read(path: str, split: str, subset: str | None, *, wanted: set[str]) -> Table:
-    file = Path(path).expanduser()
-    suffix = file.suffix.lower()
-    if file.is_file():
-        if suffix == ".parquet":
-            return _table(_parquet(file), wanted)
-        if suffix not in _TEXT_FORMATS:
-            raise InputError(f"{path} ends in {suffix!r}; data files end in .json, .jsonl, .csv or .parquet.")
-        return _TEXT_FORMATS[suffix](path, _text(file))
-    if file.is_dir():
-        # A cache of its own, thrown away: no stale rows after a file changes, nothing left in the home.
-        with tempfile.TemporaryDirectory() as cache:
-            return _table(_dataset(str(file), split, subset, cache_dir=cache), wanted)
-    # A hub name is NAME or OWNER/NAME; everything else can only have been meant as a file.
-    if suffix in (".parquet", *_TEXT_FORMATS) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
-        raise InputError(f"There is no data file {file.absolute()}.")
-    return _table(_dataset(path, split, subset, cache_dir=None), wanted)
-
-
-def _text(file: Path) -> str:
-    try:
-        # Line ends are left as they are: the CSV reader needs those inside of quotes.
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}.") from error
-
-
-def _json_value(text: str, where: str) -> Any:
-    try:
-        return json.loads(text, parse_int=_Number, parse_float=_Number)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from error
-    except RecursionError as error:
-        raise InputError(f"{where} is nested too deeply to be read as JSON.") from error
-
-
-def _json(path: str, text: str) -> Table:
-    if not text.strip():
-        raise InputError(f"{path} is empty.")
-    rows = _json_value(text, path)
-    if not isinstance(rows, list):
-        raise InputError(f"{path} must hold a list of objects, not one {type(rows).__name__}.")
-    return _objects(path, rows)
-
-
-def _json_lines(path: str, text: str) -> Table:
-    lines = enumerate(text.split("\n"), start=1)  # splitlines() would also cut at U+2028, which JSON allows in texts
-    return _objects(path, [_json_value(line, f"{path}, line {n},") for n, line in lines if line.strip()])
-
-
-def _objects(path: str, rows: list[Any]) -> Table:
-    for i, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise InputError(f"{path}: {_row_list([i])} must be an object with named fields, not {_kind(row)}.")
-    return list(dict.fromkeys(name for row in rows for name in row)), rows
-
-
-def _csv(path: str, text: str) -> Table:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header, *lines = [line for line in reader if line] or [[]]
-    except csv.Error as error:
-        raise InputError(f"{path} is not CSV: {error} at line {reader.line_num}.") from error
-    if len(set(header)) < len(header):
-        raise InputError(f"{path} names a column twice; its columns: {_names(header)}.")
-    for i, line in enumerate(lines):
-        if len(line) != len(header):
-            raise InputError(
-                f"{path}: {_row_list([i])} has {len(line)} fields and the header {len(header)}: "
-                "put text that has commas in double quotes."
-            )
-    return header, [dict(zip(header, line, strict=True)) for line in lines]
-
-
-_TEXT_FORMATS: dict[str, Callable[[str, str], Table]] = {".json": _json, ".jsonl": _json_lines, ".csv": _csv}
-
-
-def _parquet(file: Path) -> datasets.Dataset:
-    # `datasets` wraps the table but does not read the file: it would copy it into a cache, and it fails
-    # on files without rows.
-    try:
-        return datasets.Dataset(pyarrow.parquet.read_table(file, partitioning=None))
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{file} cannot be read as Parquet: {_cause(error)}") from error
-
-
-def _dataset(name: str, split: str, subset: str | None, *, cache_dir: str | None) -> datasets.Dataset:
-    try:
-        return datasets.load_dataset(name, subset, split=split, cache_dir=cache_dir)
-    except ConnectionError as error:
+def _require_whole(path: str, what: str, texts: Truths) -> None:
+    """Raise InputError for half a character, which no tokenizer and no file takes."""
+    halves = [i for i, text in enumerate(texts) if text is not None and re.search("[\ud800-\udfff]", text)]
+    if halves:
+        shown = ascii(texts[halves[0]][:_SHOWN])
         raise InputError(
-            f"There is no file {Path(name).absolute()}, and the hub could not be reached for a data set of "
-            "that name: give a local .json, .jsonl, .csv or .parquet file."
-        ) from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"The data set {name!r}, split {split!r}, cannot be loaded: {_cause(error)}") from error
-
-
-def _cause(error: BaseException) -> str:
-    """The first line of what went wrong; `datasets` wraps it in an error that says nothing."""
-    if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _table(data: datasets.Dataset, wanted: set[str]) -> Table:
-    """Take out only the wanted columns: others may hold what is slow, or impossible, to decode."""
-    names = [name for name in data.column_names if name in wanted]
-    return data.column_names, data.select_columns(names).to_list() if names else [{}] * len(data)
+            f"{path}: the {what} has half a character (a surrogate without its pair) in {row_list(halves)}: "
+            f"{shown}; repair it, or drop the question."
+        )

@@ -176,7 +176,7 @@ def process_sums(
     row, under sigmoid(beta * the sum of log pi - log pi_start), summed over rows.
 
     logps, mask and the numbers "reference", "outcome" (0 or 1, the same for all tokens of a row) and "row" (its number,
-    of `rows` in all): float32, of one shape. A row is whole in one micro-batch.
+    of `rows` at most): float32, of one shape. A row is whole in one micro-batch.
     """
     row = numbers["row"].astype(jnp.int32)
 

@@ -12,7 +12,7 @@ from ttrl_jax.data.problems import truths
 from ttrl_jax.measure.generations import generations
 from ttrl_jax.programs import sampling_of
 from ttrl_jax.records import Rollouts
-from ttrl_jax.reward.audit import truth_classes
+from ttrl_jax.reward.audit import having, truth_classes
 from ttrl_jax.reward.equivalence import same
 from ttrl_jax.reward.estimates import best_of_n, maj_at_k, pass_at_k
 from ttrl_jax.reward.extract import Answer
@@ -84,7 +84,7 @@ def task_keys(session: Session) -> list[jax.Array]:
 def evaluate(
     ballots: Sequence[Ballot],
     rollouts: Rollouts,
-    truths: Sequence[str] | None,
+    truths: Sequence[str | None] | None,
     *,
     extra_k: Sequence[int],
     greedy: Sequence[Ballot] | None,
@@ -94,17 +94,17 @@ def evaluate(
 ) -> dict[str, float]:
     """Summarise k samples of each problem.
 
-    ballots [P], of k votes each, on `rollouts`; truths [P], or None where there are none; greedy [P], ballots of the
-    one answer at temperature 0; formed bool [P, k], the samples that are in the format, or None without one; readings:
-    name -> ballots [P] on the same samples, read in another way; same: whether two answers are. An answer is one that
-    votes: an empty one does not.
+    ballots [P], of k votes each, on `rollouts`; truths [P], of which some may be None, or None where there are none;
+    greedy [P], ballots of the one answer at temperature 0; formed bool [P, k], the samples that are in the format, or
+    None without one; readings: name -> ballots [P] on the same samples, read in another way; same: whether two answers
+    are. An answer is one that votes: an empty one does not.
     Always: majority_ratio, truncation_rate, no_answer_rate, response_length (tokens), with a format format_rate (share
     of samples in it), and of each reading NAME_valid_rate (share of samples in which it finds an answer). With truths,
-    each a mean over problems: avg@k (share of correct samples, the paper's pass@1), std@k (spread of a problem's
-    samples), worst@k (all k correct), greedy (share of correct greedy answers), and for j = 2, 4, 8 ..., k and those of
-    `extra_k`: pass@j (unbiased, arXiv 2107.03374), maj@j (exact, ties split evenly) and best_of@j (exact: of j samples,
-    the one with the highest mean log-prob of its tokens is correct); of each reading NAME_avg@k, NAME_pass@j and
-    NAME_maj@j likewise.
+    truths (how many problems have one; only where others have none), and, each a mean over those problems: avg@k (share
+    of correct samples, the paper's pass@1), std@k (spread of a problem's samples), worst@k (all k correct), greedy
+    (share of correct greedy answers), and for j = 2, 4, 8 ..., k and those of `extra_k`: pass@j (unbiased, arXiv
+    2107.03374), maj@j (exact, ties split evenly) and best_of@j (exact: of j samples, the one with the highest mean
+    log-prob of its tokens is correct); of each reading NAME_avg@k, NAME_pass@j and NAME_maj@j likewise.
     """
     k = rollouts.lengths.shape[1]
     result = {
@@ -117,10 +117,29 @@ def evaluate(
         result["format_rate"] = float(formed.mean())
     for name, read in readings.items():
         result[f"{name}_valid_rate"] = float(np.mean([c is not None for ballot in read for c in ballot.classes]))
-    if truths is None:
-        return result
-    scores = rollouts.mean_logps
-    sizes = sorted({*(2**i for i in range(1, k.bit_length())), k, *extra_k})
+    if truths is not None:
+        sizes = sorted({*(2**i for i in range(1, k.bit_length())), k, *extra_k})
+        result |= _with_truths(ballots, rollouts, truths, sizes, greedy=greedy, readings=readings, same=same)
+    return result
+
+
+def _with_truths(
+    ballots: Sequence[Ballot],
+    rollouts: Rollouts,
+    truths: Sequence[str | None],
+    sizes: Sequence[int],
+    *,
+    greedy: Sequence[Ballot] | None,
+    readings: Mapping[str, Sequence[Ballot]],
+    same: Callable[[Answer, Answer], bool],
+) -> dict[str, float]:
+    """The metrics of `evaluate` that need truths, of the questions that have one; sizes: each j."""
+    places, result = having(truths)
+
+    def of_those(values: Sequence[Any]) -> list[Any]:
+        return [values[i] for i in places]
+
+    ballots, truths, k = of_those(ballots), of_those(truths), rollouts.lengths.shape[1]
     right = truth_classes(ballots, truths, same=same)
     result |= _accuracies(ballots, right, sizes)
     correct = np.array([[c is not None and i == c for i in b.classes] for b, c in zip(ballots, right, strict=True)])
@@ -128,12 +147,14 @@ def evaluate(
     result[f"std@{k}"] = float(np.sqrt(shares * (1 - shares)).mean())
     result[f"worst@{k}"] = float((shares == 1).mean())
     if greedy is not None:
-        found = truth_classes(greedy, truths, same=same)
+        found = truth_classes(of_those(greedy), truths, same=same)
         result["greedy"] = float(np.mean([c is not None for c in found]))
+    scores = rollouts.mean_logps[places].tolist()
     for j in sizes:
-        best = [best_of_n(*each, j) for each in zip(scores.tolist(), correct.tolist(), strict=True)]
+        best = [best_of_n(*each, j) for each in zip(scores, correct.tolist(), strict=True)]
         result[f"best_of@{j}"] = float(np.mean(best))
     for name, read in readings.items():
+        read = of_those(read)
         found = _accuracies(read, truth_classes(read, truths, same=same), sizes)
         result |= {f"{name}_{metric}": value for metric, value in found.items()}
     return result

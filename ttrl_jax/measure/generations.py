@@ -21,15 +21,15 @@ def generations(
     labels: Sequence[int | None],
     winners: Sequence[int | None],
     rewards: np.ndarray | None,
-    truths: Sequence[str] | None,
+    truths: Sequence[str | None] | None,
     same: Callable[[Answer, Answer], bool],
 ) -> list[dict[str, Any]]:
     """One JSON-ready row for each problem: question, prompt as the model sees it, `label` and `majority` and every
     response with answer, class and reward.
 
     prompts [P], as text; labels [P], the class that was rewarded; winners [P], the class that the votes say, another
-    one for the labels of a baseline, an oracle or a control (None: nobody gave it); same: whether two answers are. With
-    `truths`, also the truth and `right`, the class that it is in (None: nobody gave it).
+    one for the labels of a baseline, an oracle or a control (None: nobody gave it); same: whether two answers are. Of a
+    question with one in `truths`, also the truth and `right`, the class that it is in (None: nobody gave it).
     """
     rows, scores = [], rollouts.mean_logps
     right = None if truths is None else truth_classes(ballots, truths, same=same)
@@ -57,6 +57,6 @@ def generations(
                 "counts": list(ballot.counts),
                 "samples": samples,
             }
-            | ({} if truths is None else {"truth": truths[p], "right": right[p]})
+            | ({} if truths is None or truths[p] is None else {"truth": truths[p], "right": right[p]})
         )
     return rows

@@ -32,7 +32,7 @@ from ttrl_jax import cli
 from ttrl_jax.check import check
 from ttrl_jax.data import prompts as text
 from ttrl_jax.data import stops
-from ttrl_jax.data.problems import BUILTIN
+from ttrl_jax.data.problems import BUILTIN, steps_of
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import weights
 from ttrl_jax.model.config import ModelConfig
@@ -43,10 +43,11 @@ from ttrl_jax.plan.programs import Compiler, DoesNotCompile, Say, Setting
 from ttrl_jax.plan.search import changed, found, nearest
 from ttrl_jax.plan.tables import table
 from ttrl_jax.programs import check_length, with_kernel
-from ttrl_jax.resolve import resolve
+from ttrl_jax.resolve import agree, agree_with_data, resolve
 from ttrl_jax.rollout.slots import SHARING
+from ttrl_jax.run import distributed
 from ttrl_jax.source import model_source, tokenizer_of
-from ttrl_jax.tasks.sets import read_sets
+from ttrl_jax.tasks.sets import read_questions
 
 TRIES = 3  # settings that are compiled before the search gives up
 KINDS = ("v5e", "v5p", "v6e")
@@ -101,10 +102,13 @@ def settings_of(change: dict[str, int]) -> str:
 
 def read(topology: str) -> Setting:
     """What the flags ask for. Where the questions are not known, as many as are sampled at once."""
-    config = cli.config()
+    given = cli.given()
+    config, _ = agree(cli.config(), given=given)
     check(config)
     config, model, stop_ids = resolved(config)
     questions = number_of_questions(config, flags.FLAGS.questions)
+    if questions is not None:
+        config, _ = agree_with_data(config, questions=questions[0], given=given)
     return setting_of(config, model, devices(topology), questions, stop_ids)
 
 
@@ -147,7 +151,7 @@ def setting_of(
 def devices(topology: str) -> list[jax.Device]:
     """Those of a TPU slice, or of this machine. Raises InputError for a slice that cannot be planned for."""
     if not topology:
-        return jax.devices()
+        return distributed.devices()
     kind, _, shape = topology.partition(":")
     sizes = [int(size) for size in shape.split("x") if size.isdigit()]
     if kind not in KINDS or not sizes or "x".join(map(str, sizes)) != shape:
@@ -197,11 +201,7 @@ def number_of_questions(config: FrozenConfigDict, given: list[str]) -> tuple[int
         paths = [config.data.path] + [entry.partition("=")[2] for entry in config.eval.tasks]
         if not all(path.startswith(BUILTIN) or Path(path).expanduser().is_file() for path in paths):
             return None
-        questions = tuple(len(each.items) for each in read_sets(config))
-    if questions[0] < config.rollout.prompts:
-        raise InputError(
-            f"there are {questions[0]} questions and a step wants {config.rollout.prompts}; lower rollout.prompts"
-        )
+        questions = tuple(len(each.items) for each in read_questions(config))
     return questions
 
 
@@ -258,7 +258,7 @@ def seconds_of(compiler: Compiler, chip: Chip) -> dict[str, float]:
 def run_of(setting: Setting, seconds: dict[str, float] | None) -> dict[str, float | None]:
     """Steps and evaluations of the whole run; where the speed of the chips is known, also its hours."""
     config = setting.config
-    steps = config.episodes * (setting.questions[0] // config.rollout.prompts)
+    steps = config.episodes * steps_of(setting.questions[0], config.rollout.prompts, drop_last=config.data.drop_last)
     before = len(range(0, steps, config.eval.every)) if config.eval.every else min(steps, 1)
     run = {"steps": steps, "evaluations": before + 1, "hours": None, "chip_hours": None}
     if seconds is None:

@@ -11,13 +11,19 @@ from ttrl_jax.reward.vote import Ballot, classes_of
 
 
 def truth_classes(
-    ballots: Sequence[Ballot], truths: Sequence[str], *, same: Callable[[Answer, Answer], bool] = same
+    ballots: Sequence[Ballot], truths: Sequence[str | None], *, same: Callable[[Answer, Answer], bool] = same
 ) -> list[int | None]:
-    """Return the class of each truth in its question's ballot, None if nobody gave it.
+    """Return the class of each truth in its question's ballot, None if nobody gave it or there is no truth.
 
     A truth is already an answer, so it does not go through the extractor. same: whether two answers are.
     """
-    return classes_of(ballots, [Answer(truth) for truth in truths], same=same)
+    return classes_of(ballots, [None if truth is None else Answer(truth) for truth in truths], same=same)
+
+
+def having(truths: Sequence[str | None]) -> tuple[list[int], dict[str, float]]:
+    """The places of the questions that have a truth, and their number as the metric `truths` where others have none."""
+    places = [i for i, truth in enumerate(truths) if truth is not None]
+    return places, {} if len(places) == len(truths) else {"truths": float(len(places))}
 
 
 def audit(
@@ -25,16 +31,17 @@ def audit(
     labels: Sequence[int | None],
     rewards: np.ndarray,
     chosen: np.ndarray,
-    truths: Sequence[str],
+    truths: Sequence[str | None],
     *,
     same: Callable[[Answer, Answer], bool] = same,
 ) -> dict[str, float]:
     """Measure a step against the truth, under the names of the reference (`_prompt_compute_ttrl_metrics`).
 
-    Args: labels [P], the classes that won or were given; rewards float [P, V]; chosen int [P, G]; truths [P];
-    same: whether two answers are.
+    Args: labels [P], the classes that won or were given; rewards float [P, V]; chosen int [P, G]; truths [P],
+    None for a question without one, but not for all; same: whether two answers are.
 
-    Returns means over the P questions. Correct means: in the class of the truth.
+    Returns means over the questions that have a truth. Correct means: in the class of the truth.
+      truths                      how many have one; only where others have none
       label_accuracy              share of questions whose label is the truth
       reward_accuracy             share of the chosen samples that agree with the label (1) or do not (0) as they do
                                   with the truth. So it says the same of the vote whatever the rewards add to that
@@ -45,13 +52,16 @@ def audit(
       point_biserial_correlation  between the whole reward and correctness of all P x G chosen samples; 0.0
                                   when it is undefined, that is when either is the same everywhere
     """
+    places, metrics = having(truths)
+    ballots, labels, truths = ([values[i] for i in places] for values in (ballots, labels, truths))
+    rewards, chosen = rewards[places], chosen[places]
     right = truth_classes(ballots, truths, same=same)
     correct = np.array([[t is not None and c == t for c in b.classes] for b, t in zip(ballots, right, strict=True)])
     agrees = score(ballots, labels) == correct
     chosen_correct = np.take_along_axis(correct, chosen, axis=1)
     chosen_rewards = np.take_along_axis(rewards, chosen, axis=1)
     label_right = [t is not None and label == t for label, t in zip(labels, right, strict=True)]
-    metrics = {
+    metrics |= {
         "label_accuracy": np.mean(label_right),
         "reward_accuracy": np.mean(np.take_along_axis(agrees, chosen, axis=1)),
         "ground_truth_reward": np.mean(chosen_correct),

@@ -115,6 +115,18 @@ def _launched() -> bool:
     return hosts is None or "," in hosts or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1
 
 
+def devices() -> list[jax.Device]:
+    """All devices. Raises InputError if there are none of the kind that JAX_PLATFORMS asks for."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jax gives no sentence for CUDA
+        reason = (str(error) or "it has no such backend").splitlines()[0]
+        raise InputError(
+            f"JAX finds no device by JAX_PLATFORMS={jax.config.jax_platforms!r}: {reason}; install JAX for such a "
+            "device (README, Install), or unset JAX_PLATFORMS"
+        ) from error
+
+
 def several() -> bool:
     """Whether this process is one of several. Asks no device."""
     return jax.distributed.is_initialized()

@@ -20,6 +20,9 @@ AS_IS = "the model as it is"  # what an evaluation without a run is of
 # What the fingerprints of model, questions and task tell better than how a path is typed.
 _SPELLINGS = ("model.path", "task")
 _SPELLINGS_OF_QUESTIONS = ("data.", "eval.tasks")
+_ORDER = "data.drop_last"  # is no spelling: the order of training, of which an evaluation knows nothing
+# Keys that a run may lack which began before they were there, where that meant something else than their default.
+_ABSENT: dict[str, Any] = {_ORDER: True, "rollout.end_of_turn": False}
 # What a run that goes on may be given anew. The first change where it computes, and so its rounding.
 _ROUNDING = ("mesh.", "rollout.rows", "train.micro_tokens", "train.chunk_tokens", "train.remat", "model.attention")
 _BOOKKEEPING = ("checkpoint.", "log.", "eval.every", "eval.tasks", "episodes")
@@ -62,8 +65,8 @@ def require_same(folder: Path, now: Identity, *, defaults: Mapping[str, Any], fl
     """What the run in `folder`, which `flag` sets, may be given anew by `now`, and is. Writes nothing.
 
     defaults: of all keys. Each key begins as what the program did before it was there, so that a run without it is one
-    with its default. Raises InputError if the folder holds something else than a run of this config, model and
-    questions.
+    with its default, but for those of `as_begun`. Raises InputError if the folder holds something else than a run of
+    this config, model and questions.
     """
     if not folder.exists():
         return Changes({})
@@ -74,13 +77,14 @@ def require_same(folder: Path, now: Identity, *, defaults: Mapping[str, Any], fl
             raise InputError(f"{folder} is not empty and not a run folder (no {CONFIG}); choose another {flag}")
         return Changes({})
     made = made_with(folder, flag=flag)
-    old = flat(defaults) | flat(made.config)
+    old = flat(defaults) | _ABSENT | flat(made.config)
     new = flat(defaults) | flat(json.loads(json.dumps(now.config)))
     skipped = _SPELLINGS + (_SPELLINGS_OF_QUESTIONS if made.questions else ())
+    trains = "evaluated" not in new
     differing = {
         name: (old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not name.startswith(skipped)
+        if old.get(name) != new.get(name) and (trains if name == _ORDER else not name.startswith(skipped))
     }
     refused = {name: pair for name, pair in differing.items() if not _may_change(name, *pair)}
     if refused:
@@ -94,6 +98,16 @@ def require_same(folder: Path, now: Identity, *, defaults: Mapping[str, Any], fl
         )
     require_same_model(folder, now.model, flag=flag)
     return Changes(differing, _require_same_questions(folder, made.questions, now.questions, flag=flag))
+
+
+def as_begun(folder: Path, *, flag: str) -> dict[str, Any]:
+    """What the run in `folder`, which `flag` sets, goes on with: key -> value, of the keys that it lacks and whose
+    absence means something else than their default; nothing where there is no run. Raises InputError if it is
+    damaged."""
+    if not (folder / CONFIG).is_file():
+        return {}
+    made = flat(made_with(folder, flag=flag).config)
+    return {name: value for name, value in _ABSENT.items() if name not in made}
 
 
 def _may_change(name: str, before: Any, after: Any) -> bool:
@@ -185,6 +199,9 @@ def renew(folder: Path, now: Identity, changes: Sequence[str], *, step: int) -> 
     made = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     said = made.get("changes", []) + ([{"step": step, "changes": list(changes)}] if changes else [])
     wanted = asdict(now) | ({"changes": said} if said else {})
+    for name in as_begun(folder, flag="--workdir"):  # still goes on as it began, whatever the default
+        section, leaf = name.split(".")
+        wanted["config"][section] = {key: value for key, value in wanted["config"][section].items() if key != leaf}
     if made != json.loads(json.dumps(wanted)):
         write_json(folder / CONFIG, wanted)
 

@@ -13,6 +13,7 @@ from ttrl_jax.data.problems import Problem, load
 from ttrl_jax.data.prompts import turns
 from ttrl_jax.errors import InputError
 from ttrl_jax.tasks.task import Task, by_strategies, from_file
+from ttrl_jax.tasks.truths import read_truths
 
 OWN = "data"  # the name of the config's own questions
 
@@ -20,38 +21,65 @@ _CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 
 
 @dataclass(frozen=True)
+class Questions:
+    """Questions as they were read, before it is known how the model is asked."""
+
+    name: str  # in the names of metrics and files
+    path: str
+    settings: ConfigDict  # of the config whose task they are of
+    items: list[Problem]
+    notes: tuple[str, ...]  # what was found, or is out of the ordinary, in sentences
+
+
+@dataclass(frozen=True)
 class QuestionSet:
     """Questions of one task."""
 
-    name: str  # in the names of metrics and files
+    name: str
     path: str
     truth_column: str
     items: list[Problem]
     task: Task
+    notes: tuple[str, ...] = ()
 
 
-def read_sets(config: ConfigDict) -> tuple[QuestionSet, ...]:
-    """The config's own questions, named "data", and then those of eval.tasks in their order.
+def read_questions(config: ConfigDict) -> tuple[Questions, ...]:
+    """The config's own questions, named "data", and then those of eval.tasks in their order. It takes none of the
+    values that the model decides.
 
-    An entry is NAME=PATH or NAME. If configs/NAME.py exists, its data.*, its task, and its reward.extract, format and
-    locale are used, with PATH in place of its data.path if there is one. Any other name is a label and needs a PATH;
-    the config's own settings are used. How questions are asked is the config's own,
-    unless a task's file says it.
+    An entry of eval.tasks is NAME=PATH or NAME. If configs/NAME.py exists, its data.*, its task, and its
+    reward.extract, format and locale are used, with PATH in place of its data.path if there is one. Any other name is a
+    label and needs a PATH; the config's own settings are used.
 
-    Raises InputError for entries that cannot be used, for data that cannot be read, and for what `task_of` refuses.
+    Raises InputError for entries that cannot be used, and for data that cannot be read.
     """
     _check_names(config.eval.tasks)
-    sets = [_set(OWN, config.data.path, config, task_of(config, asked_by=config), level=config.data.level)]
+    found = [_questions(OWN, config.data.path, config, level=config.data.level)]
     for entry in config.eval.tasks:
         name, path = _split(entry)
         if _is_config(name):
             settings = importlib.import_module(f"configs.{name}").get_config()
-            task = task_of(settings, asked_by=config)
-            found = _set(name, path or settings.data.path, settings, task, level=settings.data.level)
+            found.append(_questions(name, path or settings.data.path, settings, level=settings.data.level))
         else:
-            found = _set(name, path, config, sets[0].task, level=0)  # the level is one of data.path
-        sets.append(found)
-    return tuple(sets)
+            found.append(_questions(name, path, config, level=0))  # the level is one of data.path
+    return tuple(found)
+
+
+def with_tasks(read: Sequence[Questions], config: ConfigDict) -> tuple[QuestionSet, ...]:
+    """Questions that `read_questions` has read of a config, with their tasks; every value of `config` is set. How they
+    are asked is the config's own, unless a task's file says it. Raises InputError for what `task_of` refuses."""
+    own = task_of(config, asked_by=config)  # the label of a set of its own has the very same
+    return tuple(
+        QuestionSet(
+            each.name,
+            each.path,
+            each.settings.data.truth_column,
+            each.items,
+            task_of(each.settings, asked_by=config) if each.name != OWN and _is_config(each.name) else own,
+            each.notes,
+        )
+        for each in read
+    )
 
 
 def task_of(settings: ConfigDict, *, asked_by: ConfigDict) -> Task:
@@ -69,17 +97,23 @@ def task_of(settings: ConfigDict, *, asked_by: ConfigDict) -> Task:
     )
 
 
-def _set(name: str, path: str, settings: ConfigDict, task: Task, *, level: int) -> QuestionSet:
-    data = settings.data
+def _questions(name: str, path: str, settings: ConfigDict, *, level: int) -> Questions:
+    data, notes = settings.data, []
+    read = functools.partial(
+        read_truths, way=data.truth_extract, path=path, of_formulas=settings.task == "", say=notes.append
+    )
     items = load(
         path,
         split=data.split,
+        subset=data.subset or None,
         question_column=data.question_column,
         truth_column=data.truth_column,
         limit=data.limit or None,
         level=level or None,
+        read_truths=read,
+        say=notes.append,
     )
-    return QuestionSet(name, path, data.truth_column, items, task)
+    return Questions(name, path, settings, items, tuple(notes))
 
 
 def _check_names(entries: Sequence[str]) -> None:
