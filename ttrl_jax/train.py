@@ -143,7 +143,7 @@ def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
                 ids, prompts = [problem.index for problem in batch], encode(session, batch)
                 rollouts = sample(session, prompts, step_key(session, step), **drawn, progress=watch("sampling"))
                 clock.lap("sample")
-                ballots = cast_votes(session.task, rollouts.texts)
+                ballots = cast_votes(session.task, rollouts.texts, questions=[problem.question for problem in batch])
                 evidence = evidence_of(session, prompts, rollouts, judge)
                 oracle = truth_classes(ballots, truths(batch), same=judge.same) if by_truth(session) else None
                 verdict = judge(ballots, evidence, history, Draw(config.seed, step, ids), labels=oracle)
@@ -206,7 +206,7 @@ def offline_labels(session: Session, workdir: Path, watch: Watch) -> dict[int, A
         drawn = {"votes": config.rollout.votes, "sampling": session.sampling}
         show = watch("voting on all questions")
         rollouts = sample(session, prompts, step_key(session, _NO_STEP), **drawn, progress=show)
-        ballots = cast_votes(session.task, rollouts.texts)
+        ballots = cast_votes(session.task, rollouts.texts, questions=[problem.question for problem in items])
         won = winners(ballots, Draw(config.seed, _NO_STEP, [p.index for p in items]), ties=config.reward.ties)
         made = {"labels": won, "winners": won, "rewards": None, "truths": truths(items), "same": session.task.same}
         if distributed.leader():

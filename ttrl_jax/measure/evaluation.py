@@ -46,7 +46,8 @@ def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progres
             rollouts = sample(session, prompts, key, votes=votes, sampling=sampling, progress=progress)
         except FloatingPointError as error:
             raise FloatingPointError(f"evaluating {questions.name}: {error}") from error
-        sets.append((rollouts, cast_votes(task, rollouts.texts)))
+        asked = [problem.question for problem in questions.items]
+        sets.append((rollouts, cast_votes(task, rollouts.texts, questions=asked)))
     rollouts, ballots = sets[0]
 
     def rows() -> list[dict[str, Any]]:
@@ -67,7 +68,7 @@ def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progres
         greedy=sets[1][1] if config.greedy else None,
         formed=in_format(rollouts.texts, task.in_format),
         readings={
-            name: cast_votes(dataclasses.replace(task, extract=read), rollouts.texts)
+            name: cast_votes(dataclasses.replace(task, extract=read, reader_of=None), rollouts.texts)
             for name, read in task.readings.items()
         },
         same=task.same,

@@ -13,9 +13,19 @@ from ttrl_jax.run import distributed
 from ttrl_jax.tasks.task import Task
 
 
-def cast_votes(task: Task, texts: Sequence[Sequence[str]]) -> list[Ballot]:
-    """The ballots [P] on the answers in responses [P][V]. Of several processes each reads a share of the questions."""
-    return distributed.each(lambda group: vote([task.extract(text) for text in group], classes=task.classes), texts)
+def cast_votes(task: Task, texts: Sequence[Sequence[str]], *, questions: Sequence[str] | None = None) -> list[Ballot]:
+    """The ballots [P] on the answers in responses [P][V]. Of several processes each reads a share of the questions.
+
+    questions: [P], by which a task may read (`Task.reader`), such as a choice among the letters that are offered.
+    """
+    asked = [None] * len(texts) if questions is None else questions
+
+    def cast(item: tuple[str | None, Sequence[str]]) -> Ballot:
+        question, group = item
+        read = task.reader(question)
+        return vote([read(text) for text in group], classes=task.classes)
+
+    return distributed.each(cast, list(zip(asked, texts, strict=True)))
 
 
 def judge_of(config: ConfigDict, task: Task, *, offline: Mapping[int, Answer | None] | None = None) -> Judge:
