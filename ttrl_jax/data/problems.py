@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from ttrl_jax.data import generate
+from ttrl_jax.data import generate, options
 from ttrl_jax.errors import InputError
 
 BUILTIN = "builtin:"
@@ -89,6 +89,7 @@ def load(
     level: int | None,
     limit: int | None,
     subset: str | None = None,
+    seed: int = 0,
 ) -> list[Problem]:
     """Read the problems of a data set.
 
@@ -100,6 +101,9 @@ def load(
     level: keep the rows whose column `level` is this: a number, or text such as "Level 3"; None keeps all.
     limit: keep the first so many of these; None keeps all.
     subset: of a hub data set that has several.
+    seed: with the question's id, fixes the order of the options where the data has the columns of GPQA ("Question",
+        "Correct Answer", "Incorrect Answer 1" to "3"): its prompts have the options in lines, its truths are letters
+        (`options.with_options`).
 
     Raises InputError for anything that cannot be read as asked.
     """
@@ -109,16 +113,20 @@ def load(
         if level is not None:
             raise InputError(f"{path} has no levels: leave data.level at 0.")
         return _builtin(path, with_truth=truth_column != "")[:limit]
-    wanted = {question_column, truth_column, "id"} | (set() if level is None else {"level"})
+    wanted = {question_column, truth_column, "id", *options.COLUMNS} | (set() if level is None else {"level"})
     columns, rows = _read(path, split, subset, wanted=wanted)
     if not rows:
         raise InputError(f"{path} holds no questions.")
-    if question_column not in columns:
+    choices = options.has_options(columns, question_column)
+    if question_column not in columns and not choices:
         raise InputError(f"{path} has no column {question_column!r} for the question; its columns: {_names(columns)}.")
     if level is not None:
         rows = _of_level(path, columns, rows, level)
         path = f"{path} at level {level}"  # what messages below count rows in
     rows = rows[:limit]
+    if choices:
+        rows = options.with_options(path, rows, seed=seed)
+        columns, question_column, truth_column = ["question", "answer"], "question", truth_column and "answer"
     questions = _questions(path, question_column, rows)
     answers = _answers(path, truth_column, rows) if truth_column in columns else [None] * len(rows)
     ids = _ids(rows)

@@ -41,15 +41,16 @@ def read_sets(config: ConfigDict) -> tuple[QuestionSet, ...]:
     Raises InputError for entries that cannot be used, for data that cannot be read, and for what `task_of` refuses.
     """
     _check_names(config.eval.tasks)
-    sets = [_set(OWN, config.data.path, config, task_of(config, asked_by=config), level=config.data.level)]
+    own = task_of(config, asked_by=config)
+    sets = [_set(OWN, config.data.path, config, own, level=config.data.level, seed=config.seed)]
     for entry in config.eval.tasks:
         name, path = _split(entry)
         if _is_config(name):
             settings = importlib.import_module(f"configs.{name}").get_config()
             task = task_of(settings, asked_by=config)
-            found = _set(name, path or settings.data.path, settings, task, level=settings.data.level)
+            found = _set(name, path or settings.data.path, settings, task, level=settings.data.level, seed=config.seed)
         else:
-            found = _set(name, path, config, sets[0].task, level=0)  # the level is one of data.path
+            found = _set(name, path, config, own, level=0, seed=config.seed)  # the level is one of data.path
         sets.append(found)
     return tuple(sets)
 
@@ -69,7 +70,7 @@ def task_of(settings: ConfigDict, *, asked_by: ConfigDict) -> Task:
     )
 
 
-def _set(name: str, path: str, settings: ConfigDict, task: Task, *, level: int) -> QuestionSet:
+def _set(name: str, path: str, settings: ConfigDict, task: Task, *, level: int, seed: int) -> QuestionSet:
     data = settings.data
     items = load(
         path,
@@ -78,6 +79,7 @@ def _set(name: str, path: str, settings: ConfigDict, task: Task, *, level: int) 
         truth_column=data.truth_column,
         limit=data.limit or None,
         level=level or None,
+        seed=seed,
     )
     return QuestionSet(name, path, data.truth_column, items, task)
 
