@@ -62,6 +62,7 @@ def test_with_truths():
             "majority_ratio": (2 / 4 + 2 / 4 + 4 / 4) / 3,
             "truncation_rate": 1 / 12,
             "no_answer_rate": 1 / 12,
+            "undecided": 0.0,
             "response_length": 53 / 12,
             "avg@4": (2 / 4 + 1 / 4 + 1) / 3,
             "std@4": (0.5 + (3 / 16) ** 0.5 + 0) / 3,
@@ -82,7 +83,7 @@ def test_with_truths():
 
 def test_without_truths_only_what_needs_none():
     result = evaluate(GROUPS, ROLLOUTS, None, extra_k=(3,), greedy=answers("5", "1", "9"), formed=None, readings={})
-    assert set(result) == {"majority_ratio", "truncation_rate", "no_answer_rate", "response_length"}
+    assert set(result) == {"majority_ratio", "truncation_rate", "no_answer_rate", "undecided", "response_length"}
 
 
 def test_a_sample_count_that_is_no_power_of_two():

@@ -24,7 +24,7 @@ from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
 from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.evidence import evidence_of
-from ttrl_jax.measure.generations import generations
+from ttrl_jax.measure.generations import generations, undecided
 from ttrl_jax.measure.step import Clock, Seen, line_of, step_metrics
 from ttrl_jax.measure.summary import report, summarise
 from ttrl_jax.measure.tables import headline
@@ -240,6 +240,7 @@ def evaluate(session: Session, evaluations: Evaluations, files: Files, progress:
     for questions, key in zip(session.inputs.sets, task_keys(session), strict=True):
         result = measure(session, questions, key, progress=watch(f"evaluating {questions.name}"))
         found[questions.name] = result.numbers
+        files.undecided({"step": step, "set": questions.name} | row for row in result.undecided)
         if step in (0, session.inputs.total_steps) and distributed.leader():
             files.generations(f"eval_{questions.name}_{step:06}", result.rows())
         shown = headline(result.numbers, samples=session.config.eval.samples)
@@ -250,6 +251,7 @@ def evaluate(session: Session, evaluations: Evaluations, files: Files, progress:
 
 def write(session: Session, files: Files, step: int, seen: Seen, metrics: Mapping[str, float]) -> None:
     """Write what a step has to say down, before the checkpoint: a run that is resumed misses no row."""
+    files.undecided(undecided(seen.batch, seen.ballots, step=step))
     files.write(step, metrics, [vars(visit) for visit in seen.visits])
     every = session.config.log.generations_every
     if every and step % every == 0 and distributed.leader():

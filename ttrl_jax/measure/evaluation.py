@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ttrl_jax.data.problems import truths
-from ttrl_jax.measure.generations import generations
+from ttrl_jax.measure.generations import generations, undecided
 from ttrl_jax.programs import sampling_of
 from ttrl_jax.records import Rollouts
 from ttrl_jax.reward.audit import truth_classes
@@ -29,6 +29,7 @@ class Measured:
 
     numbers: dict[str, float]  # as `evaluate` returns them
     rows: Callable[[], list[dict[str, Any]]]  # makes `generations`, with "greedy" in each row where it was sampled
+    undecided: list[dict[str, Any]]  # rows of `generations.undecided`: pairs of answers to one question
 
 
 def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progress: Callable[[int], None]) -> Measured:
@@ -73,7 +74,8 @@ def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progres
         },
         same=task.same,
     )
-    return Measured(found, rows)
+    pairs = [row for _, ballots in sets for row in undecided(questions.items, ballots)]
+    return Measured(found, rows, pairs)
 
 
 def task_keys(session: Session) -> list[jax.Array]:
@@ -99,8 +101,9 @@ def evaluate(
     one answer at temperature 0; formed bool [P, k], the samples that are in the format, or None without one; readings:
     name -> ballots [P] on the same samples, read in another way; same: whether two answers are. An answer is one that
     votes: an empty one does not.
-    Always: majority_ratio, truncation_rate, no_answer_rate, response_length (tokens), with a format format_rate (share
-    of samples in it), and of each reading NAME_valid_rate (share of samples in which it finds an answer). With truths,
+    Always: majority_ratio, truncation_rate, no_answer_rate, undecided (pairs of a problem's answers that may be the
+    same but were not decided, mean over problems), response_length (tokens), with a format format_rate (share of
+    samples in it), and of each reading NAME_valid_rate (share of samples in which it finds an answer). With truths,
     each a mean over problems: avg@k (share of correct samples, the paper's pass@1), std@k (spread of a problem's
     samples), worst@k (all k correct), greedy (share of correct greedy answers), and for j = 2, 4, 8 ..., k and those of
     `extra_k`: pass@j (unbiased, arXiv 2107.03374), maj@j (exact, ties split evenly) and best_of@j (exact: of j samples,
@@ -112,6 +115,7 @@ def evaluate(
         "majority_ratio": float(np.mean([max(ballot.counts, default=0) / k for ballot in ballots])),
         "truncation_rate": float(rollouts.truncated.mean()),
         "no_answer_rate": float(np.mean([c is None for ballot in ballots for c in ballot.classes])),
+        "undecided": float(np.mean([ballot.undecided for ballot in ballots])),
         "response_length": float(rollouts.lengths.mean()),
     }
     if formed is not None:

@@ -1,4 +1,4 @@
-"""Responses and what became of them, as rows of a file."""
+"""Responses and what became of them, and pairs of answers that were not decided, as rows of files."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -60,3 +60,13 @@ def generations(
             | ({} if truths is None else {"truth": truths[p], "right": right[p]})
         )
     return rows
+
+
+def undecided(problems: Sequence[Problem], ballots: Sequence[Ballot], **more: Any) -> list[dict[str, Any]]:
+    """One JSON-ready row for each pair of a question's answers that was compared and not decided: `more`, `question`,
+    its number in the data, the texts `first` and `second`, and `why` (`symbolic.Undecided`)."""
+    return [
+        more | {"question": problem.index, "first": pair.first, "second": pair.second, "why": pair.why}
+        for problem, ballot in zip(problems, ballots, strict=True)
+        for pair in ballot.pairs
+    ]

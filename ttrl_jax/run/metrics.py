@@ -20,18 +20,24 @@ from ttrl_jax.errors import InputError
 class Lines:
     """A JSON Lines file of a run that grows by the step: each row has a "step"."""
 
-    def __init__(self, path: Path, *, start_step: int):
+    def __init__(self, path: Path, *, start_step: int, most: int | None = None):
         """Open the file, made if need be, and drop the rows that a killed run left too many.
 
-        start_step: rows of this step and later are dropped: they will be written again. Raises InputError if it is not
-        such a file.
+        start_step: rows of this step and later are dropped: they will be written again. most: rows that the file gets
+        at most. Raises InputError if it is not such a file.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_from(path, start_step)
+        self._left = None
+        if most is not None:
+            self._left = most - (path.read_bytes().count(b"\n") if path.exists() else 0)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows. The file ends with the last of them when the call returns."""
+        """Append rows, as many as the file may still get. It ends with the last of them when the call returns."""
+        if self._left is not None:
+            rows = list(rows)[: max(0, self._left)]
+            self._left -= len(rows)
         # A lone surrogate in a response has no UTF-8; see write_text.
         text = "".join(_to_json(row) + "\n" for row in rows)
         self._file.write(text.encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ttrl_jax.data.prompts import Turn
 from ttrl_jax.errors import InputError
-from ttrl_jax.reward import equivalence
+from ttrl_jax.reward import guard
 from ttrl_jax.reward.choices import offered
 from ttrl_jax.reward.equivalence import Clusters
 from ttrl_jax.reward.extract import Answer, extract, in_format
@@ -68,8 +68,8 @@ def by_strategies(
         " or ".join(strategies),
         messages,
         reader,
-        equivalence.cluster,
-        equivalence.same,
+        guard.cluster,
+        guard.same,
         formed,
         {} if formed is None else _readings(reader, formed, flexible),
         reader_of=(lambda question: functools.partial(reader, offered=offered(question))) if choice else None,
