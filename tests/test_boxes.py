@@ -93,6 +93,8 @@ OUTSIDE = {
     r"$x = -\boxed{1, 2}$": "1, 2",
     r"$x = -\boxed{\text{none}}$": r"\text{none}",
     r"\boxed{x = 3}^2": "x = 3",
+    r"the $\boxed{4}^{th}$ term": "4",
+    r"\boxed{4}^{[2]}": "4",
     r"$\boxed{5}$!": "5",
     r"_\boxed{5}_": "5",
     r"\boxed{5} \times 2": "5",

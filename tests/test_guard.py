@@ -64,3 +64,19 @@ def test_what_is_no_odd_text_is_raised(monkeypatch: pytest.MonkeyPatch):
         vote(answers("1", "2"))
     with pytest.raises(RuntimeError):
         guard.same(Answer("1"), Answer("2"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"\{\text{red}, \text{blue}\}", r"\{\text{red}, \text{green}\}"),
+        (r"\{\text{HHH}, \text{HTT}\}", r"\{\text{TTT}, \text{THH}\}"),
+        ("6 pm, 7 pm", "6 pm, 8 pm"),
+        (r"\text{6:00 PM and 7:00 PM}", r"\text{6:00 PM and 8:00 PM}"),
+        ("101_2, 11_2", "110_2, 11_2"),
+        (r"\text{Yes} \cup \text{No}", r"\text{Maybe} \cup \text{No}"),
+    ],
+)
+def test_lists_of_what_is_no_formula_are_two_classes(one: str, other: str):
+    assert vote(answers(one, other, one)).classes == (0, 1, 0)
+    assert not guard.same(Answer(one), Answer(other))

@@ -10,7 +10,7 @@ from configs import default
 from ttrl_jax.data.problems import truths
 from ttrl_jax.errors import InputError
 from ttrl_jax.tasks.sets import read_sets
-from ttrl_jax.tasks.voting import cast_votes
+from ttrl_jax.tasks.voting import cast_votes, majority_voting_reward
 
 
 @pytest.fixture
@@ -118,6 +118,8 @@ def test_a_choice_is_among_what_its_question_offers(config: ConfigDict):
     found = [ballot.classes for ballot in cast_votes(task.task, texts, questions=questions)]
     assert found == [(0, None), (0, 1), (0, 1)]
     assert [ballot.classes for ballot in cast_votes(task.task, texts)] == [(0, 1)] * 3
+    rewards = [majority_voting_reward(task.task, [*texts[0], "Answer: (E)"], question=q) for q in questions]
+    assert rewards == [[1, 0, 0], [0, 1, 1], [0, 1, 1]]
 
 
 def test_the_thoughts_of_a_model_that_thinks_are_not_in_the_format(config: ConfigDict):

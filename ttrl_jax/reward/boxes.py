@@ -43,7 +43,7 @@ _SIGN = re.compile(
     re.MULTILINE,
 )
 _TEN = r"\s{0,3}(?:\\times|\\cdot|[*\u00d7\u00b7])\s{0,3}10\s?\^\s?(?:\{\s?[-+]?[0-9]{1,4}\s?\}|-?[0-9]{1,4})"
-_SCRIPT = r"\^(?:\{[^{}]{1,20}\}|[0-9]|\\circ(?![A-Za-z]))|_(?:\{[^{}]{1,20}\}|[0-9]{1,2})"
+_SCRIPT = r"\^(?!\{?(?:st|nd|rd|th)\b)(?:\{[^][{}]{1,20}\}|[0-9]|\\circ(?![A-Za-z]))|_(?:\{[^{}]{1,20}\}|[0-9]{1,2})"
 _PERCENT = r"(?:\$|\\\))?\s{0,3}(?:\\?%|(?:\\text\s?\{\s?)?(?:pct|percent|per cent)(?![A-Za-z]))"
 _AFTER = re.compile(rf"(?P<ten>{_TEN})|(?P<script>{_SCRIPT})|(?P<percent>{_PERCENT})")
 _NUMERIC = re.compile(r"[-+]?[0-9.,]+|[-+]?\\[dt]?frac\{[0-9]+\}\{[0-9]+\}")

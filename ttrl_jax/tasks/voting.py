@@ -49,14 +49,15 @@ def in_format(texts: Sequence[Sequence[str]], test: Callable[[str], bool] | None
     return None if test is None else np.array([[test(text) for text in group] for group in texts])
 
 
-def majority_voting_reward(task: Task, texts: Sequence[str]) -> list[float]:
+def majority_voting_reward(task: Task, texts: Sequence[str], *, question: str | None = None) -> list[float]:
     """The rewards of the responses to one question: 1 for those that agree with the most common answer, else 0.
 
     The reference's function of this name (`verl/verl/utils/reward_score/ttrl_math`), but that a response without an
     answer never votes, never wins and earns nothing, and that the votes and the rewards go by one notion of sameness.
-    Raises ValueError without any response.
+    question: by which the task may read them, as in `cast_votes`. Raises ValueError without any response.
     """
-    ballot = vote([task.extract(text) for text in texts], classes=task.classes)
+    read = task.reader(question)
+    ballot = vote([read(text) for text in texts], classes=task.classes)
     nothing = np.zeros((1, len(texts)))
     verdict = Judge(same=task.same)([ballot], Evidence(nothing, nothing, None), History(), Draw(0, 0, [0]))
     return verdict.rewards[0].tolist()
