@@ -9,7 +9,7 @@ import pytest
 
 from ttrl_jax.data.problems import Problem
 from ttrl_jax.measure import evaluation
-from ttrl_jax.measure.generations import generations
+from ttrl_jax.measure.generations import generations, undecided
 from ttrl_jax.measure.tables import table
 from ttrl_jax.records import Rollouts
 from ttrl_jax.reward import numbers
@@ -18,6 +18,7 @@ from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.history import History
 from ttrl_jax.reward.judge import Draw, Evidence, Judge
 from ttrl_jax.reward.signals import vote_metrics
+from ttrl_jax.reward.symbolic import Undecided
 from ttrl_jax.reward.vote import vote
 
 
@@ -84,6 +85,16 @@ def test_with_truths():
 def test_without_truths_only_what_needs_none():
     result = evaluate(GROUPS, ROLLOUTS, None, extra_k=(3,), greedy=answers("5", "1", "9"), formed=None, readings={})
     assert set(result) == {"majority_ratio", "truncation_rate", "no_answer_rate", "undecided", "response_length"}
+
+
+def test_pairs_that_were_not_decided_are_bounded():
+    ballot = vote(answers("1", "2"))
+    odd = [Undecided("5" * 10_000, f"{i}", "undecided") for i in range(100)]
+    problems = [Problem(i, f"id{i}", "?", None) for i in (4, 7)]
+    rows = undecided(problems, [ballot, dataclasses.replace(ballot, pairs=tuple(odd))], step=3)
+    assert rows == [
+        {"step": 3, "question": 7, "first": "5" * 300, "second": f"{i}", "why": "undecided"} for i in range(64)
+    ]
 
 
 def test_a_sample_count_that_is_no_power_of_two():
