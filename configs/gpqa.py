@@ -4,7 +4,9 @@
 
 The part after the colon is the model: a folder or a hub name. The questions are yours to bring, as their authors ask
 not to publish them again: objects with `prompt`, which has the options in lines that begin with A. to D., and `answer`,
-the letter. The reference (arXiv 2504.16084) gives results but no settings for it; these are its settings for AMC. With
+the letter; or the authors' own file, --config.data.path=gpqa_diamond.csv, with the columns `Question`, `Correct Answer`
+and `Incorrect Answer 1` to `3`, whose options come in an order that the seed and the question's `Record ID` decide. The
+reference (arXiv 2504.16084) gives results but no settings for it; these are its settings for AMC. With
 198 questions that is 24 steps an episode, 720 in all, of 8 questions x 64 votes.
 """
 

@@ -15,6 +15,7 @@ def results(workdir: Path) -> dict[str, object]:
     return {
         "metrics": [{name: x for name, x in row.items() if not name.startswith(timed)} for row in rows],
         "summary": summary,  # with the SHA-256 of the parameters
+        "undecided": (workdir / "undecided.jsonl").read_text(),
         "votes": (workdir / "votes.jsonl").read_text(),
         "generations": {path.name: path.read_text() for path in (workdir / "rollouts").iterdir()},
     }

@@ -105,7 +105,8 @@ def test_training_evaluates_every_task_each_time(run: Path):
 def test_the_latest_checkpoint_gives_what_training_ended_with(run: Path, folder: Path):
     output = call("evaluate", folder, *arguments(folder), "--checkpoint=run")
     out = run / "eval" / "quickstart-step2-seed0"
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "generations.jsonl", "results.json"]
+    files = ["config.json", "generations.jsonl", "results.json", "undecided.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == files
     results, summary = read(out / "results.json"), read(run / "summary.json")
     assert results["results"] == of_step(run, 2)
     assert results["results"]["data"] == summary["after"]

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from ttrl_jax.errors import InputError
-from ttrl_jax.reward.extract import Answer, closing_brace, extract, in_format
+from ttrl_jax.reward.extract import Answer, extract, in_format
 
 LONG = 250_000  # characters
 HOSTILE = {
@@ -62,8 +62,9 @@ CHOICES = {
     r"\boxed{B_2}": None,
     r"\boxed{BC}": None,
     r"\boxed{(A, B)}": None,
-    r"\boxed{b}": None,
-    r"\boxed{F}": None,
+    r"\boxed{b}": "B",
+    r"\boxed{F}": "F",
+    r"\boxed{K}": None,
     "The answer is (B).": "B",
     "Answer: B": "B",
     "**Answer: C**": "C",
@@ -90,14 +91,19 @@ THOUGHTS = [  # response, answer with thinking on, answer with thinking off
     (r"<think>perhaps \boxed{1}</think> I do not know.", None, "1"),
     (r"<think>perhaps \boxed{1}", None, "1"),  # cut off while it thought
     (r"a</think>\boxed{1}</think>\boxed{2}", "2", "2"),
-    (r"a</think>\boxed{1}</think>", None, "1"),
+    (r"a</think>\boxed{1}</think>", "1", "1"),  # a second one after the answer
+    (r"a</think>\boxed{1}</think> That is all.", "1", "1"),
+    (r"<think>a</think>\boxed{1}<think>or \boxed{3}</think>", "1", "3"),  # it thinks again, and says nothing
+    (r"<think>a</think>\boxed{1}<think>or \boxed{3}</think>\boxed{2}", "2", "2"),
+    (r"a</think>\boxed{1}</think>\boxed{2", None, None),  # the last box decides, cut off as it is
+    (r"<think>perhaps \boxed{1}</think></think>", None, "1"),
     (r"\boxed{1", None, None),
 ]
 
 
 @pytest.mark.parametrize(("text", "on", "off"), THOUGHTS)
 def test_thinking_is_no_answer(text: str, on: str | None, off: str | None) -> None:
-    """Hand-worked: with thinking on, only what follows the last </think> counts."""
+    """Hand-worked: with thinking on, no thought counts; what follows the last </think> goes first."""
     assert extract(text, strategies=("boxed",), thinking=True) == (None if on is None else Answer(on))
     assert extract(text, strategies=("boxed",), thinking=False) == (None if off is None else Answer(off))
 
@@ -207,6 +213,25 @@ SENTENCES = {
     "The answer is $$42$$ then": "42",
     "The answer is\n\\[\n x = 5 \n\\]\nDone": "x = 5",
     "The answer is (B) Berlin.": "(B) Berlin",
+    "The answer is 42!": "42",
+    "The answer is 42!!": "42",
+    "The answer is 42! That was easy.": "42",
+    "**The answer is 42!**": "42",
+    "The answer is $5!$.": "$5!$",
+    "The answer is 5!.": "5!",
+    "The answer is 5! + 1": "5! + 1",
+    "The answer is 5, because 2+3=5.": "5",
+    "The answer is 5 because 2+3=5.": "5",
+    "The answer is 5 since 2+3=5.": "5",
+    "The answer is $x=5$, so we are done.": "$x=5$",
+    "The answer is 5, not 6.": "5",
+    "The answer is 5, which is prime.": "5",
+    "The answer is 1, 2, and 3.": "1, 2, and 3",
+    "**Answer**\n42": "42",
+    "### Final Answer\n\n**42**": "42",
+    "Answer\n$42$\nor so": "$42$",
+    "**Final Answer**\n\n\\[42\\]": "42",
+    "## Answer\nThe answer is 42.": "42",
     "The answer is": None,
     "The answer is.": None,
     "The answer 42": None,
@@ -320,11 +345,3 @@ def test_linear_time_on_hostile_text(piece: str, strategy: str, locale: str) -> 
 def test_depth_of_braces_is_not_limited() -> None:
     deep = "{" * LONG + "}" * LONG
     assert extract(rf"\boxed{{{deep}}}", strategies=("boxed",), thinking=False) == Answer(deep)
-
-
-@pytest.mark.parametrize(
-    ("text", "start", "end"),
-    [("{a}b", 1, 2), ("{a{b}c}", 1, 6), (r"{\}}", 1, 3), (r"{\\}", 1, 3), ("{a", 1, None), ("{{a}", 1, None)],
-)
-def test_closing_brace(text: str, start: int, end: int | None) -> None:
-    assert closing_brace(text, start) == end

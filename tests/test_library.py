@@ -21,6 +21,7 @@ from ttrl_jax.measure import evaluation
 from ttrl_jax.measure.step import Seen
 from ttrl_jax.model.weights import sha256
 from ttrl_jax.reward.judge import RULES
+from ttrl_jax.reward.symbolic import Undecided
 from ttrl_jax.run.files import Files
 
 ROOT = Path(__file__).parent.parent
@@ -167,6 +168,36 @@ def test_a_row_of_a_control_has_the_label_that_was_rewarded_and_the_majority(ope
         assert [sample["reward"] for sample in row["samples"]] == [
             sample["answer"] == row["label"] for sample in row["samples"]
         ]
+
+
+def test_pairs_that_were_not_decided_are_written_down(opened, tmp_path):
+    batch = opened.problems.take(0)
+    prompts, given = ttrl.encode(opened, batch), ttrl.respond(opened, [["\\boxed{5}", "\\boxed{6}"]] * len(batch))
+    pairs = (Undecided("5", "6", "undecided"), Undecided("\ud800", "7", "lost"))
+    ballots = ttrl.cast_votes(opened.task, given.texts)
+    ballots[1:2] = [dataclasses.replace(ballots[1], undecided=3, pairs=pairs)]
+    draw = ttrl.Draw(0, 4, [problem.index for problem in batch])
+    verdict = ttrl.Judge()(ballots, ttrl.evidence_of(opened, prompts, given, ttrl.Judge()), ttrl.History(), draw)
+    seen = Seen(batch, prompts, given, ballots, verdict, np.tile(np.arange(2), (len(batch), 1)), ())
+    with contextlib.closing(Files(tmp_path, start_step=0, tensorboard=False, wandb_project=None)) as files:
+        train.write(opened, files, 4, seen, {})
+    rows = list(map(json.loads, (tmp_path / "undecided.jsonl").read_text().splitlines()))
+    asked = {"step": 4, "question": batch[1].index}
+    assert rows == [
+        asked | {"first": "5", "second": "6", "why": "undecided"},
+        asked | {"first": "\ud800", "second": "7", "why": "lost"},
+    ]
+
+
+def test_the_pairs_of_an_evaluation(opened, monkeypatch):
+    """Counted and kept, of whatever set."""
+    pair, questions = Undecided("5", "6", "lost"), opened.inputs.sets[0]
+    real = evaluation.cast_votes
+    undecided = [dataclasses.replace(b, undecided=2, pairs=(pair,)) for b in real(questions.task, [["x"]])]
+    monkeypatch.setattr(evaluation, "cast_votes", lambda *given, **more: undecided + real(*given, **more)[1:])
+    found = ttrl.measure(opened, questions, ttrl.task_keys(opened)[0], progress=lambda tokens: None)
+    assert found.undecided == [{"question": questions.items[0].index, "first": "5", "second": "6", "why": "lost"}]
+    assert found.numbers["undecided"] == 2 / len(questions.items)
 
 
 def test_an_evaluation_makes_rows_where_they_are_kept_alone(opened, monkeypatch):

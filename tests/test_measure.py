@@ -9,7 +9,7 @@ import pytest
 
 from ttrl_jax.data.problems import Problem
 from ttrl_jax.measure import evaluation
-from ttrl_jax.measure.generations import generations
+from ttrl_jax.measure.generations import generations, undecided
 from ttrl_jax.measure.tables import table
 from ttrl_jax.records import Rollouts
 from ttrl_jax.reward import numbers
@@ -18,6 +18,7 @@ from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.history import History
 from ttrl_jax.reward.judge import Draw, Evidence, Judge
 from ttrl_jax.reward.signals import vote_metrics
+from ttrl_jax.reward.symbolic import Undecided
 from ttrl_jax.reward.vote import vote
 
 
@@ -62,6 +63,7 @@ def test_with_truths():
             "majority_ratio": (2 / 4 + 2 / 4 + 4 / 4) / 3,
             "truncation_rate": 1 / 12,
             "no_answer_rate": 1 / 12,
+            "undecided": 0.0,
             "response_length": 53 / 12,
             "avg@4": (2 / 4 + 1 / 4 + 1) / 3,
             "std@4": (0.5 + (3 / 16) ** 0.5 + 0) / 3,
@@ -82,7 +84,17 @@ def test_with_truths():
 
 def test_without_truths_only_what_needs_none():
     result = evaluate(GROUPS, ROLLOUTS, None, extra_k=(3,), greedy=answers("5", "1", "9"), formed=None, readings={})
-    assert set(result) == {"majority_ratio", "truncation_rate", "no_answer_rate", "response_length"}
+    assert set(result) == {"majority_ratio", "truncation_rate", "no_answer_rate", "undecided", "response_length"}
+
+
+def test_pairs_that_were_not_decided_are_bounded():
+    ballot = vote(answers("1", "2"))
+    odd = [Undecided("5" * 10_000, f"{i}", "undecided") for i in range(100)]
+    problems = [Problem(i, f"id{i}", "?", None) for i in (4, 7)]
+    rows = undecided(problems, [ballot, dataclasses.replace(ballot, pairs=tuple(odd))], step=3)
+    assert rows == [
+        {"step": 3, "question": 7, "first": "5" * 300, "second": f"{i}", "why": "undecided"} for i in range(64)
+    ]
 
 
 def test_questions_without_a_truth_are_left_out_and_the_others_counted():

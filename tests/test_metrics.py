@@ -8,7 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from ttrl_jax.errors import InputError
-from ttrl_jax.run.metrics import MetricsLog, write_json, write_jsonl
+from ttrl_jax.run.metrics import Lines, MetricsLog, write_json, write_jsonl
 
 
 def open_log(folder, start_step=0, *, tensorboard=False, wandb_project=None):
@@ -43,6 +43,20 @@ def test_resume_drops_later_rows_and_an_unfinished_line(tmp_path):
     with open_log(tmp_path, 0):
         assert path.read_bytes() == b""
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_file_that_is_full_stays_so_and_what_is_dropped_makes_room(tmp_path):
+    def write(start_step: int, *steps: int) -> list[int]:
+        path = tmp_path / "lines.jsonl"
+        with Lines(path, start_step=start_step, most=3) as lines:
+            for step in steps:
+                lines.write({"step": step} for _ in range(2))
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+    assert write(0, 0, 1, 2) == [0, 0, 1]
+    assert write(2, 2) == [0, 0, 1]
+    assert write(1, 1, 2) == [0, 0, 1]
+    assert write(0, 5) == [5, 5]
 
 
 def test_a_line_without_its_newline_counts_as_unfinished(tmp_path):

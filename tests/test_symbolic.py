@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ttrl_jax.reward import symbolic
 from ttrl_jax.reward.admit import MAX_CHARACTERS, admit, is_prose
-from ttrl_jax.reward.symbolic import Comparer, Limits, equal
+from ttrl_jax.reward.symbolic import Comparer, Limits, Undecided, equal
 
 ROOT = Path(__file__).parent.parent
 # Admitted, of equal value, and beyond what sympy simplifies within minutes: an equation that it tries to solve.
@@ -118,6 +119,11 @@ def comparer() -> Iterator[Callable[..., Comparer]]:
         one.close()
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has forked."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def memory(pid: int, field: str) -> int:
     """KiB of a running process."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -178,11 +184,12 @@ def test_a_stuck_comparison_ends_at_its_processor_time(comparer):
     assert all(admit(text) is not None for text in STUCK)
     one = comparer(cpu_seconds=0.5, pair_seconds=60)
     assert one.equal([("x+1", "1+x")]) == [True]
-    (stuck,) = one.processes()
+    (worker,) = one.processes()
+    (stuck,) = children(worker)
     start = time.monotonic()
     assert one.equal([STUCK, ("x+2", "2+x")]) == [None, True]
     assert time.monotonic() - start < 20  # a minute is what the clock would have allowed
-    assert stuck not in one.processes()
+    assert one.processes() == [worker] and stuck not in children(worker)  # what has everything loaded goes on
     start = time.monotonic()
     assert one.equal([STUCK]) == [None]
     assert time.monotonic() - start < 0.1  # remembered
@@ -209,7 +216,7 @@ def test_a_worker_that_was_stopped_changes_no_answer(comparer, capfd):
     pairs = [(r"\sin^2 x+\cos^2 x", "1"), ("x^2-1", "(x-1)(x+1)"), ("x+3", "x+4")]
     assert one.equal([("x+1", "1+x")]) == [True]
     (worker,) = one.processes()
-    os.kill(worker, signal.SIGSTOP)
+    os.killpg(worker, signal.SIGSTOP)
     assert one.equal(pairs) == [True, True, False]
     assert worker not in one.processes()  # nobody waits for it, and it is gone
     assert one.equal(pairs) == [True, True, False]
@@ -256,19 +263,26 @@ def test_a_memory_hog_is_contained(comparer):
     limit = Path(f"/proc/{worker}/limits").read_text().split("Max address space")[1].split()[:2]
     assert limit == [str(200 << 20)] * 2
     assert memory(worker, "VmPeak") < 120 << 10
+    (greedy,) = children(worker)
     start = time.monotonic()
     assert one.equal([HOG, ("x+2", "2+x")]) == [None, True]
     assert time.monotonic() - start < 60  # by memory, not by time
-    assert worker not in one.processes()
+    assert one.processes() == [worker] and greedy not in children(worker)
 
 
-def test_a_worker_killed_from_outside_is_replaced(comparer):
+@pytest.mark.parametrize("which", ["process", "child", "both"])
+def test_a_worker_killed_from_outside_is_replaced(comparer, which: str):
     one = comparer()
     assert one.equal([("x+1", "1+x")]) == [True]
     (worker,) = one.processes()
-    os.kill(worker, signal.SIGKILL)
+    (child,) = children(worker)
+    for pid in {"process": [worker], "child": [child], "both": [child, worker]}[which]:
+        os.kill(pid, signal.SIGKILL)
+        while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+            time.sleep(0.01)
     assert one.equal([("x+2", "2+x")]) == [True]
-    assert worker not in one.processes()
+    assert worker not in one.processes() and gone(child)
+    assert one.lost == 0
 
 
 def test_an_answer_that_is_no_answer_replaces_the_worker(comparer):
@@ -380,3 +394,57 @@ def test_importing_starts_no_worker():
     code = "from ttrl_jax.reward import symbolic; print(symbolic._COMPARER.processes(), symbolic.equal([('2', 'B')]))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[] [False]\n"
+
+
+HARD = [(rf"\sin x=\cos x^{{{n}}}+x", rf"\sin x+0=\cos x^{{{n}}}+x+x-x+1") for n in range(5, 25)]
+
+
+def test_a_question_takes_a_few_seconds_whatever_is_in_it(comparer):
+    """Of hard pairs few are tried, in their order; that is so in each step, and costs nothing in the next."""
+    one = comparer(workers=2, cpu_seconds=0.5, question_seconds=1.2, pair_seconds=60)
+    assert one.equal([("x+1", "1+x")]) == [True]
+    pairs = [("x+2", "2+x"), *HARD, ("x+3", "3+x")]
+    assert one.equal(pairs) == [True] + [None] * (len(HARD) + 1)
+    assert len(one._memo) <= 2 + 3 + 2  # three used the time up, and another worker had begun one
+    start = time.monotonic()
+    assert one.equal(pairs) == [True] + [None] * (len(HARD) + 1)
+    assert time.monotonic() - start < 0.1
+    assert one.lost == 0
+
+
+def test_what_is_remembered_decides_nothing(comparer):
+    """Of a question whose time ends, the same pairs are decided whether or not they were compared before."""
+    limits = {"cpu_seconds": 0.5, "question_seconds": 0.9, "pair_seconds": 60}
+    fresh, experienced = comparer(**limits), comparer(**limits)
+    pairs = [HARD[0], ("x+2", "2+x"), HARD[1], ("x+3", "3+x"), HARD[2], ("x+4", "4+x")]
+    for pair in pairs:
+        experienced.equal([pair])
+    expected = [None, True, None, None, None, None]  # two hard ones use the time up
+    assert fresh.equal(pairs) == experienced.equal(pairs) == expected
+    assert experienced.equal([("x+4", "4+x")]) == [True]
+
+
+def test_a_pair_that_is_lost_again_and_again_is_let_be(comparer, capfd):
+    one = comparer(batch_seconds=0.0, tries=2)
+    assert one.equal([("x+2", "2+x")]) == [None] and one.equal([("x+2", "2+x")]) == [None] and one.lost == 2
+    one._limits = replace(one._limits, batch_seconds=60.0)
+    assert one.equal([("x+2", "2+x")]) == [None] and one.lost == 2
+    assert capfd.readouterr().err.count("1 comparisons were lost") == 2
+
+
+def test_a_block_is_one_question_and_collects_what_is_not_decided(monkeypatch, comparer):
+    one = comparer(cpu_seconds=0.5, pair_seconds=60)
+    monkeypatch.setattr(symbolic, "_COMPARER", one)
+    with symbolic.question() as outer:
+        with symbolic.question(0.4) as asked:
+            assert symbolic.equal([HARD[0]]) == [None]
+            assert symbolic.equal([("x+2", "2+x")]) == [None]  # no time is left
+            assert symbolic.equal([("1/0", "2"), ("x", "x")]) == [None, True]
+            symbolic.note("odd", "text")
+        assert symbolic.equal([("x+2", "2+x")]) == [True]
+    found = [*HARD[:1], ("x+2", "2+x"), ("1/0", "2"), ("odd", "text")]
+    assert asked.undecided == outer.undecided == [Undecided(*pair, "undecided") for pair in found]
+    one._limits = replace(one._limits, batch_seconds=0.0)
+    with symbolic.question() as asked:
+        assert symbolic.equal([("x+9", "9+x")]) == [None]
+    assert asked.undecided == [Undecided("x+9", "9+x", "lost")]

@@ -10,6 +10,7 @@ from configs import default
 from ttrl_jax.data.problems import truths
 from ttrl_jax.errors import InputError
 from ttrl_jax.tasks.sets import QuestionSet, read_questions, with_tasks
+from ttrl_jax.tasks.voting import cast_votes, majority_voting_reward
 
 
 def read_sets(config: ConfigDict) -> tuple[QuestionSet, ...]:
@@ -111,6 +112,18 @@ def test_the_readings_of_a_format(config: ConfigDict, response: str, found: tupl
 def test_without_a_format_there_is_one_reading(config: ConfigDict):
     [task] = read_sets(config)
     assert task.task.readings == {} and task.task.in_format is None
+
+
+def test_a_choice_is_among_what_its_question_offers(config: ConfigDict):
+    config.reward.extract = ("choice",)
+    [task] = read_sets(config)
+    texts = [["The answer is (B).", "The answer is (E)."]] * 3
+    questions = ["Which?\nA. 1\nB. 2", "Which?\n" + "\n".join(f"{letter}. 1" for letter in "ABCDE"), "Which?"]
+    found = [ballot.classes for ballot in cast_votes(task.task, texts, questions=questions)]
+    assert found == [(0, None), (0, 1), (0, 1)]
+    assert [ballot.classes for ballot in cast_votes(task.task, texts)] == [(0, 1)] * 3
+    rewards = [majority_voting_reward(task.task, [*texts[0], "Answer: (E)"], question=q) for q in questions]
+    assert rewards == [[1, 0, 0], [0, 1, 1], [0, 1, 1]]
 
 
 def test_the_thoughts_of_a_model_that_thinks_are_not_in_the_format(config: ConfigDict):

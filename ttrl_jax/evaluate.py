@@ -27,6 +27,7 @@ from ttrl_jax.measure.tables import headline, table
 from ttrl_jax.model import weights
 from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints
+from ttrl_jax.run.files import MOST_UNDECIDED, UNDECIDED
 from ttrl_jax.run.metrics import write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
 from ttrl_jax.session import open_session, restore
@@ -71,7 +72,7 @@ def main() -> int:
     distributed.together(lambda: distributed.leader() and places.require_writable(out, flag="--out"))
 
     # ------------------------------------------------------------- model, then one set of questions after the other
-    found, rows = {}, []
+    found, rows, undecided = {}, [], []
     with Progress(len(inputs.sets), start=0, title="evaluated") as progress:
         session = open_session(inputs, say=progress.line, begin=origin.run is None)
         if origin.run is not None and origin.step is not None:
@@ -84,6 +85,7 @@ def main() -> int:
             result = measure(session, questions, key, progress=progress.tokens(f"evaluating {questions.name}"))
             found[questions.name] = result.numbers
             rows += [{"task": questions.name} | row for row in result.rows()] if distributed.leader() else []
+            undecided += [{"task": questions.name, "step": origin.step} | row for row in result.undecided]
             shown = headline(result.numbers, samples=config.eval.samples)
             progress.step(i + 1, f"{questions.name}: {shown}")
 
@@ -104,11 +106,12 @@ def main() -> int:
         folder.claim(out, run)
         folder.renew(out, run, (), step=0)
         write_jsonl(out / GENERATIONS, rows)
+        write_jsonl(out / UNDECIDED, undecided[:MOST_UNDECIDED])
         write_json(out / RESULTS, results)
 
     distributed.alone(write)
     distributed.together(lambda: None)  # where all learn of what could not be written
-    print(f"wrote {RESULTS}, {GENERATIONS} and {folder.CONFIG} (the settings) to {out}")
+    print(f"wrote {RESULTS}, {GENERATIONS}, {UNDECIDED} and {folder.CONFIG} (the settings) to {out}")
     return 0
 
 

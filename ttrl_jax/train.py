@@ -24,7 +24,7 @@ from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
 from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.evidence import evidence_of
-from ttrl_jax.measure.generations import generations
+from ttrl_jax.measure.generations import generations, undecided
 from ttrl_jax.measure.step import Clock, Seen, line_of, step_metrics
 from ttrl_jax.measure.summary import report, summarise
 from ttrl_jax.measure.tables import headline
@@ -146,7 +146,7 @@ def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
                 ids, prompts = [problem.index for problem in batch], encode(session, batch)
                 rollouts = sample(session, prompts, step_key(session, step), **drawn, progress=watch("sampling"))
                 clock.lap("sample")
-                ballots = cast_votes(session.task, rollouts.texts)
+                ballots = cast_votes(session.task, rollouts.texts, questions=[problem.question for problem in batch])
                 evidence = evidence_of(session, prompts, rollouts, judge)
                 oracle = truth_classes(ballots, truths(batch), same=judge.same) if by_truth(session) else None
                 verdict = judge(ballots, evidence, history, Draw(config.seed, step, ids), labels=oracle)
@@ -210,7 +210,7 @@ def offline_labels(session: Session, workdir: Path, watch: Watch) -> dict[int, A
         drawn = {"votes": config.rollout.votes, "sampling": session.sampling}
         show = watch("voting on all questions")
         rollouts = sample(session, prompts, step_key(session, _NO_STEP), **drawn, progress=show)
-        ballots = cast_votes(session.task, rollouts.texts)
+        ballots = cast_votes(session.task, rollouts.texts, questions=[problem.question for problem in items])
         won = winners(ballots, Draw(config.seed, _NO_STEP, [p.index for p in items]), ties=config.reward.ties)
         made = {"labels": won, "winners": won, "rewards": None, "truths": truths(items), "same": session.task.same}
         rendered = render(session, items)
@@ -244,6 +244,7 @@ def evaluate(session: Session, evaluations: Evaluations, files: Files, progress:
     for questions, key in zip(session.inputs.sets, task_keys(session), strict=True):
         result = measure(session, questions, key, progress=watch(f"evaluating {questions.name}"))
         found[questions.name] = result.numbers
+        files.undecided({"step": step, "set": questions.name} | row for row in result.undecided)
         if step in (0, session.inputs.total_steps) and distributed.leader():
             files.generations(f"eval_{questions.name}_{step:06}", result.rows())
         shown = headline(result.numbers, samples=session.config.eval.samples)
@@ -254,6 +255,7 @@ def evaluate(session: Session, evaluations: Evaluations, files: Files, progress:
 
 def write(session: Session, files: Files, step: int, seen: Seen, metrics: Mapping[str, float]) -> None:
     """Write what a step has to say down, before the checkpoint: a run that is resumed misses no row."""
+    files.undecided(undecided(seen.batch, seen.ballots, step=step))
     files.write(step, metrics, [vars(visit) for visit in seen.visits])
     every = session.config.log.generations_every
     if every and step % every == 0 and distributed.leader():

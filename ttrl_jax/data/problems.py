@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ttrl_jax.data import generate
+from ttrl_jax.data import generate, options
 from ttrl_jax.data.files import TEXTS, Number, Table, kind, names, read, row_list
 from ttrl_jax.errors import InputError
 
@@ -95,6 +95,7 @@ def load(
     subset: str | None = None,
     read_truths: Callable[[Truths], Truths] = lambda given: given,
     say: Say = lambda line: None,
+    seed: int = 0,
 ) -> list[Problem]:
     """Read the problems of a data set.
 
@@ -109,6 +110,9 @@ def load(
     limit: keep the first so many of these; None keeps all.
     read_truths: what becomes of the truths of all rows as they stand, before the problems have them.
     say: gets a line on whatever was found, or is out of the ordinary.
+    seed: with the question's id, fixes the order of the options where the data has the columns of GPQA ("Question",
+        "Correct Answer", "Incorrect Answer 1" to "3"): its prompts have the options in lines, its truths are letters
+        (`options.with_options`).
 
     Raises InputError for anything that cannot be read as asked.
     """
@@ -118,11 +122,10 @@ def load(
         if level is not None:
             raise InputError(f"{path} has no levels: leave data.level at 0.")
         return _builtin(path, with_truth=truth_column != "")[:limit]
-    wanted = {question_column, truth_column, *QUESTION_COLUMNS, *TRUTH_COLUMNS, "id"}
-    wanted |= {name.partition(".")[0] for name in wanted} | (set() if level is None else {"level"})
-    columns, rows = read(path, split=split, subset=subset, wanted=wanted)
-    if not rows:
-        raise InputError(f"{path} holds no questions.")
+    columns, rows = _rows(path, {question_column, truth_column}, split=split, subset=subset, level=level)
+    if options.has_options(columns, question_column):
+        rows = options.with_options(path, rows[:limit], seed=seed)
+        columns, question_column, truth_column = list(rows[0]), "question", truth_column and "answer"
     table = columns, rows
     question_column = TEXTS if columns == [TEXTS] else _found(table, question_column, QUESTION_COLUMNS, "question", say)
     if not _has(table, question_column):
@@ -138,6 +141,16 @@ def load(
     for what, texts in (("question", questions), ("truth", answers), ("id", ids)):
         _require_whole(path, what, texts)
     return [Problem(i, *parts) for i, parts in enumerate(zip(ids, questions, answers, strict=True))]
+
+
+def _rows(path: str, named: set[str], *, split: str, subset: str | None, level: int | None) -> Table:
+    """The columns that may be used, those that are `named` among them, and all rows."""
+    wanted = {*named, *QUESTION_COLUMNS, *TRUTH_COLUMNS, "id"}
+    wanted |= {name.partition(".")[0] for name in wanted} | (set() if level is None else {"level"})
+    columns, rows = read(path, split=split, subset=subset, wanted=wanted | options.COLUMNS)
+    if not rows:
+        raise InputError(f"{path} holds no questions.")
+    return columns, rows
 
 
 def _builtin(path: str, *, with_truth: bool) -> list[Problem]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ttrl_jax.data.problems import truths
-from ttrl_jax.measure.generations import generations
+from ttrl_jax.measure.generations import generations, undecided
 from ttrl_jax.programs import sampling_of
 from ttrl_jax.records import Rollouts
 from ttrl_jax.reward.audit import having, truth_classes
@@ -29,6 +29,7 @@ class Measured:
 
     numbers: dict[str, float]  # as `evaluate` returns them
     rows: Callable[[], list[dict[str, Any]]]  # makes `generations`, with "greedy" in each row where it was sampled
+    undecided: list[dict[str, Any]]  # rows of `generations.undecided`: pairs of answers to one question
 
 
 def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progress: Callable[[int], None]) -> Measured:
@@ -46,7 +47,8 @@ def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progres
             rollouts = sample(session, prompts, key, votes=votes, sampling=sampling, progress=progress)
         except FloatingPointError as error:
             raise FloatingPointError(f"evaluating {questions.name}: {error}") from error
-        sets.append((rollouts, cast_votes(task, rollouts.texts)))
+        asked = [problem.question for problem in questions.items]
+        sets.append((rollouts, cast_votes(task, rollouts.texts, questions=asked)))
     rollouts, ballots = sets[0]
 
     def rows() -> list[dict[str, Any]]:
@@ -67,12 +69,13 @@ def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progres
         greedy=sets[1][1] if config.greedy else None,
         formed=in_format(rollouts.texts, task.in_format),
         readings={
-            name: cast_votes(dataclasses.replace(task, extract=read), rollouts.texts)
+            name: cast_votes(dataclasses.replace(task, extract=read, reader_of=None), rollouts.texts)
             for name, read in task.readings.items()
         },
         same=task.same,
     )
-    return Measured(found, rows)
+    pairs = [row for _, ballots in sets for row in undecided(questions.items, ballots)]
+    return Measured(found, rows, pairs)
 
 
 def task_keys(session: Session) -> list[jax.Array]:
@@ -98,8 +101,9 @@ def evaluate(
     greedy [P], ballots of the one answer at temperature 0; formed bool [P, k], the samples that are in the format, or
     None without one; readings: name -> ballots [P] on the same samples, read in another way; same: whether two answers
     are. An answer is one that votes: an empty one does not.
-    Always: majority_ratio, truncation_rate, no_answer_rate, response_length (tokens), with a format format_rate (share
-    of samples in it), and of each reading NAME_valid_rate (share of samples in which it finds an answer). With truths,
+    Always: majority_ratio, truncation_rate, no_answer_rate, undecided (pairs of a problem's answers that may be the
+    same but were not decided, mean over problems), response_length (tokens), with a format format_rate (share of
+    samples in it), and of each reading NAME_valid_rate (share of samples in which it finds an answer). With truths,
     truths (how many problems have one; only where others have none), and, each a mean over those problems: avg@k (share
     of correct samples, the paper's pass@1), std@k (spread of a problem's samples), worst@k (all k correct), greedy
     (share of correct greedy answers), and for j = 2, 4, 8 ..., k and those of `extra_k`: pass@j (unbiased, arXiv
@@ -111,6 +115,7 @@ def evaluate(
         "majority_ratio": float(np.mean([max(ballot.counts, default=0) / k for ballot in ballots])),
         "truncation_rate": float(rollouts.truncated.mean()),
         "no_answer_rate": float(np.mean([c is None for ballot in ballots for c in ballot.classes])),
+        "undecided": float(np.mean([ballot.undecided for ballot in ballots])),
         "response_length": float(rollouts.lengths.mean()),
     }
     if formed is not None:

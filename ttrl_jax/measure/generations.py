@@ -1,4 +1,4 @@
-"""Responses and what became of them, as rows of a file."""
+"""Responses and what became of them, and pairs of answers that were not decided, as rows of files."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +10,8 @@ from ttrl_jax.records import Rollouts
 from ttrl_jax.reward.audit import truth_classes
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.vote import Ballot
+
+_MOST_PAIRS, _LONGEST = 64, 300
 
 
 def generations(
@@ -60,3 +62,15 @@ def generations(
             | ({} if truths is None or truths[p] is None else {"truth": truths[p], "right": right[p]})
         )
     return rows
+
+
+def undecided(problems: Sequence[Problem], ballots: Sequence[Ballot], **more: Any) -> list[dict[str, Any]]:
+    """One JSON-ready row for each pair of a question's answers that was compared and not decided: `more`, `question`,
+    its number in the data, the texts `first` and `second`, and `why` (`symbolic.Undecided`). At most 64 of a question,
+    and 300 characters of a text: odd ones may be as long as a response."""
+    return [
+        more
+        | {"question": problem.index, "first": pair.first[:_LONGEST], "second": pair.second[:_LONGEST], "why": pair.why}
+        for problem, ballot in zip(problems, ballots, strict=True)
+        for pair in ballot.pairs[:_MOST_PAIRS]
+    ]

@@ -9,24 +9,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ttrl_jax.errors import InputError
+from ttrl_jax.reward.boxes import closing_brace as closing_brace  # where its readers look for it
+from ttrl_jax.reward.boxes import last_box
+from ttrl_jax.reward.choices import HEADING, LETTERS, boxed_letter, said_letter
 from ttrl_jax.reward.numbers import LOCALES, last_number, only_number, plain
 from ttrl_jax.reward.tags import between, parse_format, require_names
 
-# \boxed or \fbox, not the start of a longer macro name, and the brace after it, possibly after spaces.
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(\{)?")
-# A back-slash takes the next character with it, so \{ and \} are never seen as braces of a group.
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-
-_FONT = r"\\(?:text|textbf|textrm|mathrm|mathbf)\s{0,3}\{\s{0,3}"
-# A box that holds a letter: B  (B)  B.  \text{B}  \textbf{(B)}\ 12  "B. some option text"; but not B_2, BC or "B = 2".
-_LETTER = re.compile(rf"(?:{_FONT})?\(?([A-E])(?:(?:\s*\}})?|\}}?[.):].*)", re.DOTALL)
 # "answer is" or "Answer:", in bold or not. The counts are bounded so that no run is read over and over.
 _SAYS = r"(?i:answer)\*{0,3}(?:\s{1,3}is|\s{0,3}:)"
-# A letter in a sentence: "answer is (B)", "Answer: **B**".
-_SAID = re.compile(rf"{_SAYS}[\s:*$(]{{0,9}}(?:{_FONT})?\(?([A-E])(?![A-Za-z0-9_'^])")
-# What an answer in a sentence begins after and ends before. The points of 3.14 and 0.333... do not end it.
-_ANSWER_IS = re.compile(rf"{_SAYS}[\s:*]{{0,9}}(?:(?:\\\[|\$\$)\s{{0,9}})?")
-_SENTENCE_ENDS = re.compile(r"(?<!\.)\.(?=[\s*)$\"\u201d]|\Z)|[\n\r?\u3002]|\\\]|\$\$|\Z")
+# What an answer in a sentence begins after; a heading "Answer" has it in the next line.
+_ANSWER_IS = re.compile(rf"(?:{_SAYS}[\s:*]{{0,9}}|{HEADING}[\s*]{{0,9}})(?:(?:\\\[|\$\$)\s{{0,9}})?", re.MULTILINE)
+# What it ends before. The points of 3.14 and 0.333... do not end it, nor does the mark of 5! + 1, $5!$ or "5!.".
+_SENTENCE_ENDS = re.compile(
+    r"(?<!\.)\.(?=[\s*)$\"\u201d]|\Z)|[\n\r?\u3002]|!+(?=\s{0,9}\Z|\s{1,9}[A-Z\n]|[*\"\u201d])|\\\]|\$\$|\Z"
+)
+# A reason or an afterthought, which is no part of it.
+_CLAUSE = re.compile(
+    r",?\s{1,3}(?:because|since)\b|,\s{1,3}(?:as|so|which|but|not|hence|thus|therefore)\b|\s{1,3}\u2014\s",
+    re.IGNORECASE,
+)
+_THOUGHT = re.compile(r"<think>(?:(?!</?think>).)*(?:</think>|\Z)", re.DOTALL)
 _THOUGHT_ENDS = "</think>"
 
 
@@ -38,29 +40,40 @@ class Answer:
 
 
 def extract(
-    response: str, *, strategies: Sequence[str], thinking: bool, locale: str = "en", tags: Sequence[str] = ()
+    response: str,
+    *,
+    strategies: Sequence[str],
+    thinking: bool,
+    locale: str = "en",
+    tags: Sequence[str] = (),
+    offered: str = "",
 ) -> Answer | None:
     """Return the answer of a response, or None if there is none. Linear in the length of the response.
 
-    thinking: the model thinks first. Then the answer is looked for after the last `</think>` alone, and a response
-        without one, whose thinking was cut off, has none. Otherwise the whole text is read, as the reference does,
+    thinking: the model thinks first. Then the answer is looked for after the last `</think>`, and if there is none,
+        in all that is no thought: after the first `</think>` and outside of `<think>...</think>`. A response without
+        `</think>`, whose thinking was cut off, has no answer. Otherwise the whole text is read, as the reference does,
         and `</think>` is text like any other.
     locale: the language in which numbers are written, one of LOCALES. Numbers of others than English come back in plain
         English. An answer with a number that is not written as the language does is none (`numbers.plain`), and no
         other is looked for.
     tags: names of the tags that make the format, for `tag_strict`.
+    offered: the letters of the question's options, for `choice` (`choices.offered`); empty: A to J.
 
     The strategies are tried in the order given, until one finds an answer:
-      `boxed`        content of the last `\\boxed{...}` or `\\fbox{...}`. The last box decides: if empty,
-                     has no brace or never closes (a truncated response), no earlier one is taken. The rule
-                     of the reference, `verl/verl/utils/reward_score/ttrl_math/__init__.py`.
+      `boxed`        what the last `\\boxed{...}`, `\\fbox{...}` or `\\framebox{...}` holds, or `\\boxed` before a bare
+                     number; boxes of one closing sentence are a list (`boxes.last_box`). The last box decides: if
+                     empty, or if it never closes (a truncated response), no earlier one is taken. The rule of the
+                     reference, `verl/verl/utils/reward_score/ttrl_math/__init__.py`. A box that is only asked for,
+                     "put it in \\boxed{}", is none.
       `tag:NAME`     what the last pair of tags `<NAME>...</NAME>` holds, wherever it stands (`tags.between`).
       `number:NAME`  the number that the last pair of tags holds, if it holds nothing else (`numbers.only_number`).
       `tag_strict`   what the last tag of the format holds, if the whole response is in it (`tags.parse_format`).
-      `answer_is`    what follows the last "answer is" or "Answer:", up to the end of the sentence or line.
-      `choice`       the letter, A to E, of a multiple-choice question: the last box as above if it holds one, in
-                     any usual spelling (`B`, `(B)`, `\\text{B}`, `B. an option`), else that of the last
-                     "answer is (B)" or "Answer: B". The answer is the bare letter.
+      `answer_is`    what follows the last "answer is", "Answer:" or heading "Answer", up to the end of the sentence or
+                     line, without a reason (", because ...").
+      `choice`       the letter of a multiple-choice question: of the last box as above if it holds one, in any usual
+                     spelling (`B`, `(b)`, `\\text{Option B}`, `B. an option`), else that of the last "answer is (B)",
+                     "correct option is B" or "Answer: B" (`choices.py`). The answer is the bare capital letter.
       `last_number`  the last number: sign, decimals, thousands commas, a/b (`\\frac{3}{4}` gives 4).
 
     Raises TypeError if `response` is not a string (an `Answer`, say), InputError for an unknown strategy or locale, for
@@ -68,56 +81,26 @@ def extract(
     """
     if not isinstance(response, str):
         raise TypeError(f"extract() reads the text of a response (str), got {type(response).__name__}")
-    ways = [_way(name, locale, tags) for name in _require(strategies, locale, tags)]
-    said = _after_thinking(response) if thinking else response
-    if said is None:
-        return None
-    for way in ways:
-        text = way(said)
-        if text is None:
-            return None
-        if text.strip():
-            return Answer(text.strip())
+    ways = [_way(name, locale, tags, offered) for name in _require(strategies, locale, tags)]
+    for said in _said(response) if thinking else [response]:
+        for way in ways:
+            text = way(said)
+            if text is None:
+                return None
+            if text.strip():
+                return Answer(text.strip())
     return None
 
 
 def in_format(response: str, *, tags: Sequence[str], thinking: bool) -> bool:
     """Whether a response is in the format that `tags` make (`tags.parse_format`); thinking: as in `extract`."""
-    said = _after_thinking(response) if thinking else response
-    return said is not None and parse_format(said, tags) is not None
+    texts = _said(response)[:1] if thinking else [response]
+    return any(parse_format(text, tags) is not None for text in texts)
 
 
-def closing_brace(text: str, start: int) -> int | None:
-    """Return the index of the brace that closes the group whose content begins at `start`, or None."""
-    depth = 1
-    for match in _BRACE.finditer(text, start):
-        if match[0] == "{":
-            depth += 1
-        elif match[0] == "}":
-            depth -= 1
-            if depth == 0:
-                return match.start()
-    return None
-
-
-def _last_box(response: str) -> str:
-    last = None
-    for match in _BOX.finditer(response):
-        last = match
-    if last is None or last[1] is None:
-        return ""
-    end = closing_brace(response, last.end())
-    return "" if end is None else response[last.end() : end]
-
-
-def _choice(response: str) -> str:
-    boxed = _LETTER.fullmatch(_last_box(response).strip())
-    if boxed is not None:
-        return boxed[1]
-    last = ""
-    for match in _SAID.finditer(response):
-        last = match[1]
-    return last
+def _choice(response: str, offered: str) -> str:
+    among = offered or LETTERS
+    return boxed_letter(last_box(response), among=among) or said_letter(response, among=among)
 
 
 def _answer_is(response: str) -> str:
@@ -126,16 +109,21 @@ def _answer_is(response: str) -> str:
         last = match
     if last is None:
         return ""
-    return response[last.end() : _SENTENCE_ENDS.search(response, last.end()).start()].rstrip(" *")
+    sentence = response[last.end() : _SENTENCE_ENDS.search(response, last.end()).start()]
+    return _CLAUSE.split(sentence, maxsplit=1)[0].rstrip(" *")
 
 
-def _after_thinking(response: str) -> str | None:
+def _said(response: str) -> list[str]:
+    """What a model that thinks says, where an answer is looked for first and next; nothing if it only thinks."""
     # A prompt may open the thinking itself, so <think> need not be in the response.
-    _, ended, said = response.rpartition(_THOUGHT_ENDS)
-    return said if ended else None
+    _, ended, last = response.rpartition(_THOUGHT_ENDS)
+    _, _, rest = response.partition(_THOUGHT_ENDS)
+    if not ended:
+        return []
+    return [last] if rest == last else [last, _THOUGHT.sub("\n", rest).replace(_THOUGHT_ENDS, "\n")]
 
 
-_FINDERS = {"boxed": _last_box, "answer_is": _answer_is, "choice": _choice}
+_FINDERS = {"boxed": last_box, "answer_is": _answer_is}
 _IN_TAGS = ("tag:", "number:")
 _NAMES = ("boxed", "tag:NAME", "number:NAME", "tag_strict", "answer_is", "choice", "last_number")
 
@@ -156,8 +144,10 @@ def _require(strategies: Sequence[str], locale: str, tags: Sequence[str]) -> Seq
     return strategies
 
 
-def _way(name: str, locale: str, tags: Sequence[str]) -> Callable[[str], str | None]:
+def _way(name: str, locale: str, tags: Sequence[str], offered: str) -> Callable[[str], str | None]:
     """The function of a strategy: response -> answer, empty if there is none, None if its numbers are refused."""
+    if name == "choice":
+        return lambda text: _choice(text, offered)
     if name == "last_number":
         return lambda text: last_number(text, locale)
     if name == "tag_strict":

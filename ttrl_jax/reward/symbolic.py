@@ -5,9 +5,13 @@ is not decided. What passes is compared in other processes (`_worker`), which ha
 little time and no right to do anything but compare; one that does not answer in time is killed and replaced.
 
 Votes must not depend on how busy the machine was, so what a pair costs itself decides alone: processor time and memory,
-which a worker counts for itself. That is remembered. A worker that the clock gave up on, or that was killed from
-outside, is not the pair's fault: the pair is tried again, each time with more patience. If that fails too it is lost:
-it counts as not decided this time, which is said on stderr, and is not remembered.
+which a worker counts for itself. What was found is remembered together with its cost. The pairs of one question are
+compared in their order as long as those before them have cost less than it may take; the others are not decided. The
+costs decide that whether or not a pair is remembered, so a run that was resumed finds the same.
+
+A worker that the clock gave up on, or that was killed from outside, is not the pair's fault: the pair is tried again,
+each time with more patience. If that fails too it is lost: it counts as not decided this time, which is said on stderr.
+Another call tries it again, but not more often than a few times.
 """
 
 import atexit
@@ -20,33 +24,77 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ttrl_jax.reward.admit import admit, is_prose
 
 Pair = tuple[str, str]
+Found = tuple[bool | None, float]  # whether a pair is equal, and the processor time that it took
 
 
 @dataclass(frozen=True)
 class Limits:
     """What comparing may take. Processor time decides, as it is the same on a busy machine; the clock is a backstop.
 
-    64 pairs (`equivalence.MAX_PAIRS`) that all use up their processor time, each with a new worker after it, take one
-    worker about 200 seconds: no batch of a machine that works comes near its end.
+    A question whose pairs are all hard takes `question_seconds` and at most `cpu_seconds` of each worker besides. So no
+    batch comes near its end on a machine that gives its workers a tenth of a processor.
     """
 
     workers: int = min(4, os.cpu_count() or 1)
     cpu_seconds: float = 1.0  # processor time of one comparison
+    question_seconds: float = 3.0  # processor time after which no further pair of a question is compared
     pair_seconds: float = 4.0  # wall-clock time of the first try of one comparison; each further one has 3 times more
-    tries: int = 3  # of a comparison whose worker stalled or was killed from outside
-    batch_seconds: float = 300.0  # wall-clock time of all comparisons of a call, the start of workers included
+    tries: int = 3  # of a comparison whose worker stalled or was killed from outside; and of calls that lose it
+    batch_seconds: float = 60.0  # wall-clock time of all comparisons of a call, but for the start of the first worker
     start_seconds: float = 60.0  # wall-clock time until a worker is ready
     memory_mib: int = 512  # address space of a worker; it starts with about 70
     comparisons: int = 500  # then a new process takes over, as sympy's caches only grow
     remembered: int = 100_000  # pairs
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """A pair of answers that may be the same, but counts as different."""
+
+    first: str
+    second: str
+    why: str  # undecided: beyond what can be read, or than may be spent on it | lost: the machine stalled
+
+
+@dataclass
+class Question:
+    """What the comparisons that belong to one question have cost, and which of them were not decided."""
+
+    seconds: float  # processor time that is left
+    undecided: list[Undecided] = field(default_factory=list)
+
+
+@contextmanager
+def question(seconds: float | None = None) -> Iterator[Question]:
+    """All comparisons of this block are of one question, which they may take this much processor time together.
+
+    None: `Limits.question_seconds`. Without such a block each call of `equal` is a question of its own. Pairs that
+    were not decided in a block within another one are of both.
+    """
+    opened = Question(_COMPARER._limits.question_seconds if seconds is None else seconds)
+    outer, token = _QUESTION.get(), _QUESTION.set(opened)
+    try:
+        yield opened
+    finally:
+        _QUESTION.reset(token)
+        if outer is not None:
+            outer.undecided += opened.undecided
+
+
+def note(first: str, second: str) -> None:
+    """Count a pair of answers that could not be compared among those that were not decided."""
+    if (asked_in := _QUESTION.get()) is not None:
+        asked_in.undecided.append(Undecided(first, second, "undecided"))
 
 
 class Comparer:
@@ -56,23 +104,42 @@ class Comparer:
         self._limits = limits
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
-        self._memo: dict[Pair, bool | None] = {}  # oldest first
+        self._memo: dict[Pair, Found] = {}  # oldest first
+        self._losses: Counter[Pair] = Counter()
         self.lost = 0  # pairs so far
 
     def equal(self, pairs: Sequence[Pair]) -> list[bool | None]:
         """See `equal` of this module."""
+        asked_in = _QUESTION.get() or Question(self._limits.question_seconds)
         quick = [_without_algebra(*pair) for pair in pairs]
         with self._lock:
-            asked = dict.fromkeys(pair for pair in quick if isinstance(pair, tuple))
-            found = {pair: self._memo[pair] for pair in asked if pair in self._memo}
-            new = [pair for pair in asked if pair not in found]
-            if new:
-                batch = _Batch(new, self._workers, self._limits)
-                batch.run()
-                found |= batch.found
-                self._remember({pair: batch.found[pair] for pair in new if pair not in batch.lost})
-                self._say(len(batch.lost))
-        return [found[pair] if isinstance(pair, tuple) else pair for pair in quick]
+            asked = list(dict.fromkeys(pair for pair in quick if isinstance(pair, tuple)))
+            found, lost = self._find(asked, asked_in)
+        answers = [found[pair] if isinstance(pair, tuple) else pair for pair in quick]
+        asked_in.undecided += [
+            Undecided(*pair, "lost" if formulas in lost else "undecided")
+            for pair, formulas, answer in zip(pairs, quick, answers, strict=True)
+            if answer is None
+        ]
+        return answers
+
+    def _find(self, asked: Sequence[Pair], question: Question) -> tuple[dict[Pair, bool | None], set[Pair]]:
+        """What is found of the pairs in their order, as long as the question's time lasts, and which were lost."""
+        known = {pair: self._memo[pair] for pair in asked if pair in self._memo}
+        batch = _Batch(asked, known, question.seconds, self._workers, self._limits)
+        batch.run()
+        self._remember(batch.found)
+        for pair in batch.lost:
+            self._losses[pair] += 1
+            if self._losses[pair] >= self._limits.tries:
+                self._remember({pair: (None, 0.0)})
+        self._say(len(batch.lost))
+        found: dict[Pair, bool | None] = {}
+        for pair in asked:
+            answer, cost = known.get(pair) or batch.found.get(pair, (None, 0.0))
+            found[pair] = answer if question.seconds > 0 else None
+            question.seconds -= cost if question.seconds > 0 else 0.0
+        return found, batch.lost
 
     def close(self) -> None:
         """End the workers; the next call starts new ones."""
@@ -100,7 +167,7 @@ class Comparer:
                 flush=True,
             )
 
-    def _remember(self, found: dict[Pair, bool | None]) -> None:
+    def _remember(self, found: dict[Pair, Found]) -> None:
         self._memo |= found
         for pair in list(self._memo)[: max(0, len(self._memo) - self._limits.remembered)]:
             del self._memo[pair]
@@ -110,9 +177,10 @@ def equal(pairs: Sequence[Pair]) -> list[bool | None]:
     """Return for each pair of answer texts, LaTeX or plain, whether they are equal; None: not decided.
 
     Not decided is what is too long, nested too deep or no formula that `admit` knows, what the parser does not
-    understand, what takes more than `Limits` allows, and what is lost. Order never matters, within a pair or among
-    pairs. Numbers are exact: 0.333 is not 1/3. Words are equal only as text, which the caller has compared already:
-    False.
+    understand, what takes more than `Limits` allows, what comes after the question's time is spent, and what is lost;
+    `question` collects these pairs. Order never matters within a pair, and among pairs only for which of them come
+    after that. Numbers are exact: 0.333 is not 1/3. Words are equal only as text, which the caller
+    has compared already: False.
     """
     return _COMPARER.equal(pairs)
 
@@ -170,7 +238,11 @@ class _Worker:
         self.process.stdin.write(json.dumps(pair).encode() + b"\n")
 
     def end(self) -> int:
-        """Kill the process, if it has not ended by itself, and return how it ended, as `Popen.returncode` has it."""
+        """Kill the process and its child, if they have not ended by themselves, and return how the process ended, as
+        `Popen.returncode` has it."""
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         status = self.process.wait()
         self.let_go()
@@ -183,19 +255,23 @@ class _Worker:
 
 
 class _Batch:
-    """One call: pairs on their way through the workers."""
+    """One call: pairs on their way through the workers, in their order, as long as the time of their question lasts."""
 
-    def __init__(self, pairs: Sequence[Pair], workers: list[_Worker], limits: Limits) -> None:
-        self.found: dict[Pair, bool | None] = {}
+    def __init__(
+        self, pairs: Sequence[Pair], known: Mapping[Pair, Found], seconds: float, workers: list[_Worker], limits: Limits
+    ) -> None:
+        self.found: dict[Pair, Found] = {}  # what was not known
         self.lost: set[Pair] = set()  # not decided, through no fault of theirs
         self._todo = deque(pairs)
+        self._known = known
+        self._left = seconds  # processor time for pairs that have not been begun
         self._workers = workers
         self._limits = limits
         self._failures: dict[Pair | None, int] = {}
 
     def run(self) -> None:
         deadline = time.monotonic() + self._limits.batch_seconds
-        while self._todo or any(worker.pair for worker in self._workers):
+        while self._next() or any(worker.pair for worker in self._workers):
             self._assign()
             now = time.monotonic()
             if now >= deadline:
@@ -206,6 +282,8 @@ class _Batch:
                 for worker in waiting:
                     selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
                 events = selector.select(max(0.0, wake - now))
+            if not any(worker.ready for worker in self._workers):
+                deadline += time.monotonic() - now  # how long a worker takes to start is not the question's fault
             stopped = time.monotonic() - max(now, wake)
             if stopped > _OWN_STOP:  # Ctrl-Z, or all of the machine: replies may wait to be read
                 deadline += stopped
@@ -217,18 +295,28 @@ class _Batch:
                 self._drop(worker, late=True)
         self._give_up()
 
+    def _next(self) -> bool:
+        """Whether a pair is to be compared now: what is known already only takes its time off."""
+        while self._todo and self._left > 0 and (found := self._known.get(self._todo[0])) is not None:
+            self._todo.popleft()
+            self._left -= found[1]
+        if self._left <= 0:
+            # Those before have taken all of the time. Which pairs are tried again, the machine has decided: they stay.
+            self._todo = deque(pair for pair in self._todo if pair in self._failures)
+        return bool(self._todo)
+
     def _assign(self) -> None:
         for worker in [w for w in self._workers if w.ready and not w.pair]:
             if worker.left <= 0:
                 self._remove(worker)
-            elif self._todo:
+            elif self._next():
                 try:
                     pair = self._todo.popleft()
                     worker.ask(pair, self._limits.pair_seconds * 3 ** self._failures.get(pair, 0))
                 except OSError:
                     self._drop(worker, late=False)
         free = sum(not worker.pair for worker in self._workers)
-        while len(self._workers) < self._limits.workers and free < len(self._todo):
+        while self._next() and len(self._workers) < self._limits.workers and free < len(self._todo):
             self._workers.append(_Worker(self._limits))
             free += 1
 
@@ -238,15 +326,19 @@ class _Batch:
         if not chunk or len(worker.received) > _LONGEST_REPLY:
             self._drop(worker, late=False)
         elif worker.received.endswith(b"\n"):
-            reply = worker.received.rstrip()
-            if not worker.ready and reply == b"ready":
+            reply = _REPLY.fullmatch(worker.received)
+            if not worker.ready and worker.received == b"ready\n":
                 worker.ready = True
                 worker.received = b""
-            elif worker.pair and reply in _REPLIES:
-                self.found[worker.pair] = _REPLIES[reply]
+            elif worker.pair and reply:
+                self._settle(worker.pair, _ANSWERS[reply[1]], float(reply[2]))
                 worker.pair = None
             else:
                 self._drop(worker, late=False)
+
+    def _settle(self, pair: Pair, answer: bool | None, cost: float) -> None:
+        self.found[pair] = answer, cost
+        self._left -= cost
 
     def _drop(self, worker: _Worker, *, late: bool) -> None:
         """Replace a worker that is late or gone. Its pair is not decided, or tried again if it was not to blame."""
@@ -259,8 +351,8 @@ class _Batch:
                     f"Expected the worker that compares answers to start, but it ended {failures} times in a row, "
                     f"the last time with status {status}; `python -m ttrl_jax.reward._worker 512 2 60` should say why."
                 )
-        elif status in _TO_BLAME or (crashed and failures > 1):
-            self.found[pair] = None
+        elif status == _FORBIDDEN or (crashed and failures > 1):
+            self._settle(pair, None, self._limits.cpu_seconds)
         elif failures >= self._limits.tries:
             self.lost.add(pair)
         else:
@@ -274,18 +366,18 @@ class _Batch:
         for worker in [worker for worker in self._workers if worker.pair]:
             self.lost.add(worker.pair)
             self._remove(worker)
-        self.lost |= set(self._todo)
-        self.found |= dict.fromkeys(self.lost)
+        self.lost |= {pair for pair in self._todo if pair not in self._known}
 
 
 _NUMBER = re.compile(r"[+-]?[0-9.]+")
-_LONGEST_REPLY = 16  # bytes
-# How a worker ends by what it compares: no more processor time, or its exit statuses FORBIDDEN and OUT_OF_MEMORY.
-_TO_BLAME = (-signal.SIGPROF, 70, 71)
+_LONGEST_REPLY = 32  # bytes
+_REPLY = re.compile(rb"(true|false|null|over) ([0-9]+\.[0-9]+)\n")
+_ANSWERS = {b"true": True, b"false": False, b"null": None, b"over": None}
+_FORBIDDEN = 70  # how a worker ends by what it compares, beside what it says
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # as by a kernel that is out of memory
 _OWN_STOP = 1.0  # seconds that a wait lasts too long, by which this process itself was stopped
-_REPLIES = {b"true": True, b"false": False, b"null": None}
 _MAX_FAILED_STARTS = 3
+_QUESTION: ContextVar[Question | None] = ContextVar("question", default=None)
 _COMPARER = Comparer(Limits())
 atexit.register(_COMPARER.close)
 os.register_at_fork(after_in_child=_COMPARER.forget_workers)

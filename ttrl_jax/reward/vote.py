@@ -3,8 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ttrl_jax.reward.equivalence import Clusters, cluster, same
+from ttrl_jax.reward.equivalence import Clusters
 from ttrl_jax.reward.extract import Answer
+from ttrl_jax.reward.guard import cluster, same
+from ttrl_jax.reward.symbolic import Undecided, question
+
+# Processor time for finding one answer among those of a ballot. With that of the vote, `symbolic.Limits`, 5 seconds.
+_FIND_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,7 @@ class Ballot:
     counts: tuple[int, ...]  # votes per class
     answers: tuple[Answer, ...]  # per class, the answer that was seen first
     undecided: int  # pairs of answers that may be the same, which could not be decided; they count as different
+    pairs: tuple[Undecided, ...] = ()  # those of them that were compared
 
     @property
     def leaders(self) -> tuple[int, ...]:
@@ -39,7 +45,8 @@ def vote(group: Sequence[Answer | None], *, classes: Callable[[Sequence[Answer |
     """
     if not group:
         raise ValueError("vote() needs at least one vote, got an empty group")
-    clusters = classes(group)
+    with question() as asked:
+        clusters = classes(group)
     first: dict[int, Answer] = {}
     counts: list[int] = []
     for answer, i in zip(group, clusters.ids, strict=True):
@@ -49,7 +56,8 @@ def vote(group: Sequence[Answer | None], *, classes: Callable[[Sequence[Answer |
             first[i] = answer
             counts.append(0)
         counts[i] += 1
-    return Ballot(tuple(group), clusters.ids, tuple(counts), tuple(first.values()), clusters.undecided)
+    answers, pairs = tuple(first.values()), tuple(asked.undecided)
+    return Ballot(tuple(group), clusters.ids, tuple(counts), answers, clusters.undecided, pairs)
 
 
 def classes_of(
@@ -63,5 +71,6 @@ def classes_of(
     for ballot, answer in zip(ballots, answers, strict=True):
         alike = [i for i, other in enumerate(ballot.answers) if other == answer]
         others = (i for i, other in enumerate(ballot.answers) if answer is not None and same(other, answer))
-        found.append(alike[0] if alike and same(answer, answer) else next(others, None))
+        with question(_FIND_SECONDS):
+            found.append(alike[0] if alike and same(answer, answer) else next(others, None))
     return found

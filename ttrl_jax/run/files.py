@@ -8,7 +8,8 @@ from typing import Any, Self
 from ttrl_jax.run import distributed, places
 from ttrl_jax.run.metrics import Lines, MetricsLog, require_wandb, write_jsonl
 
-VOTES, METRICS, ROLLOUTS = "votes.jsonl", "metrics.jsonl", "rollouts"
+VOTES, METRICS, ROLLOUTS, UNDECIDED = "votes.jsonl", "metrics.jsonl", "rollouts", "undecided.jsonl"
+MOST_UNDECIDED = 10_000  # lines of undecided.jsonl; later ones are left out, and count in the metrics alone
 
 
 def require_files(folder: Path, *, flag: str, wandb_project: str | None) -> None:
@@ -24,11 +25,12 @@ class Files:
 
     def __init__(self, folder: Path, *, start_step: int, tensorboard: bool, wandb_project: str | None):
         """As MetricsLog; votes.jsonl has a line for each question and step."""
-        self.folder, self._metrics, self._votes = folder, None, None
+        self.folder, self._metrics, self._votes, self._undecided = folder, None, None, None
         if distributed.leader():
             logs = {"tensorboard": tensorboard, "wandb_project": wandb_project}
             self._metrics = MetricsLog(folder, start_step=start_step, **logs)
             self._votes = Lines(folder / VOTES, start_step=start_step)
+            self._undecided = Lines(folder / UNDECIDED, start_step=start_step, most=MOST_UNDECIDED)
 
     def write(self, step: int, metrics: Mapping[str, float], votes: Iterable[Mapping[str, Any]] = ()) -> None:
         """The metrics of a step, and its votes as JSON objects with a "step"."""
@@ -37,6 +39,11 @@ class Files:
     def _write(self, step: int, metrics: Mapping[str, float], votes: Iterable[Mapping[str, Any]]) -> None:
         self._votes.write(votes)
         self._metrics.write(step, metrics)
+
+    def undecided(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Pairs of answers that were not decided, as JSON objects with a "step"; to be called before `write`."""
+        if self._undecided is not None:
+            self._undecided.write(rows)
 
     def generations(self, name: str, rows: Iterable[Any]) -> None:
         """rollouts/NAME.jsonl."""
@@ -50,7 +57,7 @@ class Files:
         distributed.together(lambda: [log.flush() for log in (self._metrics, self._votes) if log is not None])
 
     def close(self) -> None:
-        for log in (self._metrics, self._votes):
+        for log in (self._metrics, self._votes, self._undecided):
             if log is not None:
                 log.close()
 

@@ -77,8 +77,9 @@ def require_same(folder: Path, now: Identity, *, defaults: Mapping[str, Any], fl
             raise InputError(f"{folder} is not empty and not a run folder (no {CONFIG}); choose another {flag}")
         return Changes({})
     made = made_with(folder, flag=flag)
-    old = flat(defaults) | _ABSENT | flat(made.config)
-    new = flat(defaults) | flat(json.loads(json.dumps(now.config)))
+    known = flat(defaults)
+    old = known | {name: value for name, value in _ABSENT.items() if name in known} | flat(made.config)
+    new = known | flat(json.loads(json.dumps(now.config)))
     skipped = _SPELLINGS + (_SPELLINGS_OF_QUESTIONS if made.questions else ())
     trains = "evaluated" not in new
     differing = {

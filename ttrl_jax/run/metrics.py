@@ -24,14 +24,17 @@ from ttrl_jax.run import places
 class Lines:
     """A JSON Lines file of a run that grows by the step: each row has a "step"."""
 
-    def __init__(self, path: Path, *, start_step: int):
+    def __init__(self, path: Path, *, start_step: int, most: int | None = None):
         """Open the file, made if need be, and drop the rows that a killed run left too many.
 
-        start_step: rows of this step and later are dropped: they will be written again. Raises InputError if it is not
-        such a file.
+        start_step: rows of this step and later are dropped: they will be written again. most: rows that the file gets
+        at most. Raises InputError if it is not such a file.
         """
         self._path, self._bucket = path, places.in_bucket(path)
         _drop_from(path, start_step)
+        self._left = None
+        if most is not None:
+            self._left = most - (path.read_bytes().count(b"\n") if path.exists() else 0)
         if self._bucket:  # where nothing can be appended: the rows wait here for `flush`
             self._file = io.StringIO(path.read_text(encoding="utf-8") if path.is_file() else "")
             self._file.seek(0, io.SEEK_END)
@@ -40,7 +43,11 @@ class Lines:
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows. A file ends with the last of them when the call returns, an object of a bucket after `flush`."""
+        """Append rows, as many as the file may still get. It ends with the last of them when the call returns, an
+        object of a bucket after `flush`."""
+        if self._left is not None:
+            rows = list(rows)[: max(0, self._left)]
+            self._left -= len(rows)
         # A lone surrogate in a response has no UTF-8; see write_text.
         text = "".join(_to_json(row) + "\n" for row in rows)
         self._file.write(text.encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -54,14 +54,15 @@ def read_questions(config: ConfigDict) -> tuple[Questions, ...]:
     Raises InputError for entries that cannot be used, and for data that cannot be read.
     """
     _check_names(config.eval.tasks)
-    found = [_questions(OWN, config.data.path, config, level=config.data.level)]
+    found = [_questions(OWN, config.data.path, config, level=config.data.level, seed=config.seed)]
     for entry in config.eval.tasks:
         name, path = _split(entry)
         if _is_config(name):
             settings = importlib.import_module(f"configs.{name}").get_config()
-            found.append(_questions(name, path or settings.data.path, settings, level=settings.data.level))
+            level = settings.data.level
+            found.append(_questions(name, path or settings.data.path, settings, level=level, seed=config.seed))
         else:
-            found.append(_questions(name, path, config, level=0))  # the level is one of data.path
+            found.append(_questions(name, path, config, level=0, seed=config.seed))  # the level is one of data.path
     return tuple(found)
 
 
@@ -97,7 +98,7 @@ def task_of(settings: ConfigDict, *, asked_by: ConfigDict) -> Task:
     )
 
 
-def _questions(name: str, path: str, settings: ConfigDict, *, level: int) -> Questions:
+def _questions(name: str, path: str, settings: ConfigDict, *, level: int, seed: int) -> Questions:
     data, notes = settings.data, []
     read = functools.partial(
         read_truths, way=data.truth_extract, path=path, of_formulas=settings.task == "", say=notes.append
@@ -112,6 +113,7 @@ def _questions(name: str, path: str, settings: ConfigDict, *, level: int) -> Que
         level=level or None,
         read_truths=read,
         say=notes.append,
+        seed=seed,
     )
     return Questions(name, path, settings, items, tuple(notes))
 

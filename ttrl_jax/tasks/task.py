@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ttrl_jax.data.prompts import Turn
 from ttrl_jax.errors import InputError
-from ttrl_jax.reward import equivalence
+from ttrl_jax.reward import guard
+from ttrl_jax.reward.choices import offered
 from ttrl_jax.reward.equivalence import Clusters
 from ttrl_jax.reward.extract import Answer, extract, in_format
 
@@ -26,11 +27,16 @@ class Task:
 
     name: str
     messages: Callable[[str], list[Turn]]  # question -> turns of a chat, or the pieces of a plain text
-    extract: Reader
+    extract: Reader  # of responses to any question
     classes: Callable[[Sequence[Answer | None]], Clusters]  # of all answers to a question; see equivalence.classes_by
     same: Callable[[Answer, Answer], bool]  # of two, for flips, offline labels and measuring
     in_format: Callable[[str], bool] | None = None  # whether a response is in the format; None without a format
     readings: Mapping[str, Reader] = field(default_factory=dict)  # by name, more ways to read, for measuring alone
+    reader_of: Callable[[str], Reader] | None = None  # question -> in place of `extract`, where the question matters
+
+    def reader(self, question: str | None) -> Reader:
+        """How responses to a question are read; None: to any."""
+        return self.extract if self.reader_of is None or question is None else self.reader_of(question)
 
 
 def by_strategies(
@@ -43,7 +49,8 @@ def by_strategies(
 ) -> Task:
     """The task whose answers `extract.extract` reads by these settings, and which compares them as mathematics.
 
-    Raises InputError for settings that cannot be, and for a format that no response of a model that thinks can have.
+    A choice is among the letters that its question offers, where it shows them. Raises InputError for settings
+    that cannot be, and for a format that no response of a model that thinks can have.
     """
     tags = tuple(tags)
     if thinking and "think" in tags:
@@ -55,15 +62,17 @@ def by_strategies(
     reader = functools.partial(read, strategies=tuple(strategies))
     reader("")  # raises if it cannot read
     formed = functools.partial(in_format, tags=tags, thinking=thinking) if tags else None
+    choice = "choice" in strategies
     flexible = functools.partial(read, strategies=(*strategies, "last_number"))
     return Task(
         " or ".join(strategies),
         messages,
         reader,
-        equivalence.cluster,
-        equivalence.same,
+        guard.cluster,
+        guard.same,
         formed,
         {} if formed is None else _readings(reader, formed, flexible),
+        reader_of=(lambda question: functools.partial(reader, offered=offered(question))) if choice else None,
     )
 
 

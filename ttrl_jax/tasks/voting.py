@@ -13,9 +13,19 @@ from ttrl_jax.run import distributed
 from ttrl_jax.tasks.task import Task
 
 
-def cast_votes(task: Task, texts: Sequence[Sequence[str]]) -> list[Ballot]:
-    """The ballots [P] on the answers in responses [P][V]. Of several processes each reads a share of the questions."""
-    return distributed.each(lambda group: vote([task.extract(text) for text in group], classes=task.classes), texts)
+def cast_votes(task: Task, texts: Sequence[Sequence[str]], *, questions: Sequence[str] | None = None) -> list[Ballot]:
+    """The ballots [P] on the answers in responses [P][V]. Of several processes each reads a share of the questions.
+
+    questions: [P], by which a task may read (`Task.reader`), such as a choice among the letters that are offered.
+    """
+    asked = [None] * len(texts) if questions is None else questions
+
+    def cast(item: tuple[str | None, Sequence[str]]) -> Ballot:
+        question, group = item
+        read = task.reader(question)
+        return vote([read(text) for text in group], classes=task.classes)
+
+    return distributed.each(cast, list(zip(asked, texts, strict=True)))
 
 
 def judge_of(config: ConfigDict, task: Task, *, offline: Mapping[int, Answer | None] | None = None) -> Judge:
@@ -39,14 +49,15 @@ def in_format(texts: Sequence[Sequence[str]], test: Callable[[str], bool] | None
     return None if test is None else np.array([[test(text) for text in group] for group in texts])
 
 
-def majority_voting_reward(task: Task, texts: Sequence[str]) -> list[float]:
+def majority_voting_reward(task: Task, texts: Sequence[str], *, question: str | None = None) -> list[float]:
     """The rewards of the responses to one question: 1 for those that agree with the most common answer, else 0.
 
     The reference's function of this name (`verl/verl/utils/reward_score/ttrl_math`), but that a response without an
     answer never votes, never wins and earns nothing, and that the votes and the rewards go by one notion of sameness.
-    Raises ValueError without any response.
+    question: by which the task may read them, as in `cast_votes`. Raises ValueError without any response.
     """
-    ballot = vote([task.extract(text) for text in texts], classes=task.classes)
+    read = task.reader(question)
+    ballot = vote([read(text) for text in texts], classes=task.classes)
     nothing = np.zeros((1, len(texts)))
     verdict = Judge(same=task.same)([ballot], Evidence(nothing, nothing, None), History(), Draw(0, 0, [0]))
     return verdict.rewards[0].tolist()
