@@ -2,12 +2,15 @@
 
 import functools
 import re
+from collections.abc import Iterator
+from itertools import cycle, product, zip_longest
 
 import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, _Latex2Sympy, normalize_latex
 from latex2sympy2_extended.sets import FiniteSet
 from math_verify import verify
 from sympy import (
+    Abs,
     Basic,
     Eq,
     Expr,
@@ -16,17 +19,23 @@ from sympy import (
     MatrixBase,
     MatrixExpr,
     Number,
+    Pow,
     Rational,
+    Rel,
     Set,
     Symbol,
     Tuple,
     UnevaluatedExpr,
+    log,
+    sign,
 )
 
 _PARSED = 1_000  # formulas that are kept parsed
 _DIGITS = 20  # of the values that show two formulas to be different
 _FAR = Rational(1, 10**12)  # two such values differ if they do so by more than this, or this share of them
-_POINTS = (Rational(37, 100), Rational(-143, 100), Rational(713, 100))  # where formulas with variables are evaluated
+# Where formulas with variables are evaluated: sizes of the first variable.
+_SIZES = (Rational(37, 100), Rational(143, 100), Rational(713, 100))
+_SIGNED = 3  # variables that take either sign; any further ones are positive
 
 # Units are not taken off: `2m` would become 2.
 _NORMAL = NormalizationConfig(
@@ -54,22 +63,37 @@ def parse(text: str) -> Basic | MatrixBase:
     found = reader.parse(normalize_latex(text, _NORMAL))
     hundredths = {part: part.args[0] for part in found.atoms(UnevaluatedExpr)}
     found = found.xreplace({Symbol("i", real=True): I, **hundredths})
-    return found.as_explicit() if isinstance(found, MatrixExpr) else found  # a sum or product of matrices
+    found = found.as_explicit() if isinstance(found, MatrixExpr) else found  # a sum or product of matrices
+    return found.replace(_is_odd_root, _real_root)
+
+
+def _is_odd_root(part: Basic) -> bool:
+    """Whether it is a cube root or the like of what may be negative: in school it is real, in sympy it is not."""
+    if not isinstance(part, Pow) or not isinstance(part.exp, Rational) or part.exp.q % 2 == 0 or part.exp.q == 1:
+        return False
+    return bool(part.base.is_real) and not part.base.is_nonnegative
+
+
+def _real_root(part: Pow) -> Expr:
+    root = Abs(part.base) ** part.exp
+    return sign(part.base) * root if part.exp.p % 2 else root
 
 
 def compare(first: str, second: str) -> bool | None:
     """Whether two formulas are equal, None if that cannot be decided. Raises MemoryError.
 
-    `verify` takes a truth and an answer and treats them differently, so equal means: either way round.
+    `verify` takes a truth and an answer and treats them differently, so equal means: either way round. Formulas of
+    variables are equal if they are wherever both are real: `\\sqrt{xy}` and `\\sqrt x \\sqrt y`.
     """
     try:
         a, b = _bare(parse(first)), _bare(parse(second))
         if not _comparable(a, b) or _differ(a, b):
             return False
-        if _verified(a, b) and _verified(b, a):
+        formulas = isinstance(a, Expr) and isinstance(b, Expr)
+        if formulas and _positive(a, b) == 0 or _verified(a, b) and _verified(b, a):
             return True
         # The values agree, as far as there are any, but `verify` found no proof.
-        return a.equals(b) if isinstance(a, Expr) and isinstance(b, Expr) else False
+        return (a.equals(b) or _positive(a, b).equals(0)) if formulas else False
     except MemoryError:
         raise
     except Exception:
@@ -77,25 +101,40 @@ def compare(first: str, second: str) -> bool | None:
         return None
 
 
+def _positive(a: Expr, b: Expr) -> Expr:
+    """The difference of two formulas for positive variables, with logarithms of products written out."""
+    positive = {symbol: Symbol(f"{symbol}_positive", positive=True) for symbol in a.free_symbols | b.free_symbols}
+    return sympy.expand_log((a - b).xreplace(positive))
+
+
 def _verified(a: Basic | MatrixBase, b: Basic | MatrixBase) -> bool:
     return verify(a, b, numeric_precision=30, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
 
 
 def _bare(value: Basic | MatrixBase) -> Basic | MatrixBase:
-    """Take off what only wraps: `x \\in S` is S, and a set of one element the element."""
+    """Take off what only wraps: `x \\in S` is S, a set of one element the element, an inequality its solutions."""
     if isinstance(value, Eq) and isinstance(value.rhs, Set):
         value = value.rhs
+    if isinstance(value, Rel) and not isinstance(value, Eq) and len(value.free_symbols) == 1:
+        value = value.as_set()
+    if isinstance(value, Set):
+        value = value.doit()
     return value.args[0] if isinstance(value, FiniteSet) and len(value.args) == 1 else value
 
 
 def _comparable(a: Basic | MatrixBase, b: Basic | MatrixBase) -> bool:
-    """Whether two formulas are of kinds that can be equal: a value is no matrix. Relations are left to `verify`.
+    """Whether two formulas are of kinds that can be equal: a value is no matrix, and a relation no value.
 
     An open interval may be meant as a pair, as both are written `(1, 2)`. A set has no order, so it is no pair:
     `verify` would take both `(1, 2)` and `(2, 1)` for `\\{1, 2\\}`.
     """
     kinds = {_kind(a), _kind(b)}
-    return len(kinds) == 1 or "relation" in kinds or kinds == {"pair", "region"}
+    return len(kinds) == 1 or kinds <= {"pair", "region"} or kinds <= {"relation", "region", "pair"} and _named(a, b)
+
+
+def _named(*values: Basic | MatrixBase) -> bool:
+    """Whether the relations among them are inequalities, which describe a region."""
+    return not any(isinstance(value, Eq) for value in values)
 
 
 def _kind(value: Basic | MatrixBase) -> str:
@@ -108,7 +147,7 @@ def _kind(value: Basic | MatrixBase) -> str:
 def _differ(a: Basic | MatrixBase, b: Basic | MatrixBase) -> bool:
     """Whether two values of a kind are certainly different; much faster than showing that they are not."""
     if isinstance(a, Expr) and isinstance(b, Expr):
-        return any(_far_apart(a, b, point) for point in _POINTS[: 3 if a.free_symbols | b.free_symbols else 1])
+        return any(_far_apart(a, b, values) for values in _points(a.free_symbols | b.free_symbols))
     if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
         return a.shape != b.shape or any(map(_differ, a.flat(), b.flat()))
     if isinstance(a, FiniteSet) and isinstance(b, FiniteSet):
@@ -120,11 +159,29 @@ def _differ(a: Basic | MatrixBase, b: Basic | MatrixBase) -> bool:
     return False
 
 
-def _far_apart(a: Expr, b: Expr, point: Rational) -> bool:
-    symbols = sorted(a.free_symbols | b.free_symbols, key=str)
-    values = {symbol: point + Rational(i, 7) for i, symbol in enumerate(symbols)}
+def _points(symbols: set[Symbol]) -> Iterator[dict[Symbol, Rational]]:
+    """Values of the variables: positive ones of several sizes, then the first few with all signs."""
+    ordered = sorted(symbols, key=str)
+    few = ordered[:_SIGNED]
+    signs = [(1,) * len(few)] * (len(_SIZES) - 1) + list(product((1, -1), repeat=len(few))) if few else [()]
+    for size, chosen in zip(cycle(_SIZES), signs):
+        yield {
+            symbol: one * (size + Rational(i, 7))
+            for i, (symbol, one) in enumerate(zip_longest(ordered, chosen, fillvalue=1))
+        }
+
+
+def _far_apart(a: Expr, b: Expr, values: dict[Symbol, Rational]) -> bool:
     x, y = a.evalf(_DIGITS, subs=values), b.evalf(_DIGITS, subs=values)
     if not (x.is_number and y.is_number and x.is_finite and y.is_finite):
         return False
     # 1: a value that should be 0 comes out as anything small, so it is not taken for different from 0.
-    return bool(sympy.Abs(x - y) > _FAR * (1 + sympy.Abs(x) + sympy.Abs(y)))
+    if not sympy.Abs(x - y) > _FAR * (1 + sympy.Abs(x) + sympy.Abs(y)):
+        return False
+    # Where a logarithm or a root is not defined, formulas without i say nothing.
+    parts = a.atoms(Pow, log) | b.atoms(Pow, log) if values and not a.has(I) and not b.has(I) else ()
+    return all(_is_real(part, values) for part in parts)
+
+
+def _is_real(part: Expr, values: dict[Symbol, Rational]) -> bool:
+    return bool(sympy.Abs(sympy.im(part.evalf(_DIGITS, subs=values))) < _FAR)

@@ -7,6 +7,8 @@ nesting are all checked against short lists and small limits, by linear passes o
 import functools
 import re
 
+from ttrl_jax.reward.spelling import plain, without_thousands
+
 MAX_CHARACTERS = 300
 _MAX_TOKENS = 150
 _MAX_DIGITS = 120  # in the whole text
@@ -17,62 +19,35 @@ _MAX_POWERS = 12  # signs ^ in the whole text
 _MAX_DEPTH = 10  # brackets and braces around each other
 _MAX_WORD = 3  # letters in a row, unless they name a function; more is prose, not a product
 
-_SPELLINGS = {
-    "\u2212": "-",
-    "\u00d7": r"\times ",
-    "\u00b7": r"\cdot ",
-    "\u22c5": r"\cdot ",
-    "\u00f7": r"\div ",
-    "\u03c0": r"\pi ",
-    "\u03b8": r"\theta ",
-    "\u221e": r"\infty ",
-    "\u00b0": r"^\circ ",
-    "\u00b1": r"\pm ",
-    "\u2264": r"\leq ",
-    "\u2265": r"\geq ",
-    "\u2260": r"\neq ",
-    "\u222a": r"\cup ",
-    "\u2229": r"\cap ",
-    "\u2208": r"\in ",
-    "\u00b2": "^2",
-    "\u00b3": "^3",
-    "**": "^",
-}
-_SPELLING = re.compile("|".join(map(re.escape, _SPELLINGS)))
-_SQUARE_ROOT = re.compile("\u221a ?(\\{|[0-9A-Za-z])")
-# What TeX ignores for the look alone; \left and \right keep the bracket that follows them. The break `\\` is kept.
-_LOOK = re.compile(
-    r"(?P<keep>\\\\)|(?P<comma>,\s*\\!\s*|\{,\})"
-    r"|\\(?:left|right|[bB]igg?[lr]?|displaystyle|q?quad)(?![A-Za-z])|\\[,!;:\s]|\\?\$|~"
-)
-_GROUPED = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])")
-_FRAC = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-
+_ROOT = re.compile(r"\\sqrt ?(?=[0-9A-Za-z])([0-9A-Za-z])")
 _COMMANDS = frozenset(
     "frac sqrt cdot times div pm mp binom infty pi le leq leqslant ge geq geqslant lt gt ne neq in cup cap setminus "
-    "emptyset varnothing mathbb circ degree lfloor rfloor lceil rceil lvert rvert vert mid begin end text mathrm "
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp gcd lcm min max operatorname "
+    "emptyset varnothing mathbb circ lfloor rfloor lceil rceil begin end "
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp "
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau "
     "upsilon phi varphi chi psi omega Delta Theta Lambda Xi Sigma Phi Psi Omega"
     " { } % | \\".split(" ")
 )
 _FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp sqrt".split())
 _ARGUMENTS = frozenset("pmatrix bmatrix matrix vmatrix".split())  # of \begin and \end
-_SYMBOLS = frozenset("+-*/^_=<>()[]{}|,.!:%&")
+_SYMBOLS = frozenset("+-*/^_=<>()[]{}|,.!%&")
 
 _TOKEN = re.compile(
     r"\\(?P<command>[A-Za-z]+|.)|(?P<number>[0-9]+)|(?P<word>[A-Za-z]+)|(?P<space>\s+)|(?P<symbol>.)", re.DOTALL
 )
 _POWER = re.compile(r"\^[\s{(+-]*([0-9]+)|\\sqrt ?\[ ?([0-9]+)")
-# What the parser drops or takes for something else: a transposition, what stands below a bracket, a product after a
-# function without brackets (it reads `\sin x \cdot 2` as sin 2x).
-_FUNCTION = r"\\(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|lg)"
+_FUNCTION = r"\\(?:sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|lg)(?![A-Za-z])"
+# What the parser drops or takes for something else: a transposition, what stands below a bracket, a base, a product
+# after a function without brackets (it reads `\sin x \cdot 2` as sin 2x), a function's letter, a derivative, a set by
+# its property.
 _MISREAD = re.compile(
-    rf"\^\s*\{{?\s*T\b|[)\]}}]\s*_|{_FUNCTION}(?![A-Za-z])\s*[^\s(^_{{].*(?:\*|\\cdot|\\times)", re.DOTALL
+    rf"\^\s*\{{?\s*T\b|[)\]}}]\s*_|[0-9]\s*_|{_FUNCTION}\s*[^\s(^_{{].*(?:\*|\\cdot|\\times)"
+    rf"|{_FUNCTION}\s*[^\s(^_{{][^-+=<>,]*(?:\(|\\sqrt|e\s*\^)|(?<![A-Za-z\\])[fghFGHPQT]'*\s*\("
+    r"|\\frac\s*\{\s*d\s*[A-Za-z]?\s*\}\s*\{\s*d|(?<![A-Za-z])d\s*[a-z]\s*/\s*d|\\\{\s*\(?[A-Za-z][^|{}=<>]*\|.*[=<>]",
+    re.DOTALL,
 )
 # Nothing but letters: a word, a name, the letter of a choice.
 _PROSE = re.compile(r"(?:\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)(?![A-Za-z])|[A-Za-z\s(){}.,;:'\"?-])+")
-_BASED = re.compile(r"(?<![0-9.])([0-9]+)_(?:\{ ?([0-9]{1,2}) ?\}|([0-9]))(?![0-9.])")
 
 
 def is_prose(text: str) -> bool:
@@ -87,20 +62,11 @@ def admit(text: str) -> str | None:
 
 @functools.lru_cache(maxsize=10_000)  # an answer is compared with all others of its group
 def _admit(text: str) -> str | None:
-    text = _SPELLING.sub(lambda match: _SPELLINGS[match[0]], text.strip())
-    text = _SQUARE_ROOT.sub(lambda match: r"\sqrt" + (match[1] if match[1] == "{" else f"{{{match[1]}}}"), text)
-    text = _LOOK.sub(lambda match: r"\\" if match["keep"] else "," if match["comma"] else " ", text)
-    text = _FRAC.sub(r"\\frac", text).strip()
-    if not any(bracket in text for bracket in "([{"):
-        text = _GROUPED.sub(lambda match: match[0].replace(",", ""), text)  # 1,234 is a number, (1,234) a pair
-    if text.endswith(".") and not text.endswith(".."):
-        text = text[:-1]
+    text = _ROOT.sub(r"\\sqrt{\1}", without_thousands(plain(text)).replace("**", "^")).replace("%", r"\%")
     tokens = list(_TOKEN.finditer(text))
     if not 0 < len(tokens) <= _MAX_TOKENS or not all(map(_known, tokens)) or not _nested(text):
         return None
-    if not _small(text):
-        return None
-    return _in_base_ten(text)
+    return text if _small(text) else None
 
 
 def _known(token: re.Match[str]) -> bool:
@@ -150,19 +116,3 @@ def _small(text: str) -> bool:
         if re.search(r"![\s)}\]]*!", text) or "^" in text:
             return False
     return _MISREAD.search(text) is None
-
-
-def _in_base_ten(text: str) -> str | None:
-    """Replace `101_2` by 5: the parser would drop the base. None if a digit does not exist in its base."""
-    wrong = False
-
-    def value(match: re.Match[str]) -> str:
-        nonlocal wrong
-        base = int(match[2] or match[3])
-        if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in match[1]):
-            wrong = True
-            return match[0]
-        return str(int(match[1], base))
-
-    text = _BASED.sub(value, text)
-    return None if wrong or re.search(r"[0-9]\s*_", text) else text

@@ -2,14 +2,17 @@
 
 An `Expression` is a sum of terms, each a rational number times powers of atoms. Atoms are variables, pi, e and i,
 primes under a root (`#3` to the power 1/2), and whatever is not taken apart, under the key of what is in it:
-`sin(x)`, `(1+x)` in a denominator. Equal keys mean equal expressions; the converse does not hold (`sin^2 + cos^2`).
+`\\sin(x)`, `(1+x)` in a denominator. Equal keys mean equal expressions; the converse does not hold (`sin^2 + cos^2`).
+A key is LaTeX, so that it is also what a symbolic comparison is asked about.
 
 An expression carries its value at a few points as well, to tell most unequal expressions apart without any algebra.
 Everything is bounded: digits, exponents, terms. What goes beyond raises `Unread`.
 """
 
 import cmath
+import functools
 import math
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -47,11 +50,31 @@ class Expression:
         return self.terms[()] if len(self.terms) == 1 and () in self.terms else None
 
     def key(self) -> str:
-        """Return a text that only equal expressions share."""
-        return "+".join(
-            "*".join([str(self.terms[monomial]), *(f"{atom}^{power}" for atom, power in monomial)])
-            for monomial in sorted(self.terms)
-        )
+        """Return a LaTeX text that only equal expressions share."""
+        terms = [_term(self.terms[monomial], monomial) for monomial in sorted(self.terms)]
+        return "+".join(terms).replace("+-", "-") or "0"
+
+
+def latex(value: Fraction) -> str:
+    """Return a rational number in LaTeX."""
+    sign, above = "-" if value < 0 else "", abs(value.numerator)
+    return f"{sign}{above}" if value.denominator == 1 else rf"{sign}\frac{{{above}}}{{{value.denominator}}}"
+
+
+def _term(factor: Fraction, monomial: Monomial) -> str:
+    powers = [_powered(atom, exponent) for atom, exponent in monomial]
+    if powers and abs(factor) == 1:
+        return ("-" if factor < 0 else "") + r" \cdot ".join(powers)
+    return r" \cdot ".join([latex(factor), *powers])
+
+
+def _powered(atom: str, exponent: Fraction) -> str:
+    base = atom.removeprefix("#")
+    if exponent == 1:
+        return base
+    if exponent == Fraction(1, 2):
+        return rf"\sqrt{{{base}}}"
+    return _powered_by(base, latex(exponent))
 
 
 def differ(a: Expression, b: Expression) -> bool:
@@ -62,6 +85,7 @@ def differ(a: Expression, b: Expression) -> bool:
     return any(abs(x - y) > _SAME * scale for x, y in zip(a.values, b.values, strict=True))
 
 
+@functools.lru_cache(maxsize=1_000)
 def number(value: Fraction) -> Expression:
     """Return a rational number. What is computed from it raises Unread if it gets too many digits."""
     values = _rounded(value)
@@ -69,11 +93,8 @@ def number(value: Fraction) -> Expression:
 
 
 def symbol(name: str) -> Expression:
-    """Return a variable or a constant: `pi`, `e` and `i` have their values, any other name one made from the name."""
-    if name in _CONSTANTS:
-        values = (_CONSTANTS[name],) * POINTS
-    else:
-        values = tuple(0.3 + zlib.crc32(f"{name} {point}".encode()) / 2**32 for point in range(POINTS))
+    """Return a variable or a constant: `\\pi`, `e` and `i` have their values, any other name one made from the name."""
+    values = tuple(_CONSTANTS[name] if name in _CONSTANTS else _drawn(f"{name} {point}") for point in range(POINTS))
     return _make({((name, Fraction(1)),): Fraction(1)}, values, 0.0)
 
 
@@ -102,7 +123,7 @@ def power(a: Expression, b: Expression) -> Expression:
     exponent = b.constant()
     values, scale = _each(_power_value, a, b), max(a.scale, b.scale)
     if exponent is None:
-        terms = _atom(f"pow({a.key()};{b.key()})")
+        terms = _atom(_powered_by(a.key(), b.key()))
     elif not a.terms:
         if exponent <= 0:
             raise Unread("division by zero")
@@ -125,10 +146,10 @@ def divide(a: Expression, b: Expression) -> Expression:
 
 
 def call(name: str, *arguments: Expression) -> Expression:
-    """Return a function of one argument, or `binom` of two or `log` of base and argument, as an atom.
+    """Return a function as an atom: of one argument, `binom` of two, `logbase` of base and argument, `max` of several.
 
-    Computed only where the result is a rational number of a bounded size: abs, factorial, binom. A name that is not
-    known here has no value.
+    Computed only where the result is a rational number of a bounded size: abs, floor, factorial, binom, gcd, max. A
+    name that is not known here has no value. Raises Unread where there is no such number.
     """
     rational = [argument.constant() for argument in arguments]
     scale = max(argument.scale for argument in arguments)
@@ -136,20 +157,52 @@ def call(name: str, *arguments: Expression) -> Expression:
     if exact is not None:
         return number(exact)
     values = _each(_FUNCTIONS[name], *arguments) if name in _FUNCTIONS else None
-    return _make(_atom(f"{name}({';'.join(argument.key() for argument in arguments)})"), values, scale)
+    keys = [argument.key() for argument in arguments]
+    if name in ("gcd", "lcm", "max", "min"):
+        keys.sort()
+    return _make(_atom(_WRITTEN.get(name, rf"\{name}({{}})").format(",".join(keys), *keys)), values, scale)
+
+
+def unknown(name: str, *arguments: Expression) -> Expression:
+    """Return a function that nothing is known of, `f(x)`: equal arguments have equal values, other ones others."""
+    values = tuple(_drawn(name) for _ in range(POINTS))
+    total = Expression({}, values, 0.0)
+    for place, argument in enumerate(arguments):
+        slope = 1 + _drawn(f"{name} {place}")
+        wave = _each(lambda x, slope=slope: cmath.sin(slope * x) + slope * x, argument)
+        total = Expression({}, _each(lambda x, y: x + y, total, Expression({}, wave, 0.0)), 0.0)
+    scale = max(argument.scale for argument in arguments)
+    return _make(_atom(f"{name}({','.join(argument.key() for argument in arguments)})"), total.values, scale)
 
 
 def _exact(name: str, arguments: list[Fraction | None]) -> Fraction | None:
     known = [a for a in arguments if a is not None]
     if len(known) < len(arguments):
         return None
-    if name == "abs":
-        return abs(known[0])
-    if all(a.denominator == 1 and 0 <= a <= _MAX_FACTORIAL for a in known):
-        if name == "factorial":
-            return Fraction(math.factorial(int(known[0])))
-        if name == "binom":
-            return Fraction(math.comb(int(known[0]), int(known[1])))
+    if name == "logbase":
+        return _logarithm(*known)
+    if name in _EXACT:
+        return Fraction(_EXACT[name](*known))
+    if all(a.denominator == 1 for a in known):
+        whole = [int(a) for a in known]
+        if name in ("gcd", "lcm"):
+            return Fraction({"gcd": math.gcd, "lcm": math.lcm}[name](*whole))
+        if all(0 <= a <= _MAX_FACTORIAL for a in whole):
+            if name == "doublefactorial":
+                return Fraction(math.prod(range(whole[0], 0, -2)))
+            if name in ("factorial", "binom"):
+                return Fraction({"factorial": math.factorial, "binom": math.comb}[name](*whole))
+    return None
+
+
+def _logarithm(base: Fraction, value: Fraction) -> Fraction | None:
+    """log_2 8 = 3."""
+    if base.denominator == 1 and base > 1 and value > 0:
+        above, times = max(value, 1 / value), 0
+        while above > 1 and above.denominator == 1 and above % base == 0:
+            above, times = above / base, times + 1
+        if above == 1:
+            return Fraction(times if value >= 1 else -times)
     return None
 
 
@@ -220,23 +273,24 @@ def _root(a: Expression, exponent: Fraction) -> Mapping[Monomial, Fraction]:
     [(monomial, factor)] = a.terms.items()
     if factor == 1 and len(monomial) == 1 and monomial[0][1] == 1 and monomial[0][0] != "i":
         return {((monomial[0][0], exponent),): Fraction(1)}
-    positive = [(atom, p * exponent) for atom, p in monomial if atom.startswith("#") or atom in ("pi", "e")]
-    rest = tuple((atom, p) for atom, p in monomial if not (atom.startswith("#") or atom in ("pi", "e")))
+    positive = [(atom, p * exponent) for atom, p in monomial if atom.startswith("#") or atom in (r"\pi", "e")]
+    rest = tuple((atom, p) for atom, p in monomial if not (atom.startswith("#") or atom in (r"\pi", "e")))
+    if exponent.denominator % 2 and all(p.denominator % 2 and atom != "i" for atom, p in rest):
+        # The real root, as in school: it has the sign of what is under it, and a product's root is that of its factors.
+        primes = [(f"#{p}", n * exponent) for p, n in _factors(abs(factor))]
+        joined, more = _collect([*positive, *primes, *((atom, p * exponent) for atom, p in rest)])
+        return {joined: more * (-1 if factor < 0 and exponent.numerator % 2 else 1)}
     sign: list[tuple[str, Fraction]] = []
-    minus = 1
     if factor < 0 and not rest:
-        if exponent.denominator == 2:
-            sign = [("i", Fraction(exponent.numerator))]
-        elif exponent.denominator % 2:
-            minus = -1 if exponent.numerator % 2 else 1  # the real root, as in school
-        else:
+        if exponent.denominator != 2:
             return _atom(f"({a.key()})", exponent)
+        sign = [("i", Fraction(exponent.numerator))]
     elif rest:
         under = Expression({rest: Fraction(1 if factor > 0 else -1)}, None, 0.0)
         sign = [(f"({under.key()})", exponent)]
     primes = [(f"#{p}", n * exponent) for p, n in _factors(abs(factor))]
     joined, more = _collect([*positive, *primes, *sign])
-    return {joined: more * minus}
+    return {joined: more}
 
 
 def _factors(value: Fraction) -> list[tuple[int, int]]:
@@ -255,6 +309,16 @@ def _factors(value: Fraction) -> list[tuple[int, int]]:
             root = math.isqrt(left)
             found.append((root, 2 * direction) if root * root == left else (left, direction))
     return found
+
+
+def _powered_by(base: str, exponent: str) -> str:
+    plain = base.isalnum() or _ENCLOSED.fullmatch(base) is not None
+    return f"{base if plain else f'({base})'}^{{{exponent}}}"
+
+
+def _drawn(name: str) -> complex:
+    """A number from 0.3 to 1.3 that is made from a name."""
+    return complex(0.3 + zlib.crc32(name.encode("utf-8", "surrogatepass")) / 2**32)
 
 
 def _rounded(value: Fraction) -> tuple[complex, ...] | None:
@@ -284,7 +348,25 @@ def _power_value(x: complex, y: complex) -> complex:
     return x**y
 
 
-_CONSTANTS = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j}
+_ENCLOSED = re.compile(r"\([^()]*\)|\\[A-Za-z]+")  # needs no brackets before an exponent
+# Where LaTeX writes a function otherwise than as \name(argument).
+_WRITTEN = {
+    "abs": "|{0}|",
+    "factorial": "({0})!",
+    "doublefactorial": "({0})!!",
+    "floor": r"\lfloor {0} \rfloor",
+    "ceil": r"\lceil {0} \rceil",
+    "binom": r"\binom{{{1}}}{{{2}}}",
+    "logbase": r"\log_{{{1}}}({2})",
+}
+_EXACT: dict[str, Callable[..., Fraction | int]] = {
+    "abs": abs,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "max": max,
+    "min": min,
+}
+_CONSTANTS = {r"\pi": complex(math.pi), "e": complex(math.e), "i": 1j}
 _FUNCTIONS: dict[str, Callable[..., complex]] = {
     "sin": cmath.sin,
     "cos": cmath.cos,
@@ -300,5 +382,5 @@ _FUNCTIONS: dict[str, Callable[..., complex]] = {
     "tanh": cmath.tanh,
     "ln": cmath.log,
     "abs": abs,
-    "log": lambda base, x: cmath.log(x) / cmath.log(base),
+    "logbase": lambda base, x: cmath.log(x) / cmath.log(base),
 }

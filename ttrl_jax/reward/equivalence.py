@@ -3,7 +3,8 @@
 The vote, the reward and the audit ask `cluster`, for all answers to a question, and `same`, for two, so there is a
 single notion of sameness. Answers with one canonical key (`keys.py`) are the same. Of the rest, most are
 told apart by what they are and by their values at a few points. The few pairs that are left are put to a symbolic
-comparison (`symbolic.py`), and sameness is then made transitive.
+comparison (`symbolic.py`), and sameness is then made transitive. What spellings mean beside one another, as `50\\%` and
+50, is a matter of the whole ballot (`ballot.py`).
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from itertools import combinations
 
 from ttrl_jax.reward import symbolic
 from ttrl_jax.reward.algebra import Expression, differ
+from ttrl_jax.reward.ballot import Groups, by_rules, spelling
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.keys import Form, read
 
@@ -23,7 +25,7 @@ MAX_PAIRS = 64  # put to a symbolic comparison, for one question
 _MAX_KEY_LENGTH = 256  # characters; a longer key is replaced by its digest
 _MAX_ASKED = 300  # characters; a longer answer is not compared symbolically
 _REMEMBERED = 1_000  # characters; a longer answer is read again each time
-_REGION = re.compile(r"inequality|[(\[][)\]]2|set\((?:[(\[][)\]]2 ?)+\)")  # shapes of sets of numbers
+_REGION = re.compile(r"inequality|[(\[][)\]]2|union\(.*\)")  # shapes of sets of numbers
 _SAME = 1e-9  # relative, of sums of values
 
 
@@ -45,30 +47,32 @@ def key(answer: Answer) -> str:
 
 
 def cluster(answers: Sequence[Answer | None]) -> Clusters:
-    """Put the answers to one question into classes of the same answer.
+    """Put the answers to one question into classes of the same answer; their order does not matter.
 
     None, and an answer without anything in it, get the class None. At most `MAX_PAIRS` pairs of keys are compared
-    symbolically: those that agree in value first, then those with most votes; the others are undecided.
+    symbolically: those that agree in value first, then those with most votes; the others are undecided. What spellings
+    mean beside one another, `ballot.by_rules` says.
     """
-    forms: dict[str, Form] = {}
-    votes: Counter[str] = Counter()
-    names: list[str] = []
-    for answer in answers:
-        name = "" if answer is None else key(answer)
-        names.append(name)
-        if answer is not None and name:
-            forms.setdefault(name, _form(answer.text))
-            votes[name] += 1
-    pairs = [(a, b) for a, b in combinations(forms, 2) if _may_be_equal(forms[a], forms[b])]
-    pairs.sort(key=lambda pair: (not all(forms[name].shape for name in pair), -sum(votes[name] for name in pair)))
-    equal = _compare([(forms[a], forms[b]) for a, b in pairs])
-    root = {name: name for name in forms}
-    for (a, b), same in zip(pairs, equal, strict=True):
-        if same:
-            root[_top(root, b)] = _top(root, a)
+    read = [None if answer is None else _form(answer.text) for answer in answers]
+    names = [spelling(form) if form is not None and form.key else "" for form in read]
+    forms = {name: form for name, form in zip(names, read, strict=True) if name and form is not None}
+    votes = Counter(name for name in names if name)
+    values = {form.key: form for form in forms.values()}
+    counts: Counter[str] = Counter()
+    for name, form in forms.items():
+        counts[form.key] += votes[name]
+    pairs = [(a, b) for a, b in combinations(sorted(values), 2) if _may_be_equal(values[a], values[b])]
+    pairs.sort(key=lambda pair: (not all(values[key].shape for key in pair), -sum(counts[key] for key in pair), pair))
+    equal = _compare([(values[a], values[b]) for a, b in pairs])
+    same = Groups()
+    for (a, b), found in zip(pairs, equal, strict=True):
+        if found:
+            same.unite(a, b)
+    groups = by_rules(forms, votes, same.root)
     ids: dict[str, int] = {}
-    found = [ids.setdefault(_top(root, name), len(ids)) if name else None for name in names]
-    return Clusters(tuple(found), equal.count(None))
+    return Clusters(
+        tuple(ids.setdefault(groups.root(name), len(ids)) if name else None for name in names), equal.count(None)
+    )
 
 
 def classes(answers: Sequence[Answer | None]) -> list[int | None]:
@@ -77,12 +81,9 @@ def classes(answers: Sequence[Answer | None]) -> list[int | None]:
 
 
 def same(one: Answer, other: Answer) -> bool:
-    """Return whether two answers are the same; an answer without anything in it is the same as none."""
-    names = key(one), key(other)
-    if "" in names or names[0] == names[1]:
-        return "" not in names
-    forms = _form(one.text), _form(other.text)
-    return _may_be_equal(*forms) and _compare([forms]) == [True]
+    """Return whether two answers are the same, as the only two of a ballot; one without anything in it is not."""
+    first, second = cluster((one, other)).ids
+    return first is not None and first == second
 
 
 def classes_by(same: Callable[[Answer, Answer], bool]) -> Callable[[Sequence[Answer | None]], Clusters]:
@@ -115,22 +116,20 @@ def _compare(pairs: list[tuple[Form, Form]]) -> list[bool | None]:
 
 def _may_be_equal(a: Form, b: Form) -> bool:
     """Return whether two answers with different keys may be equal all the same."""
-    if a.final or b.final or a.shape == b.shape == "number":
+    if a.final or b.final or a.shape == b.shape == "number" or a.fixed != b.fixed:
         return False
     if max(len(a.text), len(b.text)) > _MAX_ASKED:
         return False
     if not a.shape or not b.shape:
         return True
     kinds = [form.shape.replace("number", "expression") for form in (a, b)]
-    if "inequality" in kinds and all(_REGION.fullmatch(kind) for kind in kinds):
-        return True  # one that is not solved
-    if kinds[0] != kinds[1] and all(_REGION.fullmatch(kind) for kind in kinds):
-        return _ends_among(a, b) or _ends_among(b, a)
+    if kinds[0] != kinds[1] and all(map(_REGION.fullmatch, kinds)):
+        return "inequality" in kinds or _ends_among(a, b) or _ends_among(b, a)  # one that is not solved
     if kinds[0] != kinds[1] or len(a.parts) != len(b.parts):
         return False
     if a.ordered:
         return not any(differ(x, y) for x, y in zip(a.parts, b.parts, strict=True))
-    return not _sums_differ(a.parts, b.parts)
+    return not _sums_differ(a.parts, b.parts, known=a.shape.startswith("list"))
 
 
 def _ends_among(interval: Form, union: Form) -> bool:
@@ -140,25 +139,21 @@ def _ends_among(interval: Form, union: Form) -> bool:
     return all(any(not differ(end, part) for part in union.parts) for end in interval.parts)
 
 
-def _sums_differ(a: Sequence[Expression], b: Sequence[Expression]) -> bool:
-    """Return whether two sets of expressions surely differ: their values, or their squares, have different sums."""
+def _sums_differ(a: Sequence[Expression], b: Sequence[Expression], *, known: bool) -> bool:
+    """Return whether two sets of expressions surely differ: their values, or their squares, have different sums.
+
+    known: what has no values counts as different, as a symbolic comparison does not see repetitions.
+    """
     values = [[part.values for part in parts if part.values is not None] for parts in (a, b)]
     if min(map(len, values)) < len(a):
-        return False
-    scale = max(part.scale for part in (*a, *b))
+        return known
+    scale = max((part.scale for part in (*a, *b)), default=0.0)
     for points in zip(*(zip(*rows, strict=True) for rows in values), strict=True):
         for power in (1, 2):
             one, other = (sum(value**power for value in point) for point in points)
             if abs(one - other) > _SAME * len(a) * max(scale, 1.0) ** power:
                 return True
     return False
-
-
-def _top(root: dict[str, str], name: str) -> str:
-    while root[name] != name:
-        root[name] = root[root[name]]
-        name = root[name]
-    return name
 
 
 def _form(text: str) -> Form:

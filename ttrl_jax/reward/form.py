@@ -1,10 +1,14 @@
-"""What was read of an answer, and how the keys of compound answers are made from those of their parts."""
+"""What was read of an answer, and how the keys of compound answers are made from those of their parts.
+
+A form has one text for each key. It is made from what was read, so that a symbolic comparison never sees the spelling
+that happened to come first.
+"""
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ttrl_jax.reward.algebra import Expression, Unread, number
+from ttrl_jax.reward.algebra import Expression, Unread, latex, number
 
 # Anything that is more than digits and signs; 1e999999999 is not.
 _MACRO_OR_LETTER = re.compile(r"\\|(?<![0-9])[A-Za-z]|[A-Za-z](?![0-9+-])|[A-DF-Za-df-z]")
@@ -19,35 +23,68 @@ class Form:
     parts: tuple[Expression, ...]  # the expressions in it
     ordered: bool  # the parts have places
     text: str  # what a symbolic comparison is asked about
+    fixed: tuple[str, ...] = ()  # keys of the words, times and bases in it, which no comparison finds equal to others
+    name: str = ""  # the variable whose value it was said to be
+    items: tuple["Form", ...] = ()  # of a set or a union
+    beside: tuple[str, ...] = ()  # keys of what it may stand for as well, if a ballot says nothing against it
 
     @property
     def final(self) -> bool:
         """No symbolic comparison can find it equal to an answer with another key."""
-        return self.shape in ("words", "time", "base") or (not self.shape and not _MACRO_OR_LETTER.search(self.text))
+        if not self.shape:
+            return not _MACRO_OR_LETTER.search(self.text)
+        return bool(self.fixed) and not self.parts
 
 
-def number_form(value: Fraction, text: str) -> Form:
+def number_form(value: Fraction) -> Form:
     """A rational number."""
-    return Form(f"n:{value}", "number", (number(value),), True, text)
+    return Form(f"n:{value}", "number", (number(value),), True, latex(value))
 
 
-def expression_form(value: Expression, text: str) -> Form:
+def expression_form(value: Expression) -> Form:
     """An expression, or the number that it is."""
     rational = value.constant()
     if rational is not None:
-        return number_form(rational, text)
-    return Form(f"e:{value.key()}", "expression", (value,), True, text)
+        return number_form(rational)
+    return Form(f"e:{value.key()}", "expression", (value,), True, value.key())
 
 
-def collection(forms: list[Form], text: str, *, distinct: bool) -> Form:
-    """A set, or a list with its repetitions; where all items are the same, the item."""
-    keys = sorted({form.key for form in forms} if distinct else [form.key for form in forms])
+def fixed_form(key: str, shape: str, beside: tuple[str, ...] = ()) -> Form:
+    """Words and what else has no algebra."""
+    return Form(key, shape, (), True, key, (key,), beside=beside)
+
+
+def collection(forms: list[Form], *, distinct: bool) -> Form:
+    """A set, or a list with its repetitions; one item is itself."""
     flat = {form.key: form for form in forms}
-    if len(flat) == 1:
+    keys = sorted(flat if distinct else [form.key for form in forms])
+    if len(keys) == 1:
         return flat[keys[0]]
-    shapes = sorted(flat[key].shape for key in keys)
-    shape = f"set({' '.join('expression' if s == 'number' else s for s in shapes)})"
-    return Form(f"{shape[:3]}:{{{';'.join(keys)}}}", shape, tuple(p for k in keys for p in flat[k].parts), False, text)
+    kind = "set" if len(keys) == len(flat) else "list"
+    return _together(kind, [flat[key] for key in keys], rf"\{{{', '.join(flat[key].text for key in keys)}\}}")
+
+
+def union(forms: list[Form]) -> Form:
+    """Intervals and points that are one set of numbers."""
+    flat = {form.key: form for form in forms}
+    keys = sorted(flat)
+    if len(keys) == 1:
+        return flat[keys[0]]
+    text = r" \cup ".join(flat[key].text if is_interval(flat[key]) else rf"\{{{flat[key].text}\}}" for key in keys)
+    return _together("union", [flat[key] for key in keys], text)
+
+
+def is_interval(form: Form) -> bool:
+    """Whether it is an interval, or a pair, which may be written alike."""
+    return form.shape in ("()2", "(]2", "[)2", "[]2")
+
+
+def _together(kind: str, items: list[Form], text: str) -> Form:
+    shapes = " ".join(sorted("expression" if item.shape == "number" else item.shape for item in items))
+    parts = tuple(part for item in items for part in item.parts)
+    fixed = tuple(sorted(name for item in items for name in item.fixed))
+    key = f"{kind}:{{{';'.join(item.key for item in items)}}}"
+    return Form(key, f"{kind}({shapes})", parts, False, text, fixed, items=tuple(items))
 
 
 def tuple_form(shape: str, forms: list[Form], text: str) -> Form:
@@ -56,4 +93,10 @@ def tuple_form(shape: str, forms: list[Form], text: str) -> Form:
         raise Unread("a set in a tuple")
     shape = f"{shape}{len(forms)}"
     parts = tuple(part for form in forms for part in form.parts)
-    return Form(f"{shape}:{';'.join(form.key for form in forms)}", shape, parts, True, text)
+    fixed = tuple(name for form in forms for name in form.fixed)
+    return Form(f"{shape}:{';'.join(form.key for form in forms)}", shape, parts, True, text, fixed)
+
+
+def bracketed(kind: str, forms: list[Form]) -> Form:
+    """A point or an interval: `kind` is its brackets."""
+    return tuple_form(kind, forms, f"{kind[0]}{', '.join(form.text for form in forms)}{kind[1]}")

@@ -13,10 +13,13 @@ _GREEK = (
     "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell infty emptyset "
     "varnothing infinity"
 ).split()
-_FUNCTIONS = "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc ln log exp".split()
+_FUNCTIONS = "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc ln lg log exp".split()
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _SYNONYMS = {"infinity": "infty", "varnothing": "emptyset"}
-_FONTS = "vec mathrm mathbf mathit mathsf boldsymbol displaystyle".split()
+_FONTS = "vec mathrm".split()
+_CALLED = "fghFGHTPQ"  # letters that name a function where a bracket follows
+_OF_SEVERAL = "gcd lcm max min".split()
+_ENDS = {"lfloor": ("floor", "rfloor"), "lceil": ("ceil", "rceil")}
 # Words that are read as a whole in plain text; the longer first.
 NAMES = sorted({"pi", "sqrt", *_FUNCTIONS, *(n for n in _GREEK if len(n) > 3)}, key=lambda name: (-len(name), name))
 _TOKEN = re.compile(
@@ -25,33 +28,29 @@ _TOKEN = re.compile(
     r"|\\(?P<macro>[A-Za-z]+)"
     rf"|(?P<name>{'|'.join(NAMES)})"
     r"|(?P<letter>[A-Za-z])"
-    r"|(?P<symbol>\*\*|[-+*/^_(){}\[\]|!'%]))"
+    r"|(?P<symbol>\*\*|\\[{}]|[-+*/^_(){}\[\]|!'%,]))"
 )
-_CLOSING = {"(": ")", "[": "]", "{": "}"}
-_PM = {"pm": 1, "mp": -1}
+_CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
+_SIGNS = ("cdot", "times", "div", "circ", "degree", "rfloor", "rceil")
 
 
-def read_formula(text: str, sign: int = 1) -> Expression:
-    """Return the expression that a text is. `\\pm` is read as `sign`, 1 or -1, `\\mp` as the other.
+def read_formula(text: str) -> Expression:
+    """Return the expression that a text is.
 
-    Implicit products, `\\frac12`, mixed numbers (`3\\frac12` is 7/2), roots, powers, functions, `|x|`, `n!`, binomials,
-    repeating decimals, `%` (a hundredth). A degree sign counts only where an angle is an argument of a function.
-    Raises Unread for anything else, and beyond the limits on length, depth and size.
+    Implicit products, `\\frac12`, mixed numbers (`3\\frac12` is 7/2), roots, powers, functions, `|x|`, `n!`, `n!!`,
+    binomials, floors, `\\gcd`, repeating decimals, `%` (a hundredth). `f(x)` is a function of x for the letters that
+    usually name one, never a product. A degree sign counts only where an angle is an argument of a function. Raises
+    Unread for anything else, and beyond the limits on length, depth and size.
     """
-    return _Reader(text, sign).read()
-
-
-def has_sign(text: str) -> bool:
-    """Return whether a formula has a `\\pm` or `\\mp`."""
-    return re.search(r"\\[pm][mp](?![A-Za-z])", text) is not None
+    return _Reader(text).read()
 
 
 class _Reader:
     """Recursive descent over the tokens of one text."""
 
-    def __init__(self, text: str, sign: int) -> None:
+    def __init__(self, text: str) -> None:
         self.tokens: list[tuple[str, str]] = []
-        self.at, self.depth, self.sign, self.bars = 0, 0, sign, 0
+        self.at, self.depth, self.bars = 0, 0, 0
         position, end = 0, len(text.rstrip())
         while position < end:
             match = _TOKEN.match(text, position)
@@ -71,8 +70,8 @@ class _Reader:
     def kind(self) -> str:
         return self.tokens[self.at][0] if self.at < len(self.tokens) else ""
 
-    def word(self) -> str:
-        return self.tokens[self.at][1] if self.at < len(self.tokens) else ""
+    def word(self, ahead: int = 0) -> str:
+        return self.tokens[self.at + ahead][1] if self.at + ahead < len(self.tokens) else ""
 
     def take(self, *words: str) -> str:
         """Take the next token if it is one of these."""
@@ -92,10 +91,10 @@ class _Reader:
             raise Unread("too deep")
         total: Expression | None = None
         while True:
-            sign = self.take("+", "-", "pm", "mp")
+            sign = self.take("+", "-")
             if total is not None and not sign:
                 break
-            minus = sign == "-" or (sign in _PM and _PM[sign] * self.sign < 0)
+            minus = sign == "-"
             while again := self.take("+", "-"):  # 3 + -2
                 minus ^= again == "-"
             term = self.product()
@@ -123,7 +122,7 @@ class _Reader:
         """Return whether a factor follows without a sign for "times". A number never does: "x 2" is not read."""
         kind, word = self.kind(), self.word()
         if kind == "macro":
-            return word not in _PM and word not in ("cdot", "times", "div", "circ", "degree")
+            return word not in _SIGNS
         return kind in ("letter", "name") or word in ("(", "[", "{") or (word == "|" and not self.bars)
 
     def factor(self) -> Expression:
@@ -137,7 +136,7 @@ class _Reader:
             elif self.take("degree"):
                 base = self.angle(base)
             elif self.take("!"):
-                base = algebra.call("factorial", base)
+                base = algebra.call("doublefactorial" if self.take("!") else "factorial", base)
             elif self.take("%"):
                 base = algebra.multiply(base, algebra.number(Fraction(1, 100)))
             else:
@@ -154,7 +153,7 @@ class _Reader:
     def angle(self, base: Expression) -> Expression:
         if not self.angles:
             return base
-        return algebra.multiply(base, algebra.divide(algebra.symbol("pi"), algebra.number(Fraction(180))))
+        return algebra.multiply(base, algebra.divide(algebra.symbol(r"\pi"), algebra.number(Fraction(180))))
 
     def exponent(self) -> Expression:
         if self.word() == "{":
@@ -166,11 +165,19 @@ class _Reader:
         return self.base()
 
     def group(self) -> Expression:
-        opening = self.take("(", "[", "{")
+        inner = self.arguments("(", "[", "{")
+        if len(inner) > 1:
+            raise Unread("a comma")
+        return inner[0]
+
+    def arguments(self, *openings: str) -> list[Expression]:
+        opening = self.take(*openings)
         if not opening:
             raise Unread("a group expected")
         bars, self.bars = self.bars, 0
-        inner = self.sum()
+        inner = [self.sum()]
+        while self.take(","):
+            inner.append(self.sum())
         self.bars = bars
         self.need(_CLOSING[opening])
         return inner
@@ -231,14 +238,30 @@ class _Reader:
                 if self.kind() not in ("letter", "number"):
                     raise Unread("a subscript expected")
                 self.at += 1
-            name = f"{name}_{''.join(inside)}"
+            name = f"{name}_{{{''.join(inside)}}}"
         while self.take("'"):
             name += "'"
+        if name[0] in _CALLED:
+            if self.word() == "(":
+                return algebra.unknown(name, *self.arguments("("))
+            if self.word() == "^" and self.word(1) == "{" and self.word(2) == "-" and "(" in self.word(5):
+                raise Unread("the inverse of a function")
         return algebra.symbol(name)
 
     def macro(self, word: str) -> Expression:
         if word == "frac":
             return algebra.divide(*self.fraction())
+        if word in _OF_SEVERAL:
+            return algebra.call(word, *self.arguments("(", "\\{"))
+        if word in _ENDS:
+            name, end = _ENDS[word]
+            inner = self.sum()
+            self.need(end)
+            return algebra.call(name, inner)
+        if word == "hat":
+            name = self.word()
+            self.at += 1
+            return algebra.symbol(rf"\hat{{{name}}}")
         if word == "sqrt":
             degree = self.group() if self.word() == "[" else algebra.number(Fraction(2))
             return algebra.power(self.argument(), algebra.divide(algebra.number(Fraction(1)), degree))
@@ -252,9 +275,9 @@ class _Reader:
             self.need("{")
             name, self.at = self.word(), self.at + 1
             self.need("}")
-            return algebra.symbol(f"mathbb_{name}")
+            return algebra.symbol(rf"\mathbb{{{name}}}")
         if word == "pi" or word in _GREEK:
-            return self.named(_SYNONYMS[word] if word in _SYNONYMS else word)
+            return self.named("\\" + (_SYNONYMS[word] if word in _SYNONYMS else word))
         raise Unread(word)
 
     def argument(self) -> Expression:
@@ -262,6 +285,8 @@ class _Reader:
         return self.group() if self.word() in ("{", "(") else self.base()
 
     def fraction(self) -> tuple[Expression, Expression]:
+        if self.word() == "{" and self.word(1) == "d" and self.tokens[self.at + 2 : self.at + 3] != [("symbol", "}")]:
+            raise Unread("a derivative")
         parts: list[Expression] = []
         while len(parts) < 2:
             word = self.word()
@@ -281,7 +306,7 @@ class _Reader:
             argument = self.group()
         else:
             argument = self.factor()
-            while self.starts_factor() and self.word() not in _FUNCTIONS:
+            while self.goes_on(argument):
                 argument = algebra.multiply(argument, self.factor())
         if above is not None and above.constant() == -1 and name in _INVERSE:
             name, above = _INVERSE[name], None
@@ -289,10 +314,22 @@ class _Reader:
             result = algebra.power(algebra.symbol("e"), argument)
         elif name == "log":
             # Without a base, 10 and e are both usual: an atom without a value.
-            result = algebra.call("log", below, argument) if below is not None else algebra.call("logarithm", argument)
+            result = algebra.call("log", argument) if below is None else algebra.call("logbase", below, argument)
+        elif name == "lg":
+            result = algebra.call("logbase", algebra.number(Fraction(10)), argument)
         else:
             result = algebra.call(name, argument)
         return result if above is None else algebra.power(result, above)
+
+    def goes_on(self, argument: Expression) -> bool:
+        """Return whether a function's argument without brackets goes on: `\\sin 2ax`, but not `\\sin x (x+1)`."""
+        kind, word = self.kind(), self.word()
+        if kind == "letter":
+            called = word in _CALLED and self.word(1) == "("
+            return not called and not (word == "e" and self.word(1) == "^")
+        if word == "(" and not any(atom for monomial in argument.terms for atom, _ in monomial if atom != r"\pi"):
+            raise Unread("does the bracket belong to the argument?")  # \sin 2(x+1)
+        return kind in ("macro", "name") and (word == "pi" or word in _GREEK)
 
 
 def _repeating(text: str) -> Fraction:

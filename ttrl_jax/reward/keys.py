@@ -1,78 +1,93 @@
 """Read an answer as a `Form`: its canonical key, and what is needed to tell it from others without any algebra.
 
 What is alike (the tests hold a list with reasons):
-  numbers       `025` = 25, `1{,}234` = `1,234`, `\\dfrac12` = 0.5, `3\\frac12` = 7/2, `1.5e3`; equality is exact
-  percent       `50\\%` = `50 percent` = 1/2; it is not 50, as then 0.5 would be 50 as well
+  numbers       `025` = 25, `1{,}234` = `1 234`, `\\dfrac12` = 0.5, `3\\frac12` = 7/2, `1.5e3`; equality is exact
+  percent       `50\\%` = `50 percent` = 1/2, and in a ballot without 1/2 it is 50 (`ballot.py`)
   degrees       `90^\\circ` = 90
-  units         dropped, and so are currencies: `5 cm` = `5 m` = `\\$5` = 5
-  names         `x = 5` = `f(2) = 5` = `x \\in \\{5\\}` = 5; `x = 2, y = 3` and `(x, y) = (2, 3)` = `(2, 3)`, by name
-  lists, sets   the order is free, and a list is a set unless it has an item twice: `1, 2` = `\\{2, 1\\}`; `\\{5\\}` = 5
-  `\\pm`         two answers: `1 \\pm 2` = `3, -1`
-  `\\cup`, or    a set of intervals
-  intervals     `x > 5` = `5 < x` = `(5, \\infty)`; `(1, 2)` is one key as a point and as an interval, `[1, 2]` another
-  matrices      alike with any brackets and as arrays; bars are a determinant
+  units         dropped, and so are currencies: `5 cm` = `5\\text{ m}` = `\\$5` = 5; what is a unit, `units.py` lists
+  names         `x = 5` = `f(2) = 5` = `x \\in \\{5\\}` = `m + n = 5` = 5, but `x = 5` beside `y = 5` are apart
+                (`ballot.py`); `x = 2, y = 3` and `(x, y) = (2, 3)` = `(2, 3)`, by name; `x_1 = 2, x_2 = 3` are roots
+  lists, sets   in any order; a list is a set unless it has an item twice: `1, 2` = `\\{2, 1\\}`; `\\{5\\}` is 5,
+                `5, 5` is not; `\\{1\\} \\cup \\{2\\}` = `\\{1, 2\\}`
+  `\\pm`         two answers: `1 \\pm 2` = `3, -1`, `(0, \\pm 3)` = `(0, 3), (0, -3)`; two `\\pm` are four
+  `\\cup`, or    a set of intervals; "and" is what they share
+  intervals     `x > 5` = `5 < x` = `(5, \\infty)` = `\\{x : x > 5\\}`; `(1, 2)` is one key as a point and as an
+                interval, `[1, 2]` another
+  matrices      alike with any brackets and as arrays; a column is a point; bars are a determinant
   equations     apart from sides, order and a factor
-  bases         `1011_2` is neither 1011 nor 11: a base was asked for; `_{10}` is dropped
-  words         case, articles, `\\text` and punctuation do not count; of several, the order is free
-  letters       `(B)` and `\\text{B.}` are `B`
+  functions     `f(x)` of f, g, h, F, G, H, P, Q, T is a function of x, never a product
+  bases         `1011_2` is no 11; in a ballot it may be 1011 (`ballot.py`); `_{10}` is dropped
+  ratios        `6:8` = `3:4` = 3/4, unless it may be a time
+  remainders    `x \\equiv 10 \\pmod 7` = `3 \\pmod 7`
+  words         case, an article, `\\text` and punctuation do not count; of several, the order is free
+  letters       `(B)` and `\\text{B.}` are `B`; `(B) 5` has a letter and a value (`ballot.py`)
   times         `6:00 PM` = `6 \\text{ p.m.}`
 """
 
 import re
+from dataclasses import replace
+from fractions import Fraction
+from itertools import product
 
-from ttrl_jax.reward.algebra import Expression, Unread, add, multiply, negative, number, symbol
-from ttrl_jax.reward.form import Form, collection, expression_form, number_form, tuple_form
-from ttrl_jax.reward.formula import has_sign, read_formula
-from ttrl_jax.reward.spelling import plain, read_number, without_end, without_thousands, without_unit, without_wrapper
-from ttrl_jax.reward.words import read_base, read_time, read_words
+from ttrl_jax.reward.algebra import Expression, Unread, symbol
+from ttrl_jax.reward.form import (
+    Form,
+    bracketed,
+    collection,
+    expression_form,
+    fixed_form,
+    is_interval,
+    number_form,
+    tuple_form,
+    union,
+)
+from ttrl_jax.reward.formula import read_formula
+from ttrl_jax.reward.names import QUANTITY, is_name
+from ttrl_jax.reward.notation import read_remainder, vector
+from ttrl_jax.reward.regions import VARIABLE, inequality, monic, shared
+from ttrl_jax.reward.spelling import plain, read_number, without_end, without_thousands, without_wrapper
+from ttrl_jax.reward.structure import encloses, relations, split
+from ttrl_jax.reward.units import without_unit
+from ttrl_jax.reward.words import REALS, read_base, read_time, read_words
 
 _MAX_LENGTH = 1_000  # characters; a longer answer that is no number is compared as text
 _MAX_DEPTH = 4  # tuples in sets in lists ...
 _MAX_ITEMS = 64
+_MAX_SIGNS = 4  # \\pm of an answer, each of which doubles it
 
-# "1 2" is not "12": a space between two digits means something, any other does not.
-_IDLE_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")
+# "1 2" is not "12": a space between two digits means something, and so does one that ends a macro's name.
+_IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])|(?<=[0-9]) (?![0-9])|(?<![0-9A-Za-z])(?<=[A-Za-z]) ")
 _HUGE = re.compile(r"[+-]?[0-9.,]+[eE][+-]?[0-9]+")  # a power of ten, but not one that was read: not 1 times e - 1001
-_PIECE = re.compile(
-    r"\\begin(?![A-Za-z])|\\end(?![A-Za-z])|\\[lr](?:floor|ceil)(?![A-Za-z])"
-    r"|(?P<cup>\\cup(?![A-Za-z]))"
-    r"|(?P<relation>\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt|neq|ne|in|approx)(?![A-Za-z])|<=|>=|!=|[=<>])"
-    r"|\\[A-Za-z]+|\\.|[()\[\]{}]|(?P<comma>,)|(?P<semicolon>;)|(?P<colon>:)"
-)
-_OPEN = ("(", "[", "{", "\\{", "\\begin", "\\lfloor", "\\lceil")
-_CLOSE = (")", "]", "}", "\\}", "\\end", "\\rfloor", "\\rceil")
-_RELATIONS = {
-    "\\leqslant": "<=",
-    "\\leq": "<=",
-    "\\le": "<=",
-    "\\geqslant": ">=",
-    "\\geq": ">=",
-    "\\ge": ">=",
-    "\\lt": "<",
-    "\\gt": ">",
-    "\\neq": "!=",
-    "\\ne": "!=",
-    "\\in": "in",
-    "\\approx": "approx",
-}
-_MIRROR = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
-_OR = re.compile(r" ?(?:,? ?\\(?:text|mathrm) ?\{ ?(?:or|and) ?\}|(?<= )(?:or|and)(?= )|\\lor(?![A-Za-z])) ?")
-_AND = re.compile(r"(?<![A-Za-z])and(?![A-Za-z])")
-_VARIABLE = re.compile(r"(?:[A-Za-z]|\\(?!pi\b|infty)[A-Za-z]+)(?: ?_ ?(?:[A-Za-z0-9]|\{ ?[A-Za-z0-9]+ ?\}))?'*")
-# What may stand before "=" as a name: x, x_1, AB, \angle ABC, \text{Area}, f(x + 1), a(n); not the product x(y + 1).
-_INDEX = r"(?: ?_ ?(?:[A-Za-z0-9]|\{[^{}]*\}))?'*"
-_NAME = re.compile(
-    r"(?:(?:m ?)?\\(?:angle|triangle|measuredangle) ?)?(?:"
-    rf"[fghpqFGHPQ]{_INDEX} ?\([^()]*\)"
-    rf"|(?:[A-Za-z]|\\(?!pi\b|infty|frac|sqrt)[a-zA-Z]+){_INDEX}(?: ?\([A-Za-z0-9, ]*\))?"
-    r"|[A-Z]{2,3}|[A-Za-z]{3,20}|\|[A-Z]{1,2}\||\\frac ?\{[A-Z]{2}\} ?\{[A-Z]{2}\}"
-    rf"|\\(?:text|mathrm|overline|mathbf|vec|operatorname) ?\{{[^{{}}]*\}}{_INDEX}(?: ?\([^()]*\))?)"
-)
-_NAMES = re.compile(r"\( ?[A-Za-z](?:_[0-9])?(?: ?, ?[A-Za-z](?:_[0-9])?)+ ?\)")
-_FUNCTION = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc|log|ln|sqrt|exp)(?![a-z])")
+_SIGN = re.compile(r"\\([pm])[mp](?![A-Za-z])")
+_OR = re.compile(r" ?(?:,? ?\\(?:text|mathrm) ?\{ ?(or|and) ?\}|(?<= )(or|and)(?= )|\\(?:lor|vee)(?![A-Za-z])) ?")
+_AND = re.compile(r"(?<![A-Za-z])and(?![A-Za-z])|\\(?:land|wedge)(?![A-Za-z])")
 _CHOICE = re.compile(r"\(? ?([A-Z]) ?(?:\)[.:]?|[.:])?")
+_LETTERED = re.compile(
+    r"(?:\\(?:text|mathrm) ?\{ ?(?:\(([A-J])\)[.:]?|([A-J])[).:]) ?\}|\(([A-J])\)[.:]?"
+    r"|([A-J])\)|([A-J])[.:](?= )) ?(?=[^-+*/^_=!,;(. ])(.+)",
+    re.DOTALL,
+)
 _REALS = re.compile(r"\\mathbb ?\{? ?R ?\}?")
-_MATRIX = re.compile(r"\\begin ?\{([pbvV]?matrix|smallmatrix|array)\} ?(?:\{[^{}]*\})?(.*)\\end ?\{\1\}", re.DOTALL)
+_MATRIX = re.compile(
+    r"\\begin ?\{([pbvV]?matrix|smallmatrix|array|cases)\} ?(?:\{[^{}]*\})?(.*)\\end ?\{\1\}", re.DOTALL
+)
+_BUILDER = re.compile(
+    r"(\(?[A-Za-z](?: ?, ?[A-Za-z])*\)?)(?: ?\\in ?\\mathbb ?\{? ?[RZNQ] ?\}?(?: ?\^ ?[23])?)?"
+    r" ?(?::|\\mid(?![A-Za-z])|\|) ?(.+)"
+)
+_TAIL = re.compile(
+    r"(.+?) ?(?:,|;|\(|\\(?:text|mathrm) ?\{ ?,? ?(?:for|where)[a-z ]*\}|(?:for|where)(?: any| all| some)?) ?"
+    r"(?:\\(?:text|mathrm) ?\{ ?(?:for|where)[a-z ]*\}|\\forall|(?:for|where)(?: any| all| some)?)? ?"
+    r"([a-z]) ?(?:\\in ?\\mathbb ?\{? ?[ZN] ?\}?(?: ?[_^] ?(?:\{[^{}]*\}|[+*0]))?"
+    r"|(?:\\text ?\{)? ?(?:is )?(?:an? |any )?integers?\}?) ?\)?"
+)
+_POINT = re.compile(r"[ABD-Z](?:_[0-9])? ?(?==? ?\()=? ?")
+_COUNTED = re.compile(r"[a-z] ?\\(?:text|mathrm)(?![a-z])")  # n\text{ ways}
+_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
+_MULTIPLES = re.compile(r"(?=.*\\pi(?![a-z])).*(?<![\\A-Za-z])([km])(?![A-Za-z]).*")
+_LONE_UNIT = re.compile(r"([0-9]+(?:\.[0-9]+)?) [mgshL]")  # 5 m may be five metres
+_OF = re.compile(r"[A-Za-z] ?\( ?([a-z]) ?\)")
+_CLOCK = re.compile(r"[0-9]{1,2} ?: ?[0-5][0-9]")
 
 
 def read(text: str) -> Form:
@@ -83,14 +98,29 @@ def read(text: str) -> Form:
     text = plain(text)
     value = read_number(text)
     if value is not None:
-        return number_form(value, text)
+        return number_form(value)
     if 0 < len(text) <= _MAX_LENGTH and not _HUGE.fullmatch(text):
         try:
-            return _read(text, _MAX_DEPTH)
-        except Unread:
-            pass
+            return _answer(text)
+        except (Unread, ArithmeticError, LookupError, RecursionError, ValueError):
+            pass  # odd text: it is compared as it is spelled
     spelled = _IDLE_SPACE.sub("", re.sub(r"\{([0-9])\}(?![0-9 ])", r"\1", text))
-    return Form(f"s:{spelled}" if spelled else "", "", (), True, text)
+    return Form(f"s:{spelled}" if spelled else "", "", (), True, spelled)
+
+
+def _answer(text: str) -> Form:
+    """Read an answer with what may stand around its value: a letter of a choice, a per cent sign."""
+    if match := _LETTERED.fullmatch(text):
+        letter = next(filter(None, match.groups()))
+        try:
+            value = _read(match[6], _MAX_DEPTH)
+        except Unread:
+            value = read(match[6])
+        return fixed_form(f"c:{letter}:{value.key}", "choice", (f"e:{letter}", value.key))
+    form = _read(text, _MAX_DEPTH)
+    if form.shape == "number" and ("%" in text or "p" in text) and without_unit(text).endswith("%"):
+        return replace(form, beside=(f"n:{form.parts[0].constant() * 100}",))
+    return form
 
 
 def _read(text: str, depth: int) -> Form:
@@ -99,214 +129,262 @@ def _read(text: str, depth: int) -> Form:
     text = without_wrapper(without_end(text.strip()))
     if choice := _CHOICE.fullmatch(text):
         text = choice[1]
+    text = without_unit(text) if _COUNTED.match(text) else text
     for reader in (read_words, read_time, read_base):
         form = reader(text)
-        if form is not None:
+        if isinstance(form, Form):
             return form
+        text = form or text
     if _REALS.fullmatch(text):
-        text = r"(-\infty, \infty)"
-    text = _joined_by_commas(without_thousands(text))
+        text = REALS
+    if _SIGN.search(text):
+        return _alternatives(text, depth)
+    if ("\\in" in text or "integer" in text) and (tail := _TAIL.fullmatch(text)):
+        if tail[2] in tail[1]:
+            return _family(tail[1], tail[2], "n", depth)
+    text, joined = _joined_by_commas(without_thousands(text))
     for separator in ("semicolon", "comma"):  # p = 5, q = 2; p = 7, q = 3
-        items = _split(text, separator)
+        items = split(text, separator)
         if len(items) > 1:
-            return _list(items, depth)
-    items = _split(text, "cup")
+            return _list(items, joined, depth)
+    items = split(text, "cup")
     if len(items) > 1:
-        return collection([form for item in items for form in _alternatives(item, depth)], text, distinct=True)
+        return _union([_read(item, depth - 1) for item in items])
     form = _relation(text, depth)
     if form is not None:
         return form
     text = without_unit(text)
     value = read_number(text)
     if value is not None:
-        return number_form(value, text)
-    for reader in (_matrix, _bracket):
+        return number_form(value)
+    if remainder := read_remainder(text):
+        return remainder
+    for reader in (_matrix, _bracket, _ratio):
         form = reader(text, depth)
         if form is not None:
             return form
-    ratio = _split(text, "colon")
-    if len(ratio) > 1:
-        return tuple_form("ratio", [_read(item, depth - 1) for item in ratio], text)
-    if has_sign(text):
-        return collection(_alternatives(text, depth), text, distinct=True)
-    return expression_form(read_formula(text), text)
+    if text.endswith("%") and (value := read_number(text[:-1].rstrip())) is not None:
+        return number_form(value / 100)
+    form = vector(read_formula(text))
+    if "\\pi" in text and (parameter := _MULTIPLES.fullmatch(text)):  # k\pi without "k is an integer"
+        letters = set(_LETTER.findall(form.text)) - {"e", "i"}
+        usual = expression_form(read_formula(_renamed(text, parameter[1], "n")))
+        return replace(usual, beside=(form.key,)) if letters == {parameter[1]} else form
+    if bare := _LONE_UNIT.fullmatch(text):
+        return replace(form, beside=(number_form(Fraction(bare[1])).key,))
+    return form
 
 
-def _alternatives(text: str, depth: int) -> list[Form]:
-    """Return one form, or with `\\pm` two."""
-    if not has_sign(text):
-        return [_read(text, depth - 1)]
-    if "=" in text:
-        name, _, text = text.partition("=")
-        if not _NAME.fullmatch(name.strip()):
-            raise Unread("an equation with two signs")
-    text = without_unit(text.strip())
-    return [expression_form(read_formula(text, sign), text) for sign in (1, -1)]
+def _alternatives(text: str, depth: int) -> Form:
+    """Read `\\pm` as two answers. Several are free of one another, unless there is a `\\mp` among them."""
+    signs = _SIGN.findall(text)
+    if len(signs) > _MAX_SIGNS:
+        raise Unread("too many signs")
+    first, other = {"p": "+", "m": "-"}, {"p": "-", "m": "+"}
+    ways = (
+        [[way] * len(signs) for way in (first, other)] if "m" in signs else product((first, other), repeat=len(signs))
+    )
+    forms = []
+    for way in ways:
+        chosen = iter(way)
+        forms += _flat(_read(_SIGN.sub(lambda match, chosen=chosen: next(chosen)[match[1]], text), depth - 1))
+    return collection(forms, distinct=True)
 
 
-def _list(items: list[str], depth: int) -> Form:
+def _flat(form: Form) -> list[Form]:
+    """What is in a set."""
+    return list(form.items) or [form]
+
+
+def _each(items: list[str], depth: int) -> list[Form]:
+    """Read what stands between commas; with `\\pm` it is several."""
+    forms = []
+    for item in items:
+        form = _read(item, depth - 1)
+        forms += _flat(form) if _SIGN.search(item) else [form]
+    return forms
+
+
+def _renamed(text: str, letter: str, usual: str) -> str:
+    """Write another letter for a parameter, whose name does not count."""
+    return re.sub(rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])|(?<=[0-9]){letter}(?=\\)", f"{usual} ", text)
+
+
+def _family(text: str, letter: str, usual: str, depth: int) -> Form:
+    """Read a formula of a parameter: it may stand beside the same in its own letter."""
+    form, own = _read(_renamed(text, letter, usual), depth - 1), _read(text, depth - 1)
+    return form if form.key == own.key else replace(form, beside=(own.key,))
+
+
+def _union(forms: list[Form]) -> Form:
+    items = [item for form in forms for item in _flat(form)]
+    return union(items) if any(map(is_interval, items)) else collection(items, distinct=True)
+
+
+def _list(items: list[str], joined: str, depth: int) -> Form:
     if len(items) > _MAX_ITEMS:
         raise Unread("too many items")
-    text = ", ".join(items)
-    sides = [[side.strip() for side in _split(item, "relation")] for item in items]
-    named = {
-        s[0]: i for s, i in zip(sides, items, strict=True) if len(s) == 2 and _VARIABLE.fullmatch(s[0]) and "=" in i
-    }
-    if len(named) == len(items):  # x = 2, y = 3
-        return tuple_form("()", [_read(named[name], depth - 1) for name in sorted(named)], text)
-    forms = [form for item in items for form in _alternatives(item, depth)]
-    # As a set, but 1, 1, 2 is not 1, 2: multiplicities may be meant.
-    return collection(forms, text, distinct=len({form.key for form in forms}) == len(forms))
+    found = [relations(item) for item in items]
+    named = {sides[0]: sides[1] for sides, signs in found if signs == ["="] and VARIABLE.fullmatch(sides[0])}
+    if len(named) == len(items):  # x = 2, y = 3, or the roots x_1 = 2, x_2 = 3
+        forms = [_read(named[name], depth - 1) for name in sorted(named)]
+        roots = len({name.partition("_")[0] for name in named}) == 1
+        return collection(forms, distinct=False) if roots else bracketed("()", forms)
+    forms = _each(items, depth)
+    unsolved = [signs for _, signs in found if signs and set(signs) <= {"<", "<=", ">", ">=", "!="}]
+    if len(unsolved) == len(items):
+        one = len({form.name for form in forms}) == 1 and forms[0].name
+        both = shared(forms) if one and joined != "or" else None
+        if both is None and not (one and all(map(_is_region, forms))):
+            raise Unread("inequalities at once")
+        return replace(_union(forms) if both is None else both, name=forms[0].name)
+    if unsolved and joined == "and":
+        raise Unread("inequalities at once")
+    if all(map(is_interval, forms)) and any("[" in form.shape or "infty" in form.text for form in forms):
+        return _union(forms)
+    return collection(forms, distinct=joined == "or")
+
+
+def _is_region(form: Form) -> bool:
+    return is_interval(form) or form.shape.startswith("union")
 
 
 def _bracket(text: str, depth: int) -> Form | None:
-    match = re.match(r"\\?[{(\[]", text)
-    closed = re.search(r"\\\}$|[)\]]$", text)
-    if match is None or closed is None or closed.start() < match.end() or not _encloses(text):
+    text = _POINT.sub("", text) if _POINT.match(text) and "," in text else text
+    match = re.match(r"\\?[{(\[]|\]", text)
+    closed = re.search(r"\\\}$|[)\]]$|\[$", text)
+    if match is None or closed is None or closed.start() < match.end():
         return None
     inner = text[match.end() : closed.start()].strip()
+    if match[0] == "]" or closed[0] == "[":  # ]1,2[ as in France
+        text = f"{'(' if match[0] == ']' else match[0]}{inner}{')' if closed[0] == '[' else closed[0]}"
+        match, closed = re.match(r".", text), re.search(r".$", text)
+    if not encloses(text):
+        return None
     kind = match[0][-1] + closed[0][-1]
     if kind == "{}":
-        if not inner:
-            return expression_form(symbol("emptyset"), text)
-        if re.search(r":|\\mid(?![A-Za-z])|\|", inner):
-            raise Unread("a set by its property")
-        return collection(
-            [f for item in _split(inner, "comma") for f in _alternatives(item, depth)], text, distinct=True
-        )
-    items = _split(inner, "semicolon" if ";" in inner else "comma")
+        return _set(inner, depth)
+    items = split(inner, "semicolon" if ";" in inner else "comma")
     if kind not in ("()", "[]", "(]", "[)") or len(items) > _MAX_ITEMS:
         raise Unread("brackets")
     if len(items) == 1:
         return _read(items[0], depth - 1)
-    return tuple_form(kind, [_read(item, depth - 1) for item in items], text)
+    return bracketed(kind, [_read(item, depth - 1) for item in items])
 
 
-def _encloses(text: str) -> bool:
-    """Return whether the first bracket is closed by the last."""
-    depth = 0
-    for match in _PIECE.finditer(text):
-        depth += (match[0] in _OPEN) - (match[0] in _CLOSE)
-        if depth == 0:
-            return match.end() == len(text)
-    return False
+def _set(inner: str, depth: int) -> Form:
+    if not inner:
+        return expression_form(symbol(r"\emptyset"))
+    if builder := _BUILDER.fullmatch(inner):
+        sides, signs = relations(builder[2])
+        form = _equal(*map(read_formula, sides)) if signs == ["="] else _read(builder[2], depth - 1)
+        if _is_region(form) and form.name in ("", builder[1]):
+            return replace(form, name="")
+        if form.shape in ("equation", "inequality"):
+            return fixed_form(f"p:{re.sub(' ', '', builder[1])}|{form.key}", "property")
+        raise Unread("a set by its property")
+    if re.search(r":|\\mid(?![A-Za-z])", inner):
+        raise Unread("a set by its property")
+    return collection(_each(split(inner, "comma"), depth), distinct=True)
 
 
 def _matrix(text: str, depth: int) -> Form | None:
-    match = _MATRIX.fullmatch(text)
+    match = _MATRIX.fullmatch(text) if text.startswith("\\begin") else None
     if match is None:
         return None
     body = re.sub(r"\\\\ ?(?:\[[^\]]*\])? ?$", "", match[2].strip())
     rows = [row.split("&") for row in re.split(r"\\\\(?: ?\[[0-9.a-z]*\])?", body)]
     if len({len(row) for row in rows}) > 1 or len(rows) * len(rows[0]) > _MAX_ITEMS:
         raise Unread("a matrix with uneven rows")
-    kind = "determinant" if match[1][0] in "vV" else "matrix"
-    return tuple_form(f"{kind}{len(rows)}x", [_read(cell, depth - 1) for row in rows for cell in row], text)
+    if match[1] == "cases":
+        if len(rows[0]) > 1:
+            raise Unread("a function by cases")
+        return _list([row[0].strip(" ,") for row in rows], "and", depth)
+    cells = [[_read(cell, depth - 1) for cell in row] for row in rows]
+    bars = match[1][0] in "vV"
+    if len(rows) > 1 and len(rows[0]) == 1 and not bars:
+        return bracketed("()", [cell for [cell] in cells])
+    kind, name = ("determinant", "vmatrix") if bars else ("matrix", "pmatrix")
+    written = r" \\ ".join(" & ".join(cell.text for cell in row) for row in cells)
+    flat = [cell for row in cells for cell in row]
+    return tuple_form(f"{kind}{len(rows)}x", flat, rf"\begin{{{name}}}{written}\end{{{name}}}")
 
 
-def _joined_by_commas(text: str) -> str:
-    """Write "or" and "and" between answers as a comma. "and" between inequalities means both at once."""
-    if _OR.search(text) is None:
-        return text
-    if _AND.search(text) and re.search(r"[<>]|\\[lg]e", text):
-        raise Unread("inequalities at once")
-    return re.sub(r",\s*,", ",", _OR.sub(", ", text))
+def _ratio(text: str, depth: int) -> Form | None:
+    """Read 6:8 as 3:4, which is 3/4, unless it may be a time."""
+    if ":" not in text and "to" not in text:
+        return None
+    items = split(re.sub(r" ?\\(?:text|mathrm) ?\{ ?to ?\} ?|(?<=[0-9]) to (?=[0-9])", ":", text), "colon")
+    if len(items) == 1:
+        return None
+    forms = [_read(item, depth - 1) for item in items]
+    rational = [form.parts[0].constant() if form.shape == "number" else None for form in forms]
+    if _CLOCK.fullmatch(text) or None in rational or 0 in rational:
+        return tuple_form("ratio", forms, ":".join(form.text for form in forms))
+    if len(forms) == 2:
+        return number_form(rational[0] / rational[1])
+    forms = [number_form(value / rational[0]) for value in rational]
+    return tuple_form("ratio", forms, ":".join(form.text for form in forms))
 
 
-def _split(text: str, kind: str) -> list[str]:
-    """Split at the separators of a kind that stand outside of all brackets."""
-    items, start, depth = [], 0, 0
-    for match in _PIECE.finditer(text):
-        depth += (match[0] in _OPEN) - (match[0] in _CLOSE)
-        if depth == 0 and match.lastgroup == kind:
-            items.append(text[start : match.start()].strip())
-            start = match.end()
-    return [*items, text[start:].strip()]
+def _joined_by_commas(text: str) -> tuple[str, str]:
+    """Write "or" and "and" between answers as a comma, and say which of the two it was."""
+    if not any(word in text for word in ("or", "and", "\\vee", "\\wedge")):
+        return text, ""
+    if _OR.search(text) is None and _AND.search(text) is None:
+        return text, ""
+    words = "and" if _AND.search(text) else "or"
+    text = re.sub(r"\\(?:land|wedge)(?![A-Za-z])", ", ", text)
+    return re.sub(r",\s*,", ",", _OR.sub(", ", text)), words
 
 
 def _relation(text: str, depth: int) -> Form | None:
     """Read an equation, an inequality, or `x \\in ...`; None where there is no relation."""
-    sides = _split(text, "relation")
-    if len(sides) == 1:
+    sides, signs = relations(text)
+    if not signs:
         return None
-    signs, level = [], 0
-    for match in _PIECE.finditer(text):
-        level += (match[0] in _OPEN) - (match[0] in _CLOSE)
-        if level == 0 and match.lastgroup == "relation":
-            signs.append(_RELATIONS.get(match[0], match[0]))
-    named = _is_name(sides[0])
-    if signs[0] == "in" and len(signs) == 1 and named:
-        return _read(sides[1], depth - 1)
+    named = is_name(sides[0])
+    if signs == ["in"] and named:
+        return _named(sides[0], _read(sides[1], depth - 1))
     if signs == ["approx"]:
         return _read(sides[1] if named else sides[0], depth - 1)
     if signs[-1] == "approx" and set(signs[:-1]) == {"="}:
         sides, signs = sides[:-1], signs[:-1]
     if set(signs) == {"="}:
-        return _equation(sides, text, depth)
-    return _inequality(sides, signs, text)
+        return _equation(sides, depth)
+    form, name = inequality(sides, signs)
+    return _named(name, form)
 
 
-def _is_name(text: str) -> bool:
-    if _FUNCTION.match(text):
-        return False
-    if _NAMES.fullmatch(text):
-        return True
-    return all(_NAME.fullmatch(part.strip()) for part in text.split(":"))  # AB:CD = 3:4
+def _named(name: str, form: Form) -> Form:
+    return replace(form, name=re.sub(r"[ {}]", "", name)) if VARIABLE.fullmatch(name) else form
 
 
-def _equation(sides: list[str], text: str, depth: int) -> Form:
-    if _is_name(sides[0]):
+def _equation(sides: list[str], depth: int) -> Form:
+    left = sides[0]
+    if is_name(left):
         sides = sides[1:]
-    elif (
-        len(sides) == 2
-        and _VARIABLE.fullmatch(sides[1])
-        and read_formula(without_unit(sides[0])).constant() is not None
-    ):
-        sides = sides[:1]  # 5 = x
+    elif len(sides) == 2 and VARIABLE.fullmatch(sides[1]) and _constant(left) is not None:
+        left, sides = sides[1], sides[:1]  # 5 = x
+    elif len(sides) == 2 and QUANTITY.fullmatch(left) and _constant(sides[1]):  # not 0
+        sides = sides[1:]
     forms = [_read(side, depth - 1) for side in sides]
     if len({form.key for form in forms}) == 1:  # also 1/2 = 0.5
-        return forms[-1]
+        form = _named(left, forms[-1])
+        if (argument := _OF.fullmatch(left)) and argument[1] != "x" and form.shape == "expression":
+            return _family(sides[-1], argument[1], "x", depth)
+        if form.shape == "expression" and form.name:  # y = -2x may be the line 2x + y = 0
+            form = replace(form, beside=(_equal(symbol(form.name), form.parts[0]).key,))
+        return form
     if len(forms) > 2:
         raise Unread("a chain of equations")
-    difference = _monic(*(read_formula(side) for side in sides))[0]
-    return Form(f"q:{difference.key()}=0", "equation", (), True, text)
+    return _equal(*(read_formula(side) for side in sides))
 
 
-def _monic(left: Expression, right: Expression) -> tuple[Expression, bool]:
-    """Return left - right divided by its first factor, and whether that is negative."""
-    difference = add(left, negative(right))
-    if not difference.terms:
-        raise Unread("always true")
-    first = difference.terms[max(difference.terms)]
-    return multiply(number(1 / first), difference), first < 0
+def _constant(text: str) -> Fraction | None:
+    return read_formula(without_unit(text)).constant()
 
 
-def _inequality(sides: list[str], signs: list[str], text: str) -> Form:
-    """`a < x < b` is an interval; other inequalities are `expression > 0`, apart from a factor."""
-    if any(sign not in _MIRROR for sign in signs) or len(signs) > 2:
-        raise Unread("relations")
-    if len(signs) == 2 and signs[0][0] == signs[1][0] == ">":
-        sides, signs = sides[::-1], [_MIRROR[sign] for sign in signs[::-1]]
-    if len(signs) == 2:
-        if not (signs[0][0] == signs[1][0] == "<" and _VARIABLE.fullmatch(sides[1])):
-            raise Unread("relations")
-        return _interval(sides[0], signs[0] == "<=", sides[2], signs[1] == "<=", text)
-    [sign] = signs
-    if _VARIABLE.fullmatch(sides[1]) and not _VARIABLE.fullmatch(sides[0]):
-        sides, sign = sides[::-1], _MIRROR[sign]
-    if _VARIABLE.fullmatch(sides[0]):
-        if sign == "!=":
-            below = _interval("-\\infty", False, sides[1], False, text)
-            above = _interval(sides[1], False, "\\infty", False, text)
-            return collection([below, above], text, distinct=True)
-        if sign[0] == "<":
-            return _interval("-\\infty", False, sides[1], sign == "<=", text)
-        return _interval(sides[1], sign == ">=", "\\infty", False, text)
-    difference, flipped = _monic(*(read_formula(side) for side in sides))
-    sign = _MIRROR[sign] if flipped else sign
-    return Form(f"q:{difference.key()}{sign}0", "inequality", (), True, text)
-
-
-def _interval(low: str, closed: bool, high: str, closed_above: bool, text: str) -> Form:
-    ends = [expression_form(read_formula(without_unit(end)), end) for end in (low, high)]
-    return tuple_form(f"{'[' if closed else '('}{']' if closed_above else ')'}", ends, text)
+def _equal(left: Expression, right: Expression) -> Form:
+    difference = monic(left, right)[0]
+    return Form(f"q:{difference.key()}=0", "equation", (), True, f"{difference.key()}=0")

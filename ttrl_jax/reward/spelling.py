@@ -1,38 +1,60 @@
-"""Take off what changes only the look of an answer: spacing, brackets' sizes, fonts, currency signs, units."""
+"""Take off what changes only the look of an answer: spacing, brackets' sizes, fonts, colours, currency signs, marks.
+
+This is the one table of spellings: every other reader sees what `plain` returns.
+"""
 
 import re
 import unicodedata
 from fractions import Fraction
 
 from ttrl_jax.reward.extract import closing_brace
-from ttrl_jax.reward.formula import NAMES
 
 _MAX_WRAPPERS = 4  # nested \text{...} taken off; each costs a pass over the text
 _MAX_NUMBER_LENGTH = 2_000  # characters; a longer text is not read as a number
 _MAX_DIGITS = 1_000  # digits in the whole number; more is compared as text
 _MAX_EXPONENT = 1_000  # power of ten, either sign; more is compared as text
 
+_FONTS = "mathbf|mathit|mathsf|mathtt|boldsymbol|bm|underline|underbrace|overbrace|displaystyle|textstyle|limits"
+_SIZES = r"left\.?|right\.?|[bB]igg?[lrm]?"
+_O = r"(?:\\circ(?![A-Za-z])|\\(?:text|mathrm) ?\{ ?o ?\}|o(?![A-Za-z]))"
 # One pass, so that the second back-slash of a line break `\\` is never taken for the start of `\,`.
 _LOOK = re.compile(
+    r"(?=[\\,\s~\u2212\u2013\u00b0^{m\u2026$\u20ac\u00a3\u00a5\u200b\ufeff])(?:"  # most characters are none of these
     r"(?P<keep>\\\\)"
     r"|(?P<comma>,\s*\\!\s*)"  # 10,\!080: the usual way to write a thousands comma
     r"|(?P<frac>\\[cdt]frac(?![A-Za-z]))"
+    r"|(?P<binom>\\[dt]binom(?![A-Za-z]))"
+    r"|(?P<unit>\\(?:mathbf|boldsymbol|bm|hat|vec) ?(?:\{ ?(?:\\hat ?\{?)?|(?= ?[\\ijk]))"
+    r"(?P<axis>\\?[ij]math|[ijk])(?![A-Za-z]) ?\}{0,2})"
+    r"|(?P<letter>\\(?:mathrm|text|operatorname) ?\{ ?(?P<upright>[iexd]|[0-9.,]+) ?\})"
+    r"|(?P<dollar>\\text ?\{ ?\\?\$ ?\})"
     r"|(?P<text>\\(?:text(?:bf|it|rm|normal|sf|tt|up)|emph|[mh]box)(?![A-Za-z]))"
+    r"|(?P<named>\\operatorname\*? ?\{ ?(?P<function>[a-z]{2,7}) ?\})"
     r"|(?P<space>\s+|~|\\[;:\s]|\\q?quad(?![A-Za-z]))"
     r"|(?P<minus>[\u2212\u2013])"
-    r"|(?P<degree>\u00b0|\^ ?\{? ?\\circ(?![A-Za-z]) ?\}?|\\degree(?![A-Za-z]))"
+    rf"|(?P<degree>\u00b0|(?:\{{ ?\}} ?)?\^ ?(?:\{{ ?{_O} ?\}}|\\circ(?![A-Za-z])|(?<=[0-9}}] \^)o(?![A-Za-z])"
+    r"|(?<=[0-9}]\^)o(?![A-Za-z])|\\(?:text|mathrm) ?\{ ?o ?\})|\\degree(?![A-Za-z]))"
     r"|(?P<percent>\\%)"
     r"|(?P<open>\\lbrace(?![A-Za-z]))"
     r"|(?P<close>\\rbrace(?![A-Za-z]))"
-    r"|(?P<bar>\\[lr]vert(?![A-Za-z]))"
+    r"|(?P<bar>\\(?:[lr]?vert)(?![A-Za-z]))"
     r"|(?P<round>\\langle(?![A-Za-z]))"
     r"|(?P<unround>\\rangle(?![A-Za-z]))"
-    r"|(?P<drop>\\[,!]|\\(?:left|right|displaystyle|[bB]igg?[lrm]?)(?![A-Za-z])|\\?\$|[\u20ac\u00a3\u00a5]|\\[()\[\]])"
+    r"|(?P<mod>\\[bp]?mod(?![A-Za-z])|(?<=[( ])mod(?= ?[0-9a-z]))"
+    r"|(?P<dots>\\[lcd]?dots(?![A-Za-z])|\u2026)"
+    r"|(?P<ne>\\not ?=)"
+    r"|(?P<backslash>\\backslash(?![A-Za-z])|\\setminus(?![A-Za-z]))"
+    r"|(?P<lg>\\l(?:og|g) ?_ ?(?:10|\{ ?10 ?\})(?![0-9]))"
+    rf"|(?P<drop>\\[,!]|\\(?:{_SIZES}|{_FONTS})(?![A-Za-z])"
+    r"|\\(?:text)?color ?\{[^{}]{0,40}\}|\\tag\*? ?\{[^{}]{0,40}\}|\\therefore(?![A-Za-z])"
+    r"|\\?\$|[\u20ac\u00a3\u00a5\u200b\ufeff]|\\[()\[\]]))"
 )
 _LOOK_BECOMES = {
     "keep": "\\\\",
     "comma": ",",
+    "dollar": "",
     "frac": "\\frac",
+    "binom": "\\binom",
     "text": "\\text",
     "space": " ",
     "minus": "-",
@@ -43,36 +65,85 @@ _LOOK_BECOMES = {
     "bar": "|",
     "round": "(",
     "unround": ")",
+    "mod": "\\pmod",
+    "dots": "...",
+    "ne": "\\ne",
+    "backslash": "\\setminus",
+    "lg": "\\lg ",
     "drop": "",
 }
-_SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣᵃᵇᵏᵐ", "0123456789+-=()nixabkm", strict=True))
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙᵢₓₐₖₘⱼ", "0123456789+-=()nixakmj", strict=True))
+_RAISED = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+|[{''.join(_SUBSCRIPTS)}]+")
 _UNICODE = str.maketrans(
     {
-        "\u03c0": "\\pi ",
-        "\u221e": "\\infty ",
-        "\u00d7": "\\times ",
-        "\u00b7": "\\cdot ",
-        "\u22c5": "\\cdot ",
-        "\u00f7": "/",
-        "\u2264": "\\le ",
-        "\u2265": "\\ge ",
-        "\u2260": "\\ne ",
-        "\u00b1": "\\pm ",
-        "\u221a": "\\sqrt ",
-        "\u222a": "\\cup ",
-        "\u2208": "\\in ",
-        "\u03b8": "\\theta ",
-        **{superscript: f"^{digit}" for digit, superscript in enumerate(_SUPERSCRIPTS)},
-        "\u00bd": "\\frac12 ",
-        "\u00bc": "\\frac14 ",
-        "\u00be": "\\frac34 ",
-        "\u2205": "\\emptyset ",
+        "π": "\\pi ",
+        "∞": "\\infty ",
+        "×": "\\times ",
+        "·": "\\cdot ",
+        "⋅": "\\cdot ",
+        "∗": "\\cdot ",
+        "÷": "/",
+        "∕": "/",
+        "≤": "\\le ",
+        "⩽": "\\le ",
+        "≥": "\\ge ",
+        "⩾": "\\ge ",
+        "≠": "\\ne ",
+        "≈": "\\approx ",
+        "≡": "\\equiv ",
+        "±": "\\pm ",
+        "∓": "\\mp ",
+        "√": "\\sqrt ",
+        "∪": "\\cup ",
+        "∩": "\\cap ",
+        "∈": "\\in ",
+        "∖": "\\setminus ",
+        "∣": "\\mid ",
+        "∠": "\\angle ",
+        "ℝ": "\\mathbb{R}",
+        "ℤ": "\\mathbb{Z}",
+        "ℕ": "\\mathbb{N}",
+        "⌊": "\\lfloor ",
+        "⌋": "\\rfloor ",
+        "⌈": "\\lceil ",
+        "⌉": "\\rceil ",
+        "⟨": "(",
+        "⟩": ")",
+        "∅": "\\emptyset ",
+        "′": "'",
+        "″": "''",
+        "℃": "°C",
+        "µ": "\\mu ",
+        "Ω": "\\Omega ",
+        "、": ",",
+        "。": ".",
+        "“": '"',
+        "”": '"',
+        "‘": "'",
+        "’": "'",
+        "¢": " cents",
+        **{chr(code): f"\\{name} " for code, name in ((945, "alpha"), (946, "beta"), (947, "gamma"), (948, "delta"))},
+        **{chr(code): f"\\{name} " for code, name in ((952, "theta"), (955, "lambda"), (956, "mu"), (966, "varphi"))},
     }
 )
-_WRAPPER = re.compile(r"\\(?:text|mathrm|mathbf|boxed) ?\{")
-_TEXT = re.compile(r"\\(?:text|mathrm) ?\{([^{}]*)\}")
+_COUNTERS = re.compile(r"(?<=[0-9]) ?(?:厘米|千米|公里|分钟|小时|元|个|人|度|米|天|岁|种)$")
+_WRAPPER = re.compile(r"\\(?:text|mathrm|boxed|fbox|framebox) ?\{")
 # A comma between digits that is no list: three digits follow. A decimal comma (0,123) is none.
 _THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3})+(?![0-9]|,[0-9])")
+_SPACED = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:(?: [0-9]{3})+(?:\.[0-9]+)?|(?:\.[0-9]{3}){2,})")
+# Prose around an answer: "The answer is 5", "5 is the answer".
+_SAID = re.compile(
+    r"(?:(?:\\(?:text|mathrm) ?\{ ?)?(?:so |thus |hence |therefore,? )?(?:the )?"
+    r"(?:final |correct )?(?:answer|option|choice)"
+    r"(?P<is> ?(?:is ?:?|:) ?| (?=\(?[A-J]\)?\}?$))\}? ?|[*=\"'`]+ ?|\\approx(?![A-Za-z]) ?|:= ?)",
+    re.IGNORECASE,
+)
+_ANSWERED = re.compile(
+    r"(?: ?\\(?:text|mathrm) ?\{)? ?is the (?:final |correct )?answer\.? ?\}?$|[*\"`?\\ ]+$|(?<=[0-9])'$"
+)
+_LOOPED = re.compile(r"(?<![0-9.])([0-9]*\.[0-9]{0,6}?)(?:([0-9])\2\2+|([0-9]{2,6})\3+) ?\.\.\.")
+_DOTTED = re.compile(r"([0-9]*\.[0-9]*)\\dot ?\{?([0-9])\}? ?([0-9]*) ?\\dot ?\{?([0-9])\}?")
 
 _UNSIGNED = r"(?:(?:[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
 _SIGNED = rf"[+-]? ?{_UNSIGNED}"
@@ -84,29 +155,32 @@ _FRAC = re.compile(
 )
 _MIXED = re.compile(r"([+-]?) ?([0-9]+) ([0-9]+) ?/ ?([0-9]+)")
 
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SHORT_UNITS = set(
-    "cm mm km kg mg ml mL ft in yd mi lb lbs oz hr hrs min mins sec secs Hz mph kph km/h m/s sq cu rad deg "
-    "inch inches foot feet mile miles yard yards day days week weeks year years hour hours cent cents "
-    "dollar dollars unit units gram grams pound pounds USD EUR percent pct degrees degree points meters metres".split()
-)
-# Words after a number that say more than what is counted.
-_NO_UNITS = set(
-    "or and if when for where while with mod modulo base remainder is are not no am pm to than plus minus times over "
-    "east west north south left right up down above below infinity undefined clockwise counterclockwise "
-    "bc ad bce ce th st nd rd choose through until from but except all any more less most least".split()
-) | {name.lower() for name in NAMES}
-_TAIL = re.compile(r"(?P<gap> ?)(?P<words>[A-Za-z][A-Za-z./ -]*)(?:\^ ?\{? ?[1-9] ?\}?)?(?:[/ ]*(?:s|hr|h)\^ ?[1-9])?")
-_BEFORE_UNIT = re.compile(r"[0-9A-Za-z)}\]!]$")
-
 
 def plain(text: str) -> str:
     """Return a text without what changes only its look. Linear; a text without anything in it becomes ""."""
     if not text.isascii():
         # The second makes full-width digits, commas and brackets plain ones.
-        text = unicodedata.normalize("NFKC", text.translate(_UNICODE))
-    text = _LOOK.sub(lambda match: _LOOK_BECOMES[match.lastgroup or ""], text)
-    return without_wrapper(without_end(" ".join(text.split())))
+        text = _RAISED.sub(_raised, text.translate(_UNICODE))
+        text = unicodedata.normalize("NFKC", "".join(map(_fraction, text))).translate(_UNICODE)
+    text = " ".join(_LOOK.sub(_look, text).split())
+    if not text.isascii():
+        text = _COUNTERS.sub("", text)
+    if re.search(r"\\(?:over|choose)(?![A-Za-z])", text):
+        text = _without_infix(text)
+    if "..." in text and len(text) <= _MAX_NUMBER_LENGTH:
+        text = _LOOPED.sub(lambda m: rf"{m[1]}\overline{{{m[2] or m[3]}}}", text)
+    if "\\dot" in text:
+        text = _DOTTED.sub(r"\1\\overline{\2\3\4}", text)
+    text = without_wrapper(without_end(text))
+    if len(text) <= _MAX_NUMBER_LENGTH:
+        bare = _ANSWERED.sub("", text)
+        while said := _SAID.match(bare):
+            bare = bare[said.end() :]
+        bare = bare.rstrip("\\ ") if not bare.endswith(r"\ ") else bare
+        text = without_wrapper(without_end(bare)) if bare != text else text
+        if _SPACED.fullmatch(text):
+            text = re.sub(r" |\.(?=[0-9]{3}(?:\.|$))" if text.count(".") > 1 else " ", "", text)
+    return text
 
 
 def without_wrapper(text: str) -> str:
@@ -159,47 +233,49 @@ def read_number(text: str) -> Fraction | None:
     return None
 
 
-def without_unit(text: str) -> str:
-    """Take off a unit after a number, so that `5\\text{ cm}`, `5 cm`, `5 m` and `5` are one answer.
-
-    Units are dropped, not compared: a question has one, and equality stays transitive. In `\\text{...}` any words are a
-    unit, apart from those that say something else (`or`, `base`, `p.m.`, `north`); outside, the usual units and, after
-    a number and a space, words of four letters or more. `percent` becomes `%`, `million` a factor.
-    """
-    found = _TEXT.search(text)
-    if found and found.start() > 0:
-        body, wrapped = text[: found.start()].rstrip(), True
-        tail = _TEXT.sub(lambda match: match[1], text[found.start() :])
-        tail = " ".join(tail.split())
-    else:
-        bare = re.search(r"(?<=[0-9)}\]]) ?(?<![A-Za-z\\])[A-Za-z]{2}[A-Za-z./ ^0-9{}-]*$", text)
-        if bare is None:
-            return text
-        body, wrapped, tail = text[: bare.start()].rstrip(), False, bare[0].strip()
-        if text[bare.start()] != " " and tail.split("^")[0].split()[0] not in _SHORT_UNITS:
-            return text
-    match = _TAIL.fullmatch(tail.strip().rstrip("."))
-    if match is None or not _BEFORE_UNIT.search(body):
-        return text
-    words = match["words"].replace("/", " ").replace("-", " ").split()
-    return _with_unit(text, body, words, wrapped)
+def _look(match: re.Match[str]) -> str:
+    kind = match.lastgroup or ""
+    if match["unit"]:
+        return rf"\hat {match['axis'].strip(chr(92))[0]} "
+    if match["letter"]:
+        return match["upright"]
+    if match["named"]:
+        return rf"\{match['function']} "
+    return _LOOK_BECOMES[kind]
 
 
-def _with_unit(text: str, body: str, words: list[str], wrapped: bool) -> str:
-    lower = [word.rstrip(".").lower() for word in words]
-    if any(word in _NO_UNITS or word in ("a.m", "p.m") for word in lower):
-        return text
-    known = all(word in _SHORT_UNITS for word in words)
-    digits = any(map(str.isdigit, body)) or "\\pi" in body
-    if not known and not (digits and (wrapped or read_number(body) is not None and len(words[0]) > 3)):
-        return text
-    if not (known or wrapped or digits):
-        return text
-    if lower[0] in ("percent", "pct", "percentage"):
-        return body + "%"
-    if lower[0] in _SCALES:
-        return f"({body}) \\cdot {_SCALES[lower[0]]}"
-    return body
+def _raised(match: re.Match[str]) -> str:
+    table, sign = (_SUPERSCRIPTS, "^") if match[0][0] in _SUPERSCRIPTS else (_SUBSCRIPTS, "_")
+    return f"{sign}{{{''.join(table[character] for character in match[0])}}}"
+
+
+def _fraction(character: str) -> str:
+    """2⅓ is a mixed number."""
+    if character.isascii() or not unicodedata.decomposition(character).startswith("<fraction>"):
+        return character
+    value = Fraction(unicodedata.numeric(character)).limit_denominator(1000)
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def _without_infix(text: str) -> str:
+    """Write TeX's `{a \\over b}` and `{n \\choose k}` as `\\frac` and `\\binom`."""
+    for _ in range(_MAX_WRAPPERS):
+        match = re.search(r" ?\\(over|choose)(?![A-Za-z]) ?", text)
+        if match is None:
+            break
+        depth, start = 0, match.start()
+        while start > 0 and depth >= 0:
+            start -= 1
+            escaped = text[start - 1 : start] == "\\"
+            depth += (text[start] == "}" and not escaped) - (text[start] == "{" and not escaped)
+        opened = depth < 0
+        end = closing_brace(text, match.end()) if opened else len(text)
+        if end is None:
+            break
+        above, below = text[start + opened : match.start()], text[match.end() : end]
+        name = "frac" if match[1] == "over" else "binom"
+        text = rf"{text[: start if opened else 0]}\{name}{{{above}}}{{{below}}}{text[end + opened :]}"
+    return text
 
 
 def _decimal(text: str) -> Fraction:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ttrl_jax.reward.equivalence import Clusters
+from ttrl_jax.reward.equivalence import Clusters, key
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.guard import cluster, same
 from ttrl_jax.reward.symbolic import Undecided, question
@@ -65,12 +65,18 @@ def classes_of(
 ) -> list[int | None]:
     """Return the class of each answer [P] in its question's ballot, None if nobody gave it or there is no answer.
 
-    One that is written alike goes before one that is the same in another spelling.
+    One that is written alike goes before one that has the same key, and that before one that is the same by a rule of
+    the ballot: a truth of `50\\%` is 1/2 where that was voted, and 50 elsewhere.
     """
     found = []
     for ballot, answer in zip(ballots, answers, strict=True):
         alike = [i for i, other in enumerate(ballot.answers) if other == answer]
-        others = (i for i, other in enumerate(ballot.answers) if answer is not None and same(other, answer))
         with question(_FIND_SECONDS):
-            found.append(alike[0] if alike and same(answer, answer) else next(others, None))
+            if alike and same(answer, answer):
+                found.append(alike[0])
+                continue
+            others = [i for i, other in enumerate(ballot.answers) if answer is not None and same(other, answer)]
+            voted = zip(ballot.votes, ballot.classes, strict=True)
+            keyed = [i for vote, i in voted if vote and answer and i is not None and key(vote) == key(answer)]
+            found.append(next((i for i in keyed if i in others), others[0] if others else None))
     return found
