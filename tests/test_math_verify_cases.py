@@ -37,7 +37,6 @@ DISAGREEMENTS = {
         "${1,3}$",
     ): "we are: a pair has an order, an interval has ends; a set is neither",
     (r"x = -5,\ p = \frac{14}{3}", r"-5, \frac{14}{3}"): "we are: which value is whose is lost",
-    (r"$2x+4y-3=0$", r"$y=-\frac{1}{2}x+\frac{3}{4}$"): "they are: one line; we read `y = ...` as a formula for y",
     (
         r"$(37,3,3,13),(17,3,3,7),(3,37,3,13),(3,17,3,7),(3,3,2,3)$",
         r"(3, 37, 3, 13), (3, 17, 3, 7), (3, 3, 2, 3), (3,17,3,7), (17,3,3,7), (37,3,3,13)",

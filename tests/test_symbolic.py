@@ -19,7 +19,10 @@ ROOT = Path(__file__).parent.parent
 # Admitted, of equal value, and beyond what sympy simplifies within minutes: an equation that it tries to solve.
 STUCK = (r"\sin x=\cos x^{5}+x", r"\sin x+0=\cos x^{5}+x+x-x+1")
 # Admitted, and takes gigabytes: the terms of a power of nine variables.
-HOG = ("(a+b+c+d+f+g+h+k+l)^{30}(a+b)", "(a+b+c+d+f+g+h+k+l)^{30}a+(a+b+c+d+f+g+h+k+l)^{30}b")
+HOG = (
+    "(a+b+c+d+f+g+h+k+l)^{30}-1",
+    "((a+b+c+d+f+g+h+k+l)^{15}-1)((a+b+c+d+f+g+h+k+l)^{15}+1)+x-x",
+)
 
 EQUAL = [
     (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt3}", "a root taken out of the denominator"),
