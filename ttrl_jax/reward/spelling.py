@@ -30,7 +30,7 @@ _LOOK = re.compile(
     r"|(?P<dollar>\\text ?\{ ?\\?\$ ?\})"
     r"|(?P<text>\\(?:text(?:bf|it|rm|normal|sf|tt|up)|emph|[mh]box)(?![A-Za-z]))"
     r"|(?P<named>\\operatorname\*? ?\{ ?(?P<function>[a-z]{2,7}) ?\})"
-    r"|(?P<space>\s+|~|\\[;:\s]|\\q?quad(?![A-Za-z]))"
+    r"|(?P<space>\s+|~|\\[;:\s]|\\q?quad)"
     r"|(?P<minus>[\u2212\u2013])"
     rf"|(?P<degree>\u00b0|(?:\{{ ?\}} ?)?\^ ?(?:\{{ ?{_O} ?\}}|\\circ(?![A-Za-z])|(?<=[0-9}}] \^)o(?![A-Za-z])"
     r"|(?<=[0-9}]\^)o(?![A-Za-z])|\\(?:text|mathrm) ?\{ ?o ?\})|\\degree(?![A-Za-z]))"
