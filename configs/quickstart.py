@@ -35,8 +35,8 @@ def get_config() -> ConfigDict:
     c.train.kl_coef = 0.1
     c.train.grad_clip = 0.3
     c.train.b2 = 0.99
-    # A critic or a process model at the default rates would learn nothing in so few steps of so small a model. A process
-    # model at 1e-4 is sure of its labels within 20 steps, and from step 60 on wrong ones are taught.
+    # A critic or a process model at the default rates would learn nothing in so few steps of so small a model. At 1e-4
+    # a process model is sure of its labels within 20 steps, and from step 60 on wrong ones are taught.
     c.critic.learning_rate = 3e-4
     c.prime.learning_rate = 1e-5
     c.train.remat = False

@@ -137,9 +137,9 @@ def test_lists_in_any_dress() -> None:
 )  # fmt: skip
 def test_linear_time(piece: str) -> None:
     for text in (piece * (250_000 // len(piece)), piece * (250_000 // len(piece)) + "}" * 30_000):
-        start = time.perf_counter()
+        start = time.process_time()
         last_box(text)
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

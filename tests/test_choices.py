@@ -187,11 +187,11 @@ def test_linear_time(piece: str) -> None:
         rf"\text{{{filling}B",
         f"A{filling}x",
     ):
-        start = time.perf_counter()
+        start = time.process_time()
         said_letter(text, among=LETTERS)
         boxed_letter(text, among=LETTERS)
         offered(text)
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 2
 
 
 def test_the_answer_is_the_bare_letter() -> None:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "configs" / "quickstart_model"
 QUESTIONS = [{"prompt": f"Tom has {a} apples and buys {b} more. How many apples does Tom have now?", "answer": a + b}
              for a, b in ((12, 30), (41, 7), (25, 50))]  # fmt: skip
-SAMPLES, LABEL_FREE = 4, {"majority_ratio", "truncation_rate", "no_answer_rate", "response_length"}
+SAMPLES, LABEL_FREE = 4, {"majority_ratio", "truncation_rate", "no_answer_rate", "undecided", "response_length"}
 MEASURED = LABEL_FREE | {"avg@4", "std@4", "worst@4", "greedy"}
 MEASURED |= {f"{name}@{j}" for name in ("pass", "maj", "best_of") for j in (2, 3, 4)}
 TASKS = ("data", "held_out", "aime")

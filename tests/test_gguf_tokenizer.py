@@ -26,7 +26,7 @@ def test_text_to_ids_and_back():
     assert ids_of("  12</s>") == [15, 15, 4, 5, 2]
     assert ids_of("a<think>b") == [13, 18, 14]
     tokenizer = make(metadata(), path="x.gguf")
-    assert decode(tokenizer, [16, 17, 15, 4, 5, 2]) == "ab a 12"
+    assert decode(tokenizer, [16, 17, 15, 4, 5, 2], silent=frozenset({2})) == "ab a 12"
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (1, 2, 0)
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False)
     assert chat == "<s>ab" and tokenizer(chat)["input_ids"] == [1, 16]

@@ -360,7 +360,9 @@ def test_questions_without_truths(tmp_path: Path):
     assert not [name for name in first | last if name.startswith("audit/") or "@" in name]
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["verdict"] == "too short" and "Training steps so far: 1;" in output
-    assert set(summary["after"]) == {"majority_ratio", "truncation_rate", "no_answer_rate", "response_length"}
+    assert set(summary["after"]) == {
+        "majority_ratio", "truncation_rate", "no_answer_rate", "undecided", "response_length",
+    }  # fmt: skip
 
 
 @pytest.mark.slow

@@ -84,6 +84,6 @@ def test_a_vote_without_answer_breaks_unanimity() -> None:
 
 
 def test_undecided_pairs_are_a_mean_over_the_questions() -> None:
-    ballots = [ballot(r"5 \pmod{7}", r"5 \bmod{7}", "5", "5"), ballot("1", "2", "2", "2")]
+    ballots = [ballot(r"\int_0^1 x dx", r"\int_0^1 t dt", "5", "5"), ballot("1", "2", "2", "2")]
     metrics = vote_metrics(ballots, judged(ballots), np.zeros((2, 1), np.int32), [None, None])
     assert metrics["undecided"] == 1.5

@@ -271,7 +271,7 @@ def test_a_batch_ends_at_its_deadline(comparer):
 
 def test_a_memory_hog_is_contained(comparer):
     assert all(admit(text) is not None for text in HOG)
-    one = comparer(cpu_seconds=120, pair_seconds=120, memory_mib=200)
+    one = comparer(cpu_seconds=120, question_seconds=240, pair_seconds=120, memory_mib=200)
     assert one.equal([("x+1", "1+x")]) == [True]
     (worker,) = one.processes()
     limit = Path(f"/proc/{worker}/limits").read_text().split("Max address space")[1].split()[:2]

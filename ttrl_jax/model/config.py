@@ -227,11 +227,17 @@ def parse_config(fields: dict[str, Any], *, source: str = "config.json") -> Mode
 
 
 def _unsupported(fields: dict[str, Any], family: Family) -> list[str]:
-    return [
+    problems = [
         f"{name}={value!r} (only {_allowed(name, family)[-1]!r} is supported)"
         for name, value in fields.items()
         if name in _ONLY and name not in family.absent and value not in _allowed(name, family)
     ]
+    # Of what a GGUF file says of its architecture, such as llama.expert_count, nothing is idle that is not known.
+    return problems + [f"{name}={value!r} is not known" for name, value in fields.items() if _of_gguf(name)]
+
+
+def _of_gguf(name: str) -> bool:
+    return "." in name and name not in _HARMLESS
 
 
 def _allowed(name: str, family: Family) -> tuple[Any, ...]:
