@@ -150,6 +150,7 @@ def test_what_cannot_be_written_is_said_first(call: Call, tmp_path: Path, comman
     assert [path.name for path in Path().iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 def test_a_comparison_that_cannot_be_written(tmp_path: Path):
     write(tmp_path / "file")
     command = [sys.executable, str(ROOT / "scripts" / "compare.py"), CONFIG, "--out=file/out"]

@@ -227,6 +227,7 @@ def test_questions_that_changed_are_refused(tmp_path: Path):
         assert f"the questions of data.path have changed since {workdir} was made (4 then, 4 now" in words
 
 
+@pytest.mark.slow
 def test_weights_alone_are_saved_to_be_evaluated(tmp_path: Path):
     workdir, changes = tmp_path / "run", ["--config.checkpoint.weights_only=True", "--config.episodes=2"]
     output = finish(workdir, *changes)
@@ -240,6 +241,7 @@ def test_weights_alone_are_saved_to_be_evaluated(tmp_path: Path):
         assert restore(session, checkpoints, 2).state.policy.params["embed"].shape[0] > 0
 
 
+@pytest.mark.slow
 def test_minutes_after_which_a_checkpoint_is_saved(tmp_path: Path):
     """Within an episode, of two steps here."""
     workdir = tmp_path / "run"
@@ -251,6 +253,7 @@ def test_minutes_after_which_a_checkpoint_is_saved(tmp_path: Path):
     assert results(tmp_path / "other") == results(workdir)
 
 
+@pytest.mark.slow
 def test_two_writers_are_one_too_many(tmp_path: Path):
     workdir = tmp_path / "run"
     process = start(workdir)
