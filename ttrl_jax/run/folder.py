@@ -23,6 +23,7 @@ _SPELLINGS_OF_QUESTIONS = ("data.", "eval.tasks")
 _ORDER = "data.drop_last"  # is no spelling: the order of training, of which an evaluation knows nothing
 # Keys that a run may lack which began before they were there, where that meant something else than their default.
 _ABSENT: dict[str, Any] = {_ORDER: True, "rollout.end_of_turn": False}
+_USED_BY = {"critic.": "ppo", "prime.": "prime"}  # sections that no other algorithm reads
 # What a run that goes on may be given anew. The first change where it computes, and so its rounding.
 _ROUNDING = ("mesh.", "rollout.rows", "train.micro_tokens", "train.chunk_tokens", "train.remat", "model.attention")
 _BOOKKEEPING = ("checkpoint.", "log.", "eval.every", "eval.tasks", "episodes")
@@ -81,6 +82,7 @@ def require_same(folder: Path, now: Identity, *, defaults: Mapping[str, Any], fl
     old = known | {name: value for name, value in _ABSENT.items() if name in known} | flat(made.config)
     new = known | flat(json.loads(json.dumps(now.config)))
     skipped = _SPELLINGS + (_SPELLINGS_OF_QUESTIONS if made.questions else ())
+    skipped += tuple(section for section, algorithm in _USED_BY.items() if new.get("algorithm") != algorithm)
     trains = "evaluated" not in new
     differing = {
         name: (old.get(name), new.get(name))
