@@ -84,7 +84,7 @@ def undisturbed(ended: tuple[Path, str]) -> dict[str, object]:
 def test_killed_again_and_again(tmp_path: Path):
     """SIGKILL after a random time of a start, which may restore, compile, evaluate, sample, vote, update or save then;
     at every third one after a step that was saved, and once in the middle of a save."""
-    change, alone, workdir = f"--config.episodes={40 + 24 * KILLS}", tmp_path / "alone", tmp_path / "run"
+    change, alone, workdir = f"--config.episodes={24 + 8 * KILLS}", tmp_path / "alone", tmp_path / "run"
     finish(alone, change)
     rng, while_saving, output = random.Random(0), False, tmp_path / "output"
     for kill in range(KILLS):
@@ -99,7 +99,7 @@ def test_killed_again_and_again(tmp_path: Path):
             time.sleep(rng.uniform(0, 0.5))
         else:
             assert wait_for(functools.partial(locked_by, workdir, process.pid), process)
-            time.sleep(rng.uniform(0, 6))
+            time.sleep(rng.uniform(0, 5))
         assert process.poll() is None, "the kill came too late"
         process.kill()
         process.communicate()
