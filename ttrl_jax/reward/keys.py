@@ -103,7 +103,12 @@ def read(text: str) -> Form:
         try:
             return _answer(text)
         except (Unread, ArithmeticError, LookupError, RecursionError, ValueError):
-            pass  # odd text: it is compared as it is spelled
+            return _as_spelled(text)
+    return _as_spelled(text)
+
+
+def _as_spelled(text: str) -> Form:
+    """Of odd text: it is compared as it is spelled."""
     spelled = _IDLE_SPACE.sub("", re.sub(r"\{([0-9])\}(?![0-9 ])", r"\1", text))
     return Form(f"s:{spelled}" if spelled else "", "", (), True, spelled)
 
