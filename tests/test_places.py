@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from refusals import assert_one_sentence
 
 from ttrl_jax import cli, evaluate, export, merge, train
 from ttrl_jax.report import __main__ as report
@@ -51,11 +52,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monke
 
 
 def assert_refused(result: tuple[int, str], *words: str) -> None:
-    code, stderr = result
-    assert code == 2, stderr
-    assert stderr.startswith("error: ") and stderr.count("\n") == 1, f"not one line: {stderr}"
-    for word in words:
-        assert word in stderr, stderr
+    assert_one_sentence(result, *words)
     assert not list(Path().iterdir()), "something was written"
 
 

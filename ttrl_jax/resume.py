@@ -62,14 +62,13 @@ def finished(workdir: Path) -> dict[str, Any] | None:
 def take(workdir: Path, run: folder.Identity) -> contextlib.AbstractContextManager[Any]:
     """Make the folder one of this run, and let no other process write there, until what is returned is left. Process 0
     does, for all."""
-    taken = contextlib.ExitStack()
-    if distributed.leader():
-        if places.in_bucket(workdir):
+    with contextlib.ExitStack() as taken:
+        if distributed.leader() and places.in_bucket(workdir):
             _say(f"lock      {workdir} is in a bucket: nothing keeps a second process from writing there")
-        else:
+        elif distributed.leader():
             taken.enter_context(WriterLock(workdir, flag="--workdir", say=_say))
-    folder.claim(workdir, run, leader=distributed.leader())
-    return taken
+        folder.claim(workdir, run, leader=distributed.leader())
+        return taken.pop_all()
 
 
 def resume(inputs: Inputs, checkpoints: Checkpoints) -> tuple[Session, Past]:

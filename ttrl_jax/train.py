@@ -277,6 +277,12 @@ def keep(session: Session, opened: Opened, past: Past, *, now: bool = False) -> 
         opened.checkpoints.wait()
 
 
+def conclude(workdir: Path, evaluations: Evaluations, *, seconds: float, **ends: Any) -> None:
+    """Write the summary, with a diagnosis of all steps, those before a resume too."""
+    diagnosis = diagnose(read_lines(workdir / METRICS)[0])
+    write_json(workdir / folder.SUMMARY, summarise(evaluations, seconds=seconds, diagnosis=diagnosis, **ends))
+
+
 def watching(interrupt: Interrupt, progress: Progress) -> Watch:
     """What sampling calls now and then: shows its speed, and leaves if a signal came."""
 
@@ -294,12 +300,6 @@ def watching(interrupt: Interrupt, progress: Progress) -> Watch:
 
 
 # ---------------------------------------------------------------------- what main says first
-
-
-def conclude(workdir: Path, evaluations: Evaluations, *, seconds: float, **ends: Any) -> None:
-    """Write the summary, with a diagnosis of all steps, those before a resume too."""
-    diagnosis = diagnose(read_lines(workdir / METRICS)[0])
-    write_json(workdir / folder.SUMMARY, summarise(evaluations, seconds=seconds, diagnosis=diagnosis, **ends))
 
 
 def checkpoint_bytes(inputs: Inputs) -> int:
