@@ -85,12 +85,12 @@ def test_weights_are_bitwise_those_of_transformers(theirs, ours):
 def test_tokens_are_those_of_transformers(source, prompts):
     from transformers import AutoTokenizer
 
-    tokenizer, stops = tokenizer_of(source)
+    tokenizer, ends = tokenizer_of(source)
     reference = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
     texts = reference.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     assert reference(texts)["input_ids"] == prompts
-    assert stops == (reference.eos_token_id,) and tokenizer.pad_token_id == reference.pad_token_id
+    assert tuple(ends) == (reference.eos_token_id,) and tokenizer.pad_token_id == reference.pad_token_id
 
 
 def test_logits_are_those_of_transformers(theirs, ours, prompts):
@@ -110,7 +110,7 @@ def test_greedy_answers_are_those_of_transformers(source, theirs, ours, prompts)
     import torch
 
     config, params = ours
-    _, stops = tokenizer_of(source)
+    stops = tuple(tokenizer_of(source)[1])
     lengths = np.array([len(row) for row in prompts], np.int32)
     batch = Prompts(padded(prompts, 0, left=False).astype(np.int32), lengths, np.arange(len(prompts), dtype=np.uint32))
     with on_mesh((1, 1, 1)) as mesh:
