@@ -121,9 +121,10 @@ def _read(text: str) -> str:
 def _bare(text: str) -> str:
     """A box, or else of words with formulas all of these, the last of a whole story, or a number that comes after them;
     of words alone the last number."""
-    boxed = extract(text, strategies=("boxed",), thinking=False)
-    if boxed is not None:
-        return boxed.text
+    for closed in (text, text + "}"):  # a box that is left open ends with the text
+        boxed = extract(closed, strategies=("boxed",), thinking=False)
+        if boxed is not None:
+            return boxed.text
     found = list(_FORMULA.finditer(text))
     after = text[found[-1].end() if found else 0 :]
     number = extract(after, strategies=("last_number",), thinking=False)

@@ -13,6 +13,7 @@ import pytest
 
 from ttrl_jax.reward.equivalence import MAX_PAIRS, Clusters, classes, classes_by, cluster, key, same
 from ttrl_jax.reward.extract import Answer
+from ttrl_jax.reward.symbolic import question
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "golden/answers.jsonl").read_text().splitlines()]
 PAIRS = [row for row in ROWS if row["kind"] in ("equal", "different")][::20]  # all of them: test_golden_answers.py
@@ -160,9 +161,13 @@ def test_classes_by_another_notion_of_sameness() -> None:
 def test_at_most_so_many_pairs_are_compared_and_those_that_agree_in_value_first() -> None:
     unread = [Answer(rf"\star_{{{n}}}") for n in range(20)]  # 190 pairs, and 40 with the other two
     same = [Answer(r"\frac{1}{1+\sqrt{2}}"), Answer(r"\sqrt{2}-1")]
-    found = cluster([*unread, *same])
+    with question() as asked:
+        found = cluster([*unread, *same])
     assert found.ids == (*range(20), 20, 20)
     assert found.undecided == 230 and found.undecided > MAX_PAIRS
+    # One of the pairs that were compared is equal; of those that were not, as many are written down.
+    noted = {(pair.first, pair.second) for pair in asked.undecided}
+    assert len(noted) == len(asked.undecided) == 2 * MAX_PAIRS - 1
 
 
 def test_numbers_start_no_worker() -> None:

@@ -76,6 +76,9 @@ APART = [
     *((f"x{'⁰¹²³⁴⁵⁶⁷⁸⁹'[n]}{'⁰¹²³⁴⁵⁶⁷⁸⁹'[n + 1]}", f"x^{n + 1}") for n in range(1, 8)),
     (r"\frac{dy}{dx}", r"\frac{y}{x}"),
     (r"\sqrt{x^2}", "x"),
+    *combinations(["1/12", "0.0833333", "0.0833333333343333", "0.0833333333323333"], 2),
+    *combinations([r"\sum_{k=1}^n k", r"\sum_{k=0}^n k", r"\sum_{k=1}^n k^2", r"\prod_{k=1}^n k", "k"], 2),
+    ("a_{n+1}", "a_{n-1}"),
     (r"\{(1,3),(2,4)\}", r"\{(1,4),(2,3)\}"),
 ]
 
@@ -142,6 +145,12 @@ ALIKE = [
     r"\text{(C) Plane}|C",
     r"aₙ|a_n",
     r"10⁻³|0.001",
+    r"4.123105625617661|4.12310562561766|\sqrt{17}",
+    r"0.0833333333333333|1/12",
+    r"x=3orx=4|x=3 or x=4|(3)or(4)|3, 4",
+    r"F_n = \sum_{k=0}^{n-1} F_k F_{n-k-1}|\sum_{k=0}^{n-1} F_{n-1-k} F_k",
+    r"a_{n+1} - 2a_n|-2a_{n} + a_{1+n}",
+    r"14 {, }916|14{,}916|14916",
 ]
 
 
@@ -152,6 +161,15 @@ def test_alike_in_pairs_and_together(family: str) -> None:
     for a, b in combinations(spellings, 2):
         assert cluster([a, b]).ids == (0, 0), (a, b)
     assert set(cluster(spellings).ids) == {0}
+
+
+@pytest.mark.parametrize("sides", [r"{0}\leq|z|<{1}", "{1}>|z| \\ge {0}"])
+def test_an_absolute_value_between_two_bounds(sides: str) -> None:
+    for low, high in (("1", r"\frac32"), (r"\sqrt2", "2"), ("0.5", "3")):
+        union = rf"(-{high}, -{low}] \cup [{low}, {high})"
+        assert same(Answer(sides.format(low, high)), Answer(union))
+        assert same(Answer(sides.format(low, high)), Answer(rf"z \in {union}"))
+        assert not same(Answer(sides.format(low, high)), Answer(f"[{low}, {high})"))
 
 
 ORDERED = [

@@ -189,7 +189,7 @@ def test_nothing_that_knows_a_truth_is_imported(module: ModuleType) -> None:
     tree = ast.parse(Path(inspect.getfile(module)).read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     ours = {name for name in imported if name is not None and name.startswith("ttrl_jax")}
-    known = ("equivalence", "extract", "guard", "symbolic", "vote")
+    known = ("equivalence", "extract", "symbolic", "vote")
     assert ours <= {"ttrl_jax.errors", *(f"ttrl_jax.reward.{name}" for name in known)}
 
 

@@ -65,8 +65,8 @@ def generations(
 
 
 def undecided(problems: Sequence[Problem], ballots: Sequence[Ballot], **more: Any) -> list[dict[str, Any]]:
-    """One JSON-ready row for each pair of a question's answers that was compared and not decided: `more`, `question`,
-    its number in the data, the texts `first` and `second`, and `why` (`symbolic.Undecided`). At most 64 of a question,
+    """One JSON-ready row for each pair of a question's answers that was not decided: `more`, `question`, its number in
+    the data, the texts `first` and `second`, and `why` (`symbolic.Undecided`). At most 64 of a question,
     and 300 characters of a text: odd ones may be as long as a response."""
     return [
         more

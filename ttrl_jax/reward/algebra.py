@@ -12,6 +12,7 @@ Everything is bounded: digits, exponents, terms. What goes beyond raises `Unread
 import cmath
 import functools
 import math
+import operator
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -27,8 +28,10 @@ _MAX_FACTORIAL = 200
 _LARGEST_DIVISOR = 1_000  # under roots; what is left of the number stays in one piece
 _SAME = 1e-9  # of the largest value met on the way: rounding in 64 bits stays far below
 _LARGEST_VALUE = 1e100
+_ONE = Fraction(1)
 
-Monomial = tuple[tuple[str, Fraction], ...]  # atom, exponent; sorted by atom, no exponent is 0
+# Atom, exponent; sorted by atom, no exponent is 0. Whole ones are int, whose hash is quick.
+Monomial = tuple[tuple[str, Fraction | int], ...]
 
 
 class Unread(Exception):
@@ -55,7 +58,7 @@ class Expression:
         return "+".join(terms).replace("+-", "-") or "0"
 
 
-def latex(value: Fraction) -> str:
+def latex(value: Fraction | int) -> str:
     """Return a rational number in LaTeX."""
     sign, above = "-" if value < 0 else "", abs(value.numerator)
     return f"{sign}{above}" if value.denominator == 1 else rf"{sign}\frac{{{above}}}{{{value.denominator}}}"
@@ -68,7 +71,7 @@ def _term(factor: Fraction, monomial: Monomial) -> str:
     return r" \cdot ".join([latex(factor), *powers])
 
 
-def _powered(atom: str, exponent: Fraction) -> str:
+def _powered(atom: str, exponent: Fraction | int) -> str:
     base = atom.removeprefix("#")
     if exponent == 1:
         return base
@@ -95,15 +98,15 @@ def number(value: Fraction) -> Expression:
 def symbol(name: str) -> Expression:
     """Return a variable or a constant: `\\pi`, `e` and `i` have their values, any other name one made from the name."""
     values = tuple(_CONSTANTS[name] if name in _CONSTANTS else _drawn(f"{name} {point}") for point in range(POINTS))
-    return _make({((name, Fraction(1)),): Fraction(1)}, values, 0.0)
+    return _make(_atom(name), values, 0.0)
 
 
 def add(a: Expression, b: Expression) -> Expression:
     """Return a + b."""
     terms = dict(a.terms)
     for monomial, factor in b.terms.items():
-        terms[monomial] = terms.get(monomial, Fraction(0)) + factor
-    return _make(terms, _each(lambda x, y: x + y, a, b), max(a.scale, b.scale))
+        _gather(terms, monomial, factor)
+    return _make(terms, _each(operator.add, a, b), max(a.scale, b.scale))
 
 
 def multiply(a: Expression, b: Expression) -> Expression:
@@ -113,9 +116,12 @@ def multiply(a: Expression, b: Expression) -> Expression:
     terms: dict[Monomial, Fraction] = {}
     for one, p in a.terms.items():
         for other, q in b.terms.items():
-            monomial, factor = _collect([*one, *other])
-            terms[monomial] = terms.get(monomial, Fraction(0)) + p * q * factor
-    return _make(terms, _each(lambda x, y: x * y, a, b), max(a.scale, b.scale))
+            if one and other:
+                monomial, factor = _collect([*one, *other])
+                _gather(terms, monomial, p * q * factor)
+            else:
+                _gather(terms, one or other, p * q)
+    return _make(terms, _each(operator.mul, a, b), max(a.scale, b.scale))
 
 
 def power(a: Expression, b: Expression) -> Expression:
@@ -137,7 +143,7 @@ def power(a: Expression, b: Expression) -> Expression:
 
 def negative(a: Expression) -> Expression:
     """Return -a."""
-    return multiply(number(Fraction(-1)), a)
+    return _make({monomial: -factor for monomial, factor in a.terms.items()}, _each(operator.neg, a), a.scale)
 
 
 def divide(a: Expression, b: Expression) -> Expression:
@@ -220,18 +226,22 @@ def _make(terms: Mapping[Monomial, Fraction], values: tuple[complex, ...] | None
     return Expression(terms, values, scale)
 
 
-def _atom(name: str, exponent: Fraction | int = 1, factor: Fraction | int = 1) -> dict[Monomial, Fraction]:
+def _atom(name: str, exponent: Fraction | int = 1, factor: Fraction = _ONE) -> dict[Monomial, Fraction]:
     if len(name) > _MAX_ATOM:
         raise Unread("too long")
-    return {((name, Fraction(exponent)),): Fraction(factor)}
+    return {((name, exponent),): factor}
 
 
-def _collect(powers: list[tuple[str, Fraction]]) -> tuple[Monomial, Fraction]:
+def _gather(terms: dict[Monomial, Fraction], monomial: Monomial, factor: Fraction) -> None:
+    terms[monomial] = terms[monomial] + factor if monomial in terms else factor
+
+
+def _collect(powers: list[tuple[str, Fraction | int]]) -> tuple[Monomial, Fraction]:
     """Multiply powers of atoms: whole powers of primes and of i go into the factor."""
-    total: dict[str, Fraction] = {}
+    total: dict[str, Fraction | int] = {}
     for atom, exponent in powers:
-        total[atom] = total.get(atom, Fraction(0)) + exponent
-    factor = Fraction(1)
+        total[atom] = total[atom] + exponent if atom in total else exponent
+    factor = _ONE
     for atom, exponent in list(total.items()):
         if atom.startswith("#"):
             whole = math.floor(exponent)
@@ -240,7 +250,8 @@ def _collect(powers: list[tuple[str, Fraction]]) -> tuple[Monomial, Fraction]:
         elif atom == "i":
             factor *= -1 if exponent % 4 >= 2 else 1
             total[atom] = exponent % 2
-    return tuple(sorted((atom, exponent) for atom, exponent in total.items() if exponent)), factor
+    whole = {atom: power.numerator if power.denominator == 1 else power for atom, power in total.items() if power}
+    return tuple(sorted(whole.items())), factor
 
 
 def _bounded_power(base: Fraction, exponent: int) -> Fraction:
@@ -256,7 +267,7 @@ def _whole_power(a: Expression, exponent: int) -> Mapping[Monomial, Fraction]:
         monomial, more = _collect([(atom, p * exponent) for atom, p in monomial])
         return {monomial: _bounded_power(factor, exponent) * more}
     if 0 <= exponent <= _MAX_EXPANDED and len(a.terms) ** exponent <= 2 * _MAX_TERMS:
-        result = Expression({(): Fraction(1)}, None, 0.0)
+        result = Expression({(): _ONE}, None, 0.0)
         for _ in range(exponent):
             result = multiply(result, Expression(a.terms, None, 0.0))
         return result.terms
@@ -272,7 +283,7 @@ def _root(a: Expression, exponent: Fraction) -> Mapping[Monomial, Fraction]:
         return _atom(f"({a.key()})", exponent)
     [(monomial, factor)] = a.terms.items()
     if factor == 1 and len(monomial) == 1 and monomial[0][1] == 1 and monomial[0][0] != "i":
-        return {((monomial[0][0], exponent),): Fraction(1)}
+        return {((monomial[0][0], exponent),): _ONE}
     positive = [(atom, p * exponent) for atom, p in monomial if atom.startswith("#") or atom in (r"\pi", "e")]
     rest = tuple((atom, p) for atom, p in monomial if not (atom.startswith("#") or atom in (r"\pi", "e")))
     if exponent.denominator % 2 and all(p.denominator % 2 and atom != "i" for atom, p in rest):
@@ -280,13 +291,13 @@ def _root(a: Expression, exponent: Fraction) -> Mapping[Monomial, Fraction]:
         primes = [(f"#{p}", n * exponent) for p, n in _factors(abs(factor))]
         joined, more = _collect([*positive, *primes, *((atom, p * exponent) for atom, p in rest)])
         return {joined: more * (-1 if factor < 0 and exponent.numerator % 2 else 1)}
-    sign: list[tuple[str, Fraction]] = []
+    sign: list[tuple[str, Fraction | int]] = []
     if factor < 0 and not rest:
         if exponent.denominator != 2:
             return _atom(f"({a.key()})", exponent)
-        sign = [("i", Fraction(exponent.numerator))]
+        sign = [("i", exponent.numerator)]
     elif rest:
-        under = Expression({rest: Fraction(1 if factor > 0 else -1)}, None, 0.0)
+        under = Expression({rest: _ONE if factor > 0 else -_ONE}, None, 0.0)
         sign = [(f"({under.key()})", exponent)]
     primes = [(f"#{p}", n * exponent) for p, n in _factors(abs(factor))]
     joined, more = _collect([*positive, *primes, *sign])
@@ -357,6 +368,8 @@ _WRITTEN = {
     "floor": r"\lfloor {0} \rfloor",
     "ceil": r"\lceil {0} \rceil",
     "binom": r"\binom{{{1}}}{{{2}}}",
+    "sum": r"\sum_{{{1}={2}}}^{{{3}}}({4})",
+    "prod": r"\prod_{{{1}={2}}}^{{{3}}}({4})",
     "logbase": r"\log_{{{1}}}({2})",
 }
 _EXACT: dict[str, Callable[..., Fraction | int]] = {

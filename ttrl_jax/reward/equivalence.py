@@ -10,7 +10,7 @@ comparison (`symbolic.py`), and sameness is then made transitive. What spellings
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -20,6 +20,7 @@ from ttrl_jax.reward.algebra import Expression, differ
 from ttrl_jax.reward.ballot import Groups, by_rules, spelling
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.keys import Form, read
+from ttrl_jax.reward.regions import value_of
 
 MAX_PAIRS = 64  # put to a symbolic comparison, for one question
 _MAX_KEY_LENGTH = 256  # characters; a longer key is replaced by its digest
@@ -27,6 +28,13 @@ _MAX_ASKED = 300  # characters; a longer answer is not compared symbolically
 _REMEMBERED = 1_000  # characters; a longer answer is read again each time
 _REGION = re.compile(r"inequality|[(\[][)\]]2|union\(.*\)")  # shapes of sets of numbers
 _SAME = 1e-9  # relative, of sums of values
+_LONG = 9  # digits of a denominator
+_ROUNDING = 1e-12  # relative, of a decimal with that many digits
+# What reading and comparing may raise on what a model wrote. Signals, and workers that do not start, are no such thing.
+_ON_ODD_TEXT = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError),
+    *(RecursionError, TypeError, ValueError),
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,16 @@ def cluster(answers: Sequence[Answer | None]) -> Clusters:
 
     None, and an answer without anything in it, get the class None. At most `MAX_PAIRS` pairs of keys are compared
     symbolically: those that agree in value first, then those with most votes; the others are undecided. What spellings
-    mean beside one another, `ballot.by_rules` says.
+    mean beside one another, `ballot.by_rules` says. Nothing that a text may cause is raised: where it would be, all
+    pairs are compared one by one, and those that raise are undecided.
     """
+    try:
+        return _cluster(answers)
+    except _ON_ODD_TEXT:
+        return _by_pairs(answers)
+
+
+def _cluster(answers: Sequence[Answer | None]) -> Clusters:
     read = [None if answer is None else _form(answer.text) for answer in answers]
     names = [spelling(form) if form is not None and form.key else "" for form in read]
     forms = {name: form for name, form in zip(names, read, strict=True) if name and form is not None}
@@ -61,18 +77,46 @@ def cluster(answers: Sequence[Answer | None]) -> Clusters:
     counts: Counter[str] = Counter()
     for name, form in forms.items():
         counts[form.key] += votes[name]
-    pairs = [(a, b) for a, b in combinations(sorted(values), 2) if _may_be_equal(values[a], values[b])]
+    unsettled = sorted(key for key, form in values.items() if not form.final)
+    pairs = [(a, b) for a, b in combinations(unsettled, 2) if _may_be_equal(values[a], values[b])]
     pairs.sort(key=lambda pair: (not all(values[key].shape for key in pair), -sum(counts[key] for key in pair), pair))
     equal = _compare([(values[a], values[b]) for a, b in pairs])
     same = Groups()
     for (a, b), found in zip(pairs, equal, strict=True):
         if found:
             same.unite(a, b)
+    for a, b in _rounded(values):
+        same.unite(a, b)
     groups = by_rules(forms, votes, same.root)
     ids: dict[str, int] = {}
     return Clusters(
         tuple(ids.setdefault(groups.root(name), len(ids)) if name else None for name in names), equal.count(None)
     )
+
+
+def _by_pairs(answers: Sequence[Answer | None]) -> Clusters:
+    texts = [answer.text if answer is not None and _holds_something(answer.text) else None for answer in answers]
+    groups, undecided = Groups(), 0
+    for one, other in combinations(dict.fromkeys(text for text in texts if text is not None), 2):
+        try:
+            found = _cluster((Answer(one), Answer(other)))
+        except _ON_ODD_TEXT:
+            symbolic.note(one, other)
+            undecided += 1
+            continue
+        undecided += found.undecided
+        if found.ids == (0, 0):
+            groups.unite(one, other)
+    ids: dict[str, int] = {}
+    classes = (None if text is None else ids.setdefault(groups.root(text), len(ids)) for text in texts)
+    return Clusters(tuple(classes), undecided)
+
+
+def _holds_something(text: str) -> bool:
+    try:
+        return bool(_form(text).key)
+    except _ON_ODD_TEXT:
+        return True
 
 
 def classes(answers: Sequence[Answer | None]) -> list[int | None]:
@@ -107,16 +151,27 @@ def classes_by(same: Callable[[Answer, Answer], bool]) -> Callable[[Sequence[Ans
 
 
 def _compare(pairs: list[tuple[Form, Form]]) -> list[bool | None]:
-    """Compare the first `MAX_PAIRS` of the pairs symbolically; None: not decided."""
-    if not pairs:
-        return []
-    asked = pairs[:MAX_PAIRS]
-    return [*symbolic.equal([(a.text, b.text) for a, b in asked]), *[None] * (len(pairs) - len(asked))]
+    """Compare the first `MAX_PAIRS` of the pairs symbolically; None: not decided. As many of the others are noted."""
+    texts = [(a.text, b.text) for a, b in pairs]
+    found = symbolic.equal(texts[:MAX_PAIRS]) if texts else []
+    for first, second in texts[MAX_PAIRS : 2 * MAX_PAIRS]:
+        symbolic.note(first, second)
+    return found + [None] * (len(texts) - len(found))
+
+
+def _rounded(values: Mapping[str, Form]) -> Iterator[tuple[str, str]]:
+    """The keys of decimals with a dozen digits, as machines print them, and of the values that they round, in pairs."""
+    for long in [key for key, form in values.items() if form.shape == "number" and len(key.partition("/")[2]) > _LONG]:
+        decimal = value_of(values[long])
+        for other, form in values.items():
+            value = value_of(form)
+            if value is not None and decimal is not None and abs(value - decimal) <= _ROUNDING * abs(decimal):
+                yield long, other
 
 
 def _may_be_equal(a: Form, b: Form) -> bool:
-    """Return whether two answers with different keys may be equal all the same."""
-    if a.final or b.final or a.shape == b.shape == "number" or a.fixed != b.fixed:
+    """Return whether two answers with different keys, neither of them final, may be equal all the same."""
+    if a.shape == b.shape == "number" or a.fixed != b.fixed:
         return False
     if max(len(a.text), len(b.text)) > _MAX_ASKED:
         return False

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ttrl_jax.errors import InputError
-from ttrl_jax.reward.boxes import closing_brace as closing_brace  # where its readers look for it
 from ttrl_jax.reward.boxes import last_box
 from ttrl_jax.reward.choices import HEADING, LETTERS, boxed_letter, said_letter
 from ttrl_jax.reward.numbers import LOCALES, last_number, only_number, plain

@@ -8,10 +8,11 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ttrl_jax.reward.algebra import Expression, Unread, latex, number
+from ttrl_jax.reward.algebra import Expression, Monomial, Unread, latex, number
 
 # Anything that is more than digits and signs; 1e999999999 is not.
 _MACRO_OR_LETTER = re.compile(r"\\|(?<![0-9])[A-Za-z]|[A-Za-z](?![0-9+-])|[A-DF-Za-df-z]")
+_AXES = (r"\hat{i}", r"\hat{j}", r"\hat{k}")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def expression_form(value: Expression) -> Form:
     rational = value.constant()
     if rational is not None:
         return number_form(rational)
-    return Form(f"e:{value.key()}", "expression", (value,), True, value.key())
+    text = value.key()
+    return Form(f"e:{text}", "expression", (value,), True, text)
 
 
 def fixed_form(key: str, shape: str, beside: tuple[str, ...] = ()) -> Form:
@@ -100,3 +102,20 @@ def tuple_form(shape: str, forms: list[Form], text: str) -> Form:
 def bracketed(kind: str, forms: list[Form]) -> Form:
     """A point or an interval: `kind` is its brackets."""
     return tuple_form(kind, forms, f"{kind[0]}{', '.join(form.text for form in forms)}{kind[1]}")
+
+
+def vector(value: Expression) -> Form:
+    """Read `\\hat i + 2\\hat j` as the point (1, 2); an expression without axes is itself. Raises Unread for others."""
+    axes: dict[str, dict[Monomial, Fraction]] = {}
+    for monomial, factor in value.terms.items():
+        found = [power for power in monomial if power[0] in _AXES]
+        if len(found) > 1 or found and found[0][1] != 1:
+            raise Unread("a product of axes")
+        axis = found[0][0] if found else ""
+        axes.setdefault(axis, {})[tuple(power for power in monomial if power not in found)] = factor
+    if not axes.keys() - {""}:
+        return expression_form(value)
+    if "" in axes:
+        raise Unread("an axis beside a number")
+    names = _AXES if _AXES[2] in axes else _AXES[:2]
+    return bracketed("()", [expression_form(Expression(axes.get(name, {}), None, 0.0)) for name in names])

@@ -28,7 +28,7 @@ _TOKEN = re.compile(
     r"|\\(?P<macro>[A-Za-z]+)"
     rf"|(?P<name>{'|'.join(NAMES)})"
     r"|(?P<letter>[A-Za-z])"
-    r"|(?P<symbol>\*\*|\\[{}]|[-+*/^_(){}\[\]|!'%,]))"
+    r"|(?P<symbol>\*\*|\\[{}]|[-+*/^_(){}\[\]|!'%,=]))"
 )
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 _SIGNS = ("cdot", "times", "div", "circ", "degree", "rfloor", "rceil")
@@ -227,18 +227,7 @@ class _Reader:
     def named(self, name: str) -> Expression:
         """Return a variable with its subscript and primes."""
         if self.take("_"):
-            if self.take("{"):
-                inside = []
-                while self.kind() in ("letter", "number"):
-                    inside.append(self.word())
-                    self.at += 1
-                self.need("}")
-            else:
-                inside = [self.word()]
-                if self.kind() not in ("letter", "number"):
-                    raise Unread("a subscript expected")
-                self.at += 1
-            name = f"{name}_{{{''.join(inside)}}}"
+            name = f"{name}_{{{self.subscript()}}}"
         while self.take("'"):
             name += "'"
         if name[0] in _CALLED:
@@ -247,6 +236,31 @@ class _Reader:
             if self.word() == "^" and self.word(1) == "{" and self.word(2) == "-" and "(" in self.word(5):
                 raise Unread("the inverse of a function")
         return algebra.symbol(name)
+
+    def subscript(self) -> str:
+        """Read letters and digits, which are a name, or a formula in braces."""
+        braces, start = bool(self.take("{")), self.at
+        while self.kind() in ("letter", "number") and (braces or self.at == start):
+            self.at += 1
+        name = "".join(word for _, word in self.tokens[start : self.at])
+        if braces and not self.take("}"):
+            self.at = start
+            name = self.sum().key()
+            self.need("}")
+        if not name:
+            raise Unread("a subscript expected")
+        return name
+
+    def series(self, name: str) -> Expression:
+        """Read a sum or a product over an index, `\\sum_{k=1}^n k^2`. It has no value here."""
+        self.need("_")
+        self.need("{")
+        index = self.base()
+        self.need("=")
+        low = self.sum()
+        self.need("}")
+        self.need("^")
+        return algebra.call(name, index, low, self.exponent(), self.product())
 
     def macro(self, word: str) -> Expression:
         if word == "frac":
@@ -258,6 +272,8 @@ class _Reader:
             inner = self.sum()
             self.need(end)
             return algebra.call(name, inner)
+        if word in ("sum", "prod"):
+            return self.series(word)
         if word == "hat":
             name = self.word()
             self.at += 1

@@ -29,7 +29,8 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 
-from ttrl_jax.reward.algebra import Expression, Unread, symbol
+from ttrl_jax.reward.algebra import Unread, symbol
+from ttrl_jax.reward.equations import QUANTITY, conclusion, equation, is_name
 from ttrl_jax.reward.form import (
     Form,
     bracketed,
@@ -40,15 +41,14 @@ from ttrl_jax.reward.form import (
     number_form,
     tuple_form,
     union,
+    vector,
 )
 from ttrl_jax.reward.formula import read_formula
-from ttrl_jax.reward.names import QUANTITY, is_name
-from ttrl_jax.reward.notation import read_remainder, vector
-from ttrl_jax.reward.regions import VARIABLE, inequality, monic, shared
+from ttrl_jax.reward.regions import LETTER, VARIABLE, inequality, shared
 from ttrl_jax.reward.spelling import plain, read_number, without_end, without_thousands, without_wrapper
-from ttrl_jax.reward.structure import encloses, relations, split
+from ttrl_jax.reward.structure import encloses, joined_by_commas, relations, split
 from ttrl_jax.reward.units import without_unit
-from ttrl_jax.reward.words import REALS, read_base, read_time, read_words
+from ttrl_jax.reward.words import REALS, read_base, read_remainder, read_time, read_words
 
 _MAX_LENGTH = 1_000  # characters; a longer answer that is no number is compared as text
 _MAX_DEPTH = 4  # tuples in sets in lists ...
@@ -59,8 +59,6 @@ _MAX_SIGNS = 4  # \\pm of an answer, each of which doubles it
 _IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])|(?<=[0-9]) (?![0-9])|(?<![0-9A-Za-z])(?<=[A-Za-z]) ")
 _HUGE = re.compile(r"[+-]?[0-9.,]+[eE][+-]?[0-9]+")  # a power of ten, but not one that was read: not 1 times e - 1001
 _SIGN = re.compile(r"\\([pm])[mp](?![A-Za-z])")
-_OR = re.compile(r" ?(?:,? ?\\(?:text|mathrm) ?\{ ?(or|and) ?\}|(?<= )(or|and)(?= )|\\(?:lor|vee)(?![A-Za-z])) ?")
-_AND = re.compile(r"(?<![A-Za-z])and(?![A-Za-z])|\\(?:land|wedge)(?![A-Za-z])")
 _CHOICE = re.compile(r"\(? ?([A-Z]) ?(?:\)[.:]?|[.:])?")
 _LETTERED = re.compile(
     r"(?:\\(?:text|mathrm) ?\{ ?(?:\(([A-J])\)[.:]?|([A-J])[).:]) ?\}|\(([A-J])\)[.:]?"
@@ -83,7 +81,6 @@ _TAIL = re.compile(
 )
 _POINT = re.compile(r"[ABD-Z](?:_[0-9])? ?(?==? ?\()=? ?")
 _COUNTED = re.compile(r"[a-z] ?\\(?:text|mathrm)(?![a-z])")  # n\text{ ways}
-_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 _MULTIPLES = re.compile(r"(?=.*\\pi(?![a-z])).*(?<![\\A-Za-z])([km])(?![A-Za-z]).*")
 _LONE_UNIT = re.compile(r"([0-9]+(?:\.[0-9]+)?) [mgshL]")  # 5 m may be five metres
 _OF = re.compile(r"[A-Za-z] ?\( ?([a-z]) ?\)")
@@ -132,6 +129,8 @@ def _read(text: str, depth: int) -> Form:
     if depth == 0:
         raise Unread("too deep")
     text = without_wrapper(without_end(text.strip()))
+    if (value := read_number(text)) is not None:
+        return number_form(value)
     if choice := _CHOICE.fullmatch(text):
         text = choice[1]
     text = without_unit(text) if _COUNTED.match(text) else text
@@ -147,7 +146,7 @@ def _read(text: str, depth: int) -> Form:
     if ("\\in" in text or "integer" in text) and (tail := _TAIL.fullmatch(text)):
         if tail[2] in tail[1]:
             return _family(tail[1], tail[2], "n", depth)
-    text, joined = _joined_by_commas(without_thousands(text))
+    text, joined = joined_by_commas(without_thousands(text))
     for separator in ("semicolon", "comma"):  # p = 5, q = 2; p = 7, q = 3
         items = split(text, separator)
         if len(items) > 1:
@@ -158,9 +157,8 @@ def _read(text: str, depth: int) -> Form:
     form = _relation(text, depth)
     if form is not None:
         return form
-    text = without_unit(text)
-    value = read_number(text)
-    if value is not None:
+    whole, text = text, without_unit(text)
+    if text != whole and (value := read_number(text)) is not None:
         return number_form(value)
     if remainder := read_remainder(text):
         return remainder
@@ -172,7 +170,7 @@ def _read(text: str, depth: int) -> Form:
         return number_form(value / 100)
     form = vector(read_formula(text))
     if "\\pi" in text and (parameter := _MULTIPLES.fullmatch(text)):  # k\pi without "k is an integer"
-        letters = set(_LETTER.findall(form.text)) - {"e", "i"}
+        letters = set(LETTER.findall(form.text)) - {"e", "i"}
         usual = expression_form(read_formula(_renamed(text, parameter[1], "n")))
         return replace(usual, beside=(form.key,)) if letters == {parameter[1]} else form
     if bare := _LONE_UNIT.fullmatch(text):
@@ -282,7 +280,7 @@ def _set(inner: str, depth: int) -> Form:
         return expression_form(symbol(r"\emptyset"))
     if builder := _BUILDER.fullmatch(inner):
         sides, signs = relations(builder[2])
-        form = _equal(*map(read_formula, sides)) if signs == ["="] else _read(builder[2], depth - 1)
+        form = equation(*map(read_formula, sides)) if signs == ["="] else _read(builder[2], depth - 1)
         if _is_region(form) and form.name in ("", builder[1]):
             return replace(form, name="")
         if form.shape in ("equation", "inequality"):
@@ -332,17 +330,6 @@ def _ratio(text: str, depth: int) -> Form | None:
     return tuple_form("ratio", forms, ":".join(form.text for form in forms))
 
 
-def _joined_by_commas(text: str) -> tuple[str, str]:
-    """Write "or" and "and" between answers as a comma, and say which of the two it was."""
-    if not any(word in text for word in ("or", "and", "\\vee", "\\wedge")):
-        return text, ""
-    if _OR.search(text) is None and _AND.search(text) is None:
-        return text, ""
-    words = "and" if _AND.search(text) else "or"
-    text = re.sub(r"\\(?:land|wedge)(?![A-Za-z])", ", ", text)
-    return re.sub(r",\s*,", ",", _OR.sub(", ", text)), words
-
-
 def _relation(text: str, depth: int) -> Form | None:
     """Read an equation, an inequality, or `x \\in ...`; None where there is no relation."""
     sides, signs = relations(text)
@@ -366,30 +353,36 @@ def _named(name: str, form: Form) -> Form:
 
 
 def _equation(sides: list[str], depth: int) -> Form:
-    left = sides[0]
-    if is_name(left):
+    left, named = sides[0], is_name(sides[0])
+    if named:
         sides = sides[1:]
     elif len(sides) == 2 and VARIABLE.fullmatch(sides[1]) and _constant(left) is not None:
         left, sides = sides[1], sides[:1]  # 5 = x
     elif len(sides) == 2 and QUANTITY.fullmatch(left) and _constant(sides[1]):  # not 0
         sides = sides[1:]
-    forms = [_read(side, depth - 1) for side in sides]
+    *middle, last = sides
+    forms = [*(_side(side, depth) for side in middle), _read(last, depth - 1)]
     if len({form.key for form in forms}) == 1:  # also 1/2 = 0.5
         form = _named(left, forms[-1])
         if (argument := _OF.fullmatch(left)) and argument[1] != "x" and form.shape == "expression":
             return _family(sides[-1], argument[1], "x", depth)
         if form.shape == "expression" and form.name:  # y = -2x may be the line 2x + y = 0
-            form = replace(form, beside=(_equal(symbol(form.name), form.parts[0]).key,))
+            form = replace(form, beside=(equation(symbol(form.name), form.parts[0]).key,))
         return form
+    if (form := conclusion(sides, forms, named=named)) is not None:
+        return _named(left, form)
     if len(forms) > 2:
         raise Unread("a chain of equations")
-    return _equal(*(read_formula(side) for side in sides))
+    return equation(*(read_formula(side) for side in sides))
+
+
+def _side(text: str, depth: int) -> Form:
+    """A side of a chain that may not be the answer: what cannot be read is as it is spelled."""
+    try:
+        return _read(text, depth - 1)
+    except Unread:
+        return _as_spelled(text)
 
 
 def _constant(text: str) -> Fraction | None:
     return read_formula(without_unit(text)).constant()
-
-
-def _equal(left: Expression, right: Expression) -> Form:
-    difference = monic(left, right)[0]
-    return Form(f"q:{difference.key()}=0", "equation", (), True, f"{difference.key()}=0")

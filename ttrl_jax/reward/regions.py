@@ -11,8 +11,9 @@ from ttrl_jax.reward.units import without_unit
 MIRROR = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 VARIABLE = re.compile(r"(?:[A-Za-z]|\\(?!pi\b|infty)[A-Za-z]+)(?: ?_ ?(?:[A-Za-z0-9]|\{ ?[A-Za-z0-9]+ ?\}))?'*")
 _UNKNOWN = re.compile(r"[xyzt]|\\theta")  # names of unknowns rather than of given numbers
+_ABSOLUTE = re.compile(rf"\| ?({VARIABLE.pattern}) ?\|")
 _CALLED = re.compile(r"[fghFGHPQT] ?\( ?[a-z] ?\)")
-_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
+LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 _WRITTEN = {"<": "<", "<=": r"\le ", ">": ">", ">=": r"\ge ", "!=": r"\ne ", "": ""}
 _INFINITE = {r"\infty": math.inf, r"-\infty": -math.inf}
 
@@ -33,9 +34,13 @@ def inequality(sides: list[str], signs: list[str]) -> tuple[Form, str]:
         if any(sign[0] != "<" for sign in signs):
             raise Unread("relations")
         ends = [read_formula(without_unit(side)) for side in sides]
+        if len(signs) == 2 and (inside := _ABSOLUTE.fullmatch(sides[1])) and (_value(ends[0]) or -1) > 0:
+            low, closed, high, closed_above = ends[0], signs[0] == "<=", ends[2], signs[1] == "<="
+            mirror = (negative(high), closed_above, negative(low), closed)
+            return union([interval(mirror), interval((low, closed, high, closed_above))]), inside[1]
         if len(signs) > 2 or not _bounds(sides[1], ends[0], ends[2]):
             text = "".join(f"{end.key()}{_WRITTEN[sign]}" for end, sign in zip(ends, [*signs, ""], strict=True))
-            if len({letter for end in ends for letter in _LETTER.findall(end.key())}) == 1:
+            if len({letter for end in ends for letter in LETTER.findall(end.key())}) == 1:
                 return Form(f"q:{text}", "inequality", (), True, text), ""
             return Form(f"q:{text}", f"chain({' '.join(signs)})", tuple(ends), True, text), ""
         return interval((ends[0], signs[0] == "<=", ends[2], signs[1] == "<=")), sides[1]
@@ -94,8 +99,12 @@ def _both(a: Form, b: Form) -> Form | None:
     return interval((low.parts[0], low.shape[0] == "[", high.parts[1], high.shape[1] == "]"))
 
 
+def value_of(form: Form) -> float | None:
+    """The value of a real number; None of what has variables, and of all else."""
+    return _value(form.parts[0]) if form.shape in ("number", "expression") else None
+
+
 def _value(end: Expression) -> float | None:
-    """The value of an end without variables."""
     if end.key() in _INFINITE:
         return _INFINITE[end.key()]
     known = end.values is not None and all(value == end.values[0] and value.imag == 0 for value in end.values)
@@ -108,7 +117,7 @@ def _bounds(side: str, *ends: Expression) -> bool:
         return False
     atoms = {atom for end in ends for monomial in end.terms for atom, _ in monomial}
     letters = {atom for atom in atoms if VARIABLE.fullmatch(atom) and atom not in ("e", r"\infty", r"\pi")}
-    opaque = any("(" in atom and _LETTER.search(atom) for atom in atoms)
+    opaque = any("(" in atom and LETTER.search(atom) for atom in atoms)
     if not letters and not opaque:
         return True
     return bool(_UNKNOWN.fullmatch(side)) and not any(map(_UNKNOWN.fullmatch, letters))

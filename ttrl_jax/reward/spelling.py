@@ -7,130 +7,85 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from ttrl_jax.reward.extract import closing_brace
+from ttrl_jax.reward.boxes import closing_brace
 
 _MAX_WRAPPERS = 4  # nested \text{...} taken off; each costs a pass over the text
 _MAX_NUMBER_LENGTH = 2_000  # characters; a longer text is not read as a number
 _MAX_DIGITS = 1_000  # digits in the whole number; more is compared as text
 _MAX_EXPONENT = 1_000  # power of ten, either sign; more is compared as text
 
-_FONTS = "mathbf|mathit|mathsf|mathtt|boldsymbol|bm|underline|underbrace|overbrace|displaystyle|textstyle|limits"
-_SIZES = r"left\.?|right\.?|[bB]igg?[lrm]?"
 _O = r"(?:\\circ(?![A-Za-z])|\\(?:text|mathrm) ?\{ ?o ?\}|o(?![A-Za-z]))"
-# One pass, so that the second back-slash of a line break `\\` is never taken for the start of `\,`.
-_LOOK = re.compile(
-    r"(?=[\\,\s~\u2212\u2013\u00b0^{m\u2026$\u20ac\u00a3\u00a5\u200b\ufeff])(?:"  # most characters are none of these
-    r"(?P<keep>\\\\)"
-    r"|(?P<comma>,\s*\\!\s*)"  # 10,\!080: the usual way to write a thousands comma
-    r"|(?P<frac>\\[cdt]frac(?![A-Za-z]))"
-    r"|(?P<binom>\\[dt]binom(?![A-Za-z]))"
-    r"|(?P<unit>\\(?:mathbf|boldsymbol|bm|hat|vec) ?(?:\{ ?(?:\\hat ?\{?)?|(?= ?[\\ijk]))"
-    r"(?P<axis>\\?[ij]math|[ijk])(?![A-Za-z]) ?\}{0,2})"
-    r"|(?P<letter>\\(?:mathrm|text|operatorname) ?\{ ?(?P<upright>[iexd]|[0-9.,]+) ?\})"
-    r"|(?P<dollar>\\text ?\{ ?\\?\$ ?\})"
-    r"|(?P<text>\\(?:text(?:bf|it|rm|normal|sf|tt|up)|emph|[mh]box)(?![A-Za-z]))"
-    r"|(?P<named>\\operatorname\*? ?\{ ?(?P<function>[a-z]{2,7}) ?\})"
-    r"|(?P<space>\s+|~|\\[;:\s]|\\q?quad)"
-    r"|(?P<minus>[\u2212\u2013])"
-    rf"|(?P<degree>\u00b0|(?:\{{ ?\}} ?)?\^ ?(?:\{{ ?{_O} ?\}}|\\circ(?![A-Za-z])|(?<=[0-9}}] \^)o(?![A-Za-z])"
-    r"|(?<=[0-9}]\^)o(?![A-Za-z])|\\(?:text|mathrm) ?\{ ?o ?\})|\\degree(?![A-Za-z]))"
-    r"|(?P<percent>\\%)"
-    r"|(?P<open>\\lbrace(?![A-Za-z]))"
-    r"|(?P<close>\\rbrace(?![A-Za-z]))"
-    r"|(?P<bar>\\(?:[lr]?vert)(?![A-Za-z]))"
-    r"|(?P<round>\\langle(?![A-Za-z]))"
-    r"|(?P<unround>\\rangle(?![A-Za-z]))"
-    r"|(?P<mod>\\[bp]?mod(?![A-Za-z])|(?<=[( ])mod(?= ?[0-9a-z]))"
-    r"|(?P<dots>\\[lcd]?dots(?![A-Za-z])|\u2026)"
-    r"|(?P<ne>\\not ?=)"
-    r"|(?P<backslash>\\backslash(?![A-Za-z])|\\setminus(?![A-Za-z]))"
-    r"|(?P<lg>\\l(?:og|g) ?_ ?(?:10|\{ ?10 ?\})(?![0-9]))"
-    rf"|(?P<drop>\\[,!]|\\(?:{_SIZES}|{_FONTS})(?![A-Za-z])"
-    r"|\\(?:text)?color ?\{[^{}]{0,40}\}|\\tag\*? ?\{[^{}]{0,40}\}|\\therefore(?![A-Za-z])"
-    r"|\\?\$|[\u20ac\u00a3\u00a5\u200b\ufeff]|\\[()\[\]]))"
+# What is written for a pattern; the first that fits. One pass, so that the second back-slash of a line break `\\` is
+# never taken for the start of `\,`.
+_TABLE = (
+    (r"\\\\", r"\\"),
+    (r",\s*\\!\s*", ","),  # 10,\!080: the usual way to write a thousands comma
+    (r"(?<=[0-9])\s?\{\s?,\s?\}\s?(?=[0-9]{3})", ""),  # 10{,}080: another
+    (
+        r"\\(?:mathbf|boldsymbol|bm|hat|vec) ?(?:\{ ?(?:\\hat ?\{?)?|(?= ?[\\ijk]))"
+        r"\\?(?P<axis>[ijk])(?:math)?(?![A-Za-z]) ?\}{0,2}",
+        r"\\hat \g<axis> ",
+    ),
+    (r"\\(?:mathrm|text|operatorname) ?\{ ?(?P<upright>[iexd]|[0-9.,]+) ?\}", r"\g<upright>"),
+    (r"\\operatorname\*? ?\{ ?(?P<function>[a-z]{2,7}) ?\}", r"\\\g<function> "),
+    (r"(?<=[\w)}]),?\s*\\q?quad\s*(?=[A-Za-z](?:_(?:\w|\{\w+\}))?\s*=)", ", "),  # x = 1 \quad y = 2
+    (r"\s+|~|\\[;:\s]|\\q?quad", " "),
+    (
+        rf"(?:\{{ ?\}} ?)?\^ ?(?:\{{ ?{_O} ?\}}|\\circ(?![A-Za-z])|(?<=[0-9}}] \^)o(?![A-Za-z])"
+        r"|(?<=[0-9}]\^)o(?![A-Za-z])|\\(?:text|mathrm) ?\{ ?o ?\})",
+        r"^{\circ}",
+    ),
+    (r"(?<=[( ])mod(?= ?[0-9a-z])", r"\pmod"),
+    (r"\\not ?=", r"\ne"),
+    (r"\\l(?:og|g) ?_ ?(?:10|\{ ?10 ?\})(?![0-9])", r"\lg "),
+    (r"\\(?:text)?color ?\{[^{}]{0,40}\}|\\tag\*? ?\{[^{}]{0,40}\}|\\text ?\{ ?\\?\$ ?\}", ""),
+    (r"\\(?:left|right)\.|\\?\$|\\[,!()\[\]]", ""),
+    (r"\\%", "%"),
 )
-_LOOK_BECOMES = {
-    "keep": "\\\\",
-    "comma": ",",
-    "dollar": "",
-    "frac": "\\frac",
-    "binom": "\\binom",
-    "text": "\\text",
-    "space": " ",
-    "minus": "-",
-    "degree": "^{\\circ}",
-    "percent": "%",
-    "open": "\\{",
-    "close": "\\}",
-    "bar": "|",
-    "round": "(",
-    "unround": ")",
-    "mod": "\\pmod",
-    "dots": "...",
-    "ne": "\\ne",
-    "backslash": "\\setminus",
-    "lg": "\\lg ",
-    "drop": "",
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z]{2})")  # \\frac, as JSON writes it; where lines end, \\ is something else
+_WRITTEN = {f"row{i}": written for i, (_, written) in enumerate(_TABLE)}
+_LOOK = re.compile(
+    r"(?=[\\,\s~^{m$])(?:"  # most characters are none of these
+    + "".join(f"(?P<row{i}>{pattern})|" for i, (pattern, _) in enumerate(_TABLE))
+    + r"\\(?P<macro>[A-Za-z]+))"
+)
+_MACROS = {
+    **dict.fromkeys("cfrac dfrac tfrac".split(), r"\frac"),
+    **dict.fromkeys("dbinom tbinom".split(), r"\binom"),
+    **dict.fromkeys("textbf textit textrm textnormal textsf texttt textup emph hbox mbox".split(), r"\text"),
+    **dict.fromkeys("left right big bigg bigl bigm bigr biggl biggm biggr".split(), ""),
+    **dict.fromkeys("Big Bigg Bigl Bigm Bigr Biggl Biggm Biggr".split(), ""),
+    **dict.fromkeys("mathbf mathit mathsf mathtt boldsymbol bm underline underbrace overbrace".split(), ""),
+    **dict.fromkeys("displaystyle textstyle limits therefore".split(), ""),
+    **dict.fromkeys("vert lvert rvert".split(), "|"),
+    **dict.fromkeys("ldots cdots dots".split(), "..."),
+    **dict.fromkeys("leq leqslant".split(), r"\le"),
+    **dict.fromkeys("geq geqslant".split(), r"\ge"),
+    **dict.fromkeys("mod bmod pmod".split(), r"\pmod"),
+    **{"backslash": r"\setminus", "neq": r"\ne", "lt": "<", "gt": ">", "degree": r"^{\circ}"},
+    **{"lbrace": r"\{", "rbrace": r"\}", "langle": "(", "rangle": ")"},
 }
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣᵃᵇᵏᵐ", "0123456789+-=()nixabkm", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙᵢₓₐₖₘⱼ", "0123456789+-=()nixakmj", strict=True))
 _RAISED = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+|[{''.join(_SUBSCRIPTS)}]+")
+_SIGNS = r"""
+    π \pi ∞ \infty × \times · \cdot ⋅ \cdot ∗ \cdot ÷ / ∕ / ≤ \le ⩽ \le ≥ \ge ⩾ \ge ≠ \ne ≈ \approx ≡ \equiv ± \pm ∓ \mp
+    √ \sqrt ∪ \cup ∩ \cap ∈ \in ∖ \setminus ∣ \mid ∠ \angle ℝ \mathbb{R} ℤ \mathbb{Z} ℕ \mathbb{N} ∅ \emptyset ′ ' ″ ''
+    ⌊ \lfloor ⌋ \rfloor ⌈ \lceil ⌉ \rceil ⟨ ( ⟩ ) − - – - … ... ° ^{\circ} ℃ ^{\circ}C 、 , 。 . “ " ” " ‘ ' ’ '
+    α \alpha β \beta γ \gamma δ \delta θ \theta λ \lambda μ \mu µ \mu φ \varphi Ω \Omega
+""".split()
 _UNICODE = str.maketrans(
     {
-        "π": "\\pi ",
-        "∞": "\\infty ",
-        "×": "\\times ",
-        "·": "\\cdot ",
-        "⋅": "\\cdot ",
-        "∗": "\\cdot ",
-        "÷": "/",
-        "∕": "/",
-        "≤": "\\le ",
-        "⩽": "\\le ",
-        "≥": "\\ge ",
-        "⩾": "\\ge ",
-        "≠": "\\ne ",
-        "≈": "\\approx ",
-        "≡": "\\equiv ",
-        "±": "\\pm ",
-        "∓": "\\mp ",
-        "√": "\\sqrt ",
-        "∪": "\\cup ",
-        "∩": "\\cap ",
-        "∈": "\\in ",
-        "∖": "\\setminus ",
-        "∣": "\\mid ",
-        "∠": "\\angle ",
-        "ℝ": "\\mathbb{R}",
-        "ℤ": "\\mathbb{Z}",
-        "ℕ": "\\mathbb{N}",
-        "⌊": "\\lfloor ",
-        "⌋": "\\rfloor ",
-        "⌈": "\\lceil ",
-        "⌉": "\\rceil ",
-        "⟨": "(",
-        "⟩": ")",
-        "∅": "\\emptyset ",
-        "′": "'",
-        "″": "''",
-        "℃": "°C",
-        "µ": "\\mu ",
-        "Ω": "\\Omega ",
-        "、": ",",
-        "。": ".",
-        "“": '"',
-        "”": '"',
-        "‘": "'",
-        "’": "'",
-        "¢": " cents",
-        **{chr(code): f"\\{name} " for code, name in ((945, "alpha"), (946, "beta"), (947, "gamma"), (948, "delta"))},
-        **{chr(code): f"\\{name} " for code, name in ((952, "theta"), (955, "lambda"), (956, "mu"), (966, "varphi"))},
+        sign: f"{name} " if name[0] == "\\" and name[-1] != "}" else name
+        for sign, name in zip(_SIGNS[::2], _SIGNS[1::2], strict=True)
     }
+    | dict.fromkeys("€£¥\u200b\ufeff", "")
+    | {"¢": " cents"}
 )
 _COUNTERS = re.compile(r"(?<=[0-9]) ?(?:厘米|千米|公里|分钟|小时|元|个|人|度|米|天|岁|种)$")
 _WRAPPER = re.compile(r"\\(?:text|mathrm|boxed|fbox|framebox) ?\{")
 # A comma between digits that is no list: three digits follow. A decimal comma (0,123) is none.
-_THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3})+(?![0-9]|,[0-9])")
+_THOUSANDS = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _SPACED = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:(?: [0-9]{3})+(?:\.[0-9]+)?|(?:\.[0-9]{3}){2,})")
 # Prose around an answer: "The answer is 5", "5 is the answer".
 _SAID = re.compile(
@@ -145,7 +100,7 @@ _ANSWERED = re.compile(
 _LOOPED = re.compile(r"(?<![0-9.])([0-9]*\.[0-9]{0,6}?)(?:([0-9])\2\2+|([0-9]{2,6})\3+) ?\.\.\.")
 _DOTTED = re.compile(r"([0-9]*\.[0-9]*)\\dot ?\{?([0-9])\}? ?([0-9]*) ?\\dot ?\{?([0-9])\}?")
 
-_UNSIGNED = r"(?:(?:[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
+_UNSIGNED = r"(?:(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
 _SIGNED = rf"[+-]? ?{_UNSIGNED}"
 _POWER = r"[eE](?P<e>[+-]?[0-9]+)| ?\\(?:times|cdot) ?10 ?\^ ?(?:\{ ?(?P<power>[+-]?[0-9]+) ?\}|(?P<digit>[0-9]))"
 _DECIMAL = re.compile(rf"(?P<number>{_SIGNED})(?:{_POWER})?")
@@ -162,6 +117,8 @@ def plain(text: str) -> str:
         # The second makes full-width digits, commas and brackets plain ones.
         text = _RAISED.sub(_raised, text.translate(_UNICODE))
         text = unicodedata.normalize("NFKC", "".join(map(_fraction, text))).translate(_UNICODE)
+    if "\\\\" in text and "\\begin" not in text:
+        text = _DOUBLED.sub(r"\\", text)
     text = " ".join(_LOOK.sub(_look, text).split())
     if not text.isascii():
         text = _COUNTERS.sub("", text)
@@ -201,22 +158,19 @@ def without_end(text: str) -> str:
 
 
 def without_thousands(text: str) -> str:
-    """Join the groups of thousands, `1,234` or `1{,}234`. Within brackets a comma separates."""
-    text = re.sub(r"(?<=[0-9])\{,\}(?=[0-9]{3})", "", text)
-    if "," not in text:
+    """Join the groups of thousands, `1,234`. Within brackets a comma separates."""
+    if "," not in text or "\\{" in text:
         return text
     depth, depths = 0, []
     for character in text:
         depth += (character in "([") - (character in ")]")
         depths.append(depth)
-    if "\\{" in text:
-        return text
-    return _THOUSANDS.sub(lambda m: m[0] if depths[m.start()] > 0 else re.sub(r"[{},]", "", m[0]), text)
+    return _THOUSANDS.sub(lambda m: m[0] if depths[m.start()] > 0 else m[0].replace(",", ""), text)
 
 
 def read_number(text: str) -> Fraction | None:
     """Return the number that a text is: leading zeros, decimals, thousands, a/b, `\\frac`, powers of ten, 3 1/2."""
-    if len(text) > _MAX_NUMBER_LENGTH or sum(map(str.isdigit, text)) > _MAX_DIGITS:
+    if len(text) > _MAX_DIGITS and (len(text) > _MAX_NUMBER_LENGTH or sum(map(str.isdigit, text)) > _MAX_DIGITS):
         return None
     if match := _DECIMAL.fullmatch(text):
         exponent = int(match["e"] or match["power"] or match["digit"] or 0)
@@ -234,14 +188,10 @@ def read_number(text: str) -> Fraction | None:
 
 
 def _look(match: re.Match[str]) -> str:
-    kind = match.lastgroup or ""
-    if match["unit"]:
-        return rf"\hat {match['axis'].strip(chr(92))[0]} "
-    if match["letter"]:
-        return match["upright"]
-    if match["named"]:
-        return rf"\{match['function']} "
-    return _LOOK_BECOMES[kind]
+    if match.lastgroup == "macro":
+        return _MACROS.get(match["macro"], match[0])
+    written = _WRITTEN[match.lastgroup or ""]
+    return match.expand(written) if r"\g" in written else written
 
 
 def _raised(match: re.Match[str]) -> str:

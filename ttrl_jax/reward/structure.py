@@ -5,32 +5,22 @@ import re
 _PIECE = re.compile(
     r"\\begin(?![A-Za-z])|\\end(?![A-Za-z])|\\[lr](?:floor|ceil)(?![A-Za-z])"
     r"|(?P<cup>\\cup(?![A-Za-z]))"
-    r"|(?P<relation>\\(?:leqslant|geqslant|leq|geq|le|ge|lt|gt|neq|ne|in|approx)(?![A-Za-z])|:=|<=|>=|!=|[=<>])"
+    r"|(?P<relation>\\(?:le|ge|ne|in|approx)(?![A-Za-z])|:=|<=|>=|!=|[=<>])"
     r"|\\[A-Za-z]+|\\.|[()\[\]{}]|(?P<comma>,)|(?P<semicolon>;)|(?P<colon>:)"
 )
 _OPEN = ("(", "[", "{", "\\{", "\\begin", "\\lfloor", "\\lceil")
 _CLOSE = (")", "]", "}", "\\}", "\\end", "\\rfloor", "\\rceil")
-RELATIONS = {
-    "\\leqslant": "<=",
-    "\\leq": "<=",
-    "\\le": "<=",
-    "\\geqslant": ">=",
-    "\\geq": ">=",
-    "\\ge": ">=",
-    "\\lt": "<",
-    "\\gt": ">",
-    "\\neq": "!=",
-    "\\ne": "!=",
-    "\\in": "in",
-    "\\approx": "approx",
-    ":=": "=",
-}
-
+_RELATIONS = {"\\le": "<=", "\\ge": ">=", "\\ne": "!=", "\\in": "in", "\\approx": "approx", ":=": "="}
+_OR = re.compile(
+    r" ?(?:,? ?\\(?:text|mathrm) ?\{ ?(?:or|and) ?\}|(?<= )(?:or|and)(?= )|\\(?:lor|vee)(?![A-Za-z])"
+    r"|(?<=[0-9)}\]])(?:or|and)(?=[(\[0-9-]|[A-Za-z] ?[=(])) ?"  # x=1orx=2
+)
+_AND = re.compile(r"(?<![A-Za-z])and(?![A-Za-z])|\\(?:land|wedge)(?![A-Za-z])")
 
 # One of these is in every text that has a separator of the kind.
 _OF_KIND = {
     "cup": ("\\cup",),
-    "relation": ("=", "<", ">", "\\l", "\\g", "\\ne", "\\in", "\\approx"),
+    "relation": ("=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\approx"),
     "comma": (",",),
     "semicolon": (";",),
     "colon": (":",),
@@ -45,7 +35,7 @@ def split(text: str, kind: str) -> list[str]:
 def relations(text: str) -> tuple[list[str], list[str]]:
     """Return the sides of the relations outside of all brackets, and the relations between them."""
     sides, signs = _cut(text, "relation")
-    return sides, [RELATIONS.get(sign, sign) for sign in signs]
+    return sides, [_RELATIONS.get(sign, sign) for sign in signs]
 
 
 def encloses(text: str) -> bool:
@@ -56,6 +46,17 @@ def encloses(text: str) -> bool:
         if depth == 0:
             return match.end() == len(text)
     return False
+
+
+def joined_by_commas(text: str) -> tuple[str, str]:
+    """Write "or" and "and" between answers as a comma, and say which of the two it was."""
+    if not any(word in text for word in ("or", "and", "\\vee", "\\wedge")):
+        return text, ""
+    if _OR.search(text) is None and _AND.search(text) is None:
+        return text, ""
+    words = "and" if _AND.search(text) else "or"
+    text = re.sub(r"\\(?:land|wedge)(?![A-Za-z])", ", ", text)
+    return re.sub(r",\s*,", ",", _OR.sub(", ", text)), words
 
 
 def _cut(text: str, kind: str) -> tuple[list[str], list[str]]:

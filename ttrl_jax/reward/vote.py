@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ttrl_jax.reward.equivalence import Clusters, key
+from ttrl_jax.reward.equivalence import Clusters, cluster, key, same
 from ttrl_jax.reward.extract import Answer
-from ttrl_jax.reward.guard import cluster, same
 from ttrl_jax.reward.symbolic import Undecided, question
 
 # Processor time for finding one answer among those of a ballot. With that of the vote, `symbolic.Limits`, 5 seconds.
@@ -21,7 +20,7 @@ class Ballot:
     counts: tuple[int, ...]  # votes per class
     answers: tuple[Answer, ...]  # per class, the answer that was seen first
     undecided: int  # pairs of answers that may be the same, which could not be decided; they count as different
-    pairs: tuple[Undecided, ...] = ()  # those of them that were compared
+    pairs: tuple[Undecided, ...] = ()  # those of them, up to `2 * equivalence.MAX_PAIRS`
 
     @property
     def leaders(self) -> tuple[int, ...]:

@@ -1,11 +1,11 @@
-"""Read answers that are no formula: words, times of day, numbers with a base, congruences."""
+"""Read answers that are no formula: words, times of day, numbers with a base, remainders."""
 
 import re
 from fractions import Fraction
 
-from ttrl_jax.reward.algebra import symbol
+from ttrl_jax.reward.algebra import number, symbol
 from ttrl_jax.reward.form import Form, expression_form, fixed_form, number_form
-from ttrl_jax.reward.formula import NAMES
+from ttrl_jax.reward.formula import NAMES, read_formula
 
 _BASE = re.compile(
     r"\(? ?(?:\\(?:text|mathrm) ?\{ ?)?([0-9A-Za-z]*[0-9A-F]) ?\}? ?\)? ?"
@@ -17,6 +17,7 @@ _TEXT = re.compile(r"\\(?:text|mathrm) ?\{([^{}]*)\}")
 _WORDS = re.compile(r"[^\W\d_]+(?:['.:!? -]+[^\W\d_]+)*")
 _NO_WORDS = {name.lower() for name in NAMES} | {"and"}  # pi, sqrt; "A and B" are two letters
 _TIME = re.compile(r"([0-9]{1,2})(?: ?: ?([0-9]{2}))? ?([ap])\.? ?m\.?", re.IGNORECASE)
+_REMAINDER = re.compile(r"(?:[A-Za-z] ?\\equiv ?)?(.+?) ?(?:\( ?)?\\pmod ?(.+?)(?: ?\))?")
 # Words that stand for something else, without their article.
 _NOTHING = set(
     "empty set;no solution;no solutions;no real solution;no real solutions;there is no solution;"
@@ -81,3 +82,15 @@ def read_base(text: str) -> Form | None:
     written = match[1].upper().lstrip("0") or "0"
     bare = (f"n:{written}", f"n:{int(written, base)}") if written.isdigit() else ()
     return fixed_form(f"b:{written}_{base}", "base", bare)
+
+
+def read_remainder(text: str) -> Form | None:
+    """Read `x \\equiv 10 \\pmod 7`, which is `3 \\pmod 7`; None for anything else."""
+    match = _REMAINDER.fullmatch(text) if "\\pmod" in text else None
+    if match is None:
+        return None
+    rest, modulus = (read_formula(part) for part in match.groups())
+    whole = rest.constant(), modulus.constant()
+    if None not in whole and whole[1] > 0:
+        rest = number(whole[0] % whole[1])
+    return fixed_form(f"m:{rest.key()} mod {modulus.key()}", "remainder")

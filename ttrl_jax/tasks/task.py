@@ -13,9 +13,8 @@ from pathlib import Path
 
 from ttrl_jax.data.prompts import Turn
 from ttrl_jax.errors import InputError
-from ttrl_jax.reward import guard
 from ttrl_jax.reward.choices import offered
-from ttrl_jax.reward.equivalence import Clusters
+from ttrl_jax.reward.equivalence import Clusters, cluster, same
 from ttrl_jax.reward.extract import Answer, extract, in_format
 
 Reader = Callable[[str], Answer | None]  # response -> answer
@@ -68,8 +67,8 @@ def by_strategies(
         " or ".join(strategies),
         messages,
         reader,
-        guard.cluster,
-        guard.same,
+        cluster,
+        same,
         formed,
         {} if formed is None else _readings(reader, formed, flexible),
         reader_of=(lambda question: functools.partial(reader, offered=offered(question))) if choice else None,
