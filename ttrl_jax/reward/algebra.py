@@ -182,23 +182,14 @@ def unknown(name: str, *arguments: Expression) -> Expression:
 
 
 def _exact(name: str, arguments: list[Fraction | None]) -> Fraction | None:
-    known = [a for a in arguments if a is not None]
-    if len(known) < len(arguments):
+    if None in arguments:
         return None
     if name == "logbase":
-        return _logarithm(*known)
-    if name in _EXACT:
-        return Fraction(_EXACT[name](*known))
-    if all(a.denominator == 1 for a in known):
-        whole = [int(a) for a in known]
-        if name in ("gcd", "lcm"):
-            return Fraction({"gcd": math.gcd, "lcm": math.lcm}[name](*whole))
-        if all(0 <= a <= _MAX_FACTORIAL for a in whole):
-            if name == "doublefactorial":
-                return Fraction(math.prod(range(whole[0], 0, -2)))
-            if name in ("factorial", "binom"):
-                return Fraction({"factorial": math.factorial, "binom": math.comb}[name](*whole))
-    return None
+        return _logarithm(*arguments)
+    whole = all(argument.denominator == 1 for argument in arguments)
+    if name in _OF_WHOLE and whole and (name in ("gcd", "lcm") or all(0 <= n <= _MAX_FACTORIAL for n in arguments)):
+        return Fraction(_OF_WHOLE[name](*map(int, arguments)))
+    return Fraction(_EXACT[name](*arguments)) if name in _EXACT else None
 
 
 def _logarithm(base: Fraction, value: Fraction) -> Fraction | None:
@@ -372,12 +363,10 @@ _WRITTEN = {
     "prod": r"\prod_{{{1}={2}}}^{{{3}}}({4})",
     "logbase": r"\log_{{{1}}}({2})",
 }
-_EXACT: dict[str, Callable[..., Fraction | int]] = {
-    "abs": abs,
-    "floor": math.floor,
-    "ceil": math.ceil,
-    "max": max,
-    "min": min,
+_EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "max": max, "min": min}
+_OF_WHOLE: dict[str, Callable[..., int]] = {
+    **{"gcd": math.gcd, "lcm": math.lcm, "factorial": math.factorial, "binom": math.comb},
+    "doublefactorial": lambda n: math.prod(range(n, 0, -2)),
 }
 _CONSTANTS = {r"\pi": complex(math.pi), "e": complex(math.e), "i": 1j}
 _FUNCTIONS: dict[str, Callable[..., complex]] = {

@@ -5,8 +5,9 @@ What is alike (the tests hold a list with reasons):
   percent       `50\\%` = `50 percent` = 1/2, and in a ballot without 1/2 it is 50 (`ballot.py`)
   degrees       `90^\\circ` = 90
   units         dropped, and so are currencies: `5 cm` = `5\\text{ m}` = `\\$5` = 5; what is a unit, `units.py` lists
-  names         `x = 5` = `f(2) = 5` = `x \\in \\{5\\}` = `m + n = 5` = 5, but `x = 5` beside `y = 5` are apart
-                (`ballot.py`); `x = 2, y = 3` and `(x, y) = (2, 3)` = `(2, 3)`, by name; `x_1 = 2, x_2 = 3` are roots
+  names         `x = 5` = `f(2) = 5` = `x \\in \\{5\\}` = `m + n = 5` = `x = 2 + 3 = 5` = 5, but `x = 5` beside `y = 5`
+                are apart (`ballot.py`); `x = 2, y = 3` and `(x, y) = (2, 3)` = `(2, 3)`, by name; `x_1 = 2, x_2 = 3`
+                are roots
   lists, sets   in any order; a list is a set unless it has an item twice: `1, 2` = `\\{2, 1\\}`; `\\{5\\}` is 5,
                 `5, 5` is not; `\\{1\\} \\cup \\{2\\}` = `\\{1, 2\\}`
   `\\pm`         two answers: `1 \\pm 2` = `3, -1`, `(0, \\pm 3)` = `(0, 3), (0, -3)`; two `\\pm` are four
