@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
+from ttrl_jax import ctrl_c
 from ttrl_jax.errors import InputError
 from ttrl_jax.run import distributed
 from ttrl_jax.run.interrupt import Interrupted, left_behind
@@ -113,6 +114,7 @@ def leave(code: int) -> NoReturn:
 
 def _run(main: Callable[..., int], doc: str, takes: str | None, several: bool) -> int:
     try:
+        ctrl_c.raises()
         if {"--help", "-h"} & set(sys.argv):
             print(f"{doc.strip()}\n\n{_flag_help()}")
             return 0
