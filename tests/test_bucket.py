@@ -8,16 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import HTTPServer
 from pathlib import Path
 
+import bucket
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pod
 import pytest
+import tensorstore
 from finished_run import results
-from gcp_storage_emulator.server import RequestHandler, create_server
 
 from ttrl_jax.errors import InputError
 from ttrl_jax.run import folder, places
@@ -39,20 +39,13 @@ Place = Callable[[str], Path]
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[None]:
     """A bucket named `bucket`, in memory, which this process and those that it starts find by their environment."""
-    port = pod.free_port()
-    # It answers one request after the other: more may wait than 5, and none waits for a client that says nothing.
-    HTTPServer.request_queue_size, RequestHandler.timeout = 256, 10
-    server = create_server("localhost", port, in_memory=True, default_bucket="bucket")
-    server.start()
-    address = f"http://localhost:{port}"
-    with pytest.MonkeyPatch.context() as environment:
+    with bucket.serve("bucket") as address, pytest.MonkeyPatch.context() as environment:
         environment.setenv("STORAGE_EMULATOR_HOST", address)  # gcsfs and Google's own packages
         environment.setenv("TENSORSTORE_GCS_HTTP_URL", address)
         environment.setenv("GOOGLE_CLOUD_PROJECT", "project")
         environment.setenv("NO_GCE_CHECK", "true")  # nothing is asked of a network
         environment.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # which the emulator has not
         yield
-    server.stop()
 
 
 @pytest.fixture
@@ -63,6 +56,22 @@ def place(emulator: None, request: pytest.FixtureRequest) -> Place:
 
 def names(where: Path) -> set[str]:
     return {path.name for path in where.iterdir()} if where.exists() else set()
+
+
+def test_tensorstore_is_answered_as_by_the_service(place: Place):
+    """An object's generation is told where it is read, and asked for where it is written; lists have bounds."""
+    where = {"driver": "gcs", "bucket": "bucket", "path": f"{place('keys')}/".removeprefix("gs://bucket/")}
+    store = tensorstore.KvStore.open(where).result()
+    for key in ("a", "b", "c"):
+        store[key] = b"first"
+    read = store.read("a").result().stamp.generation
+    assert read == store.read("a", if_not_equal=b"").result().stamp.generation != b""
+    written = store.write("a", b"second", if_equal=read).result().generation
+    assert written not in (read, b"") and store["a"] == b"second"
+    assert store.write("a", b"third", if_equal=read).result().generation == b"" and store["a"] == b"second"
+    assert store.read("a", if_not_equal=written).result().state == "unspecified"
+    store.delete_range(tensorstore.KvStore.KeyRange("b", "c")).result()
+    assert store.list().result() == [b"a", b"c"]
 
 
 def test_rows_are_there_once_flushed_and_later_ones_are_dropped(place: Place):
@@ -161,11 +170,6 @@ def start(module: str, *arguments: str) -> subprocess.Popen:
     )
 
 
-# The emulator answers some of TensorStore's requests at once with a generation that it then refuses ("Malformed
-# StorageGeneration"), which ends a run now and then.
-BY_HAND = pytest.mark.skipif("TTRL_BUCKET" not in os.environ, reason="whole runs on the emulator: TTRL_BUCKET=1")
-
-
 def finish(module: str, *arguments: str) -> str:
     process = start(module, *arguments)
     said, _ = process.communicate(timeout=300)
@@ -180,7 +184,6 @@ def saved(workdir: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@BY_HAND
 def test_a_killed_run_ends_as_one_on_a_disk_and_is_used(place: Place, tmp_path: Path):
     """Invariance: SIGKILL after the second checkpoint; then evaluate, export and report read the run."""
     alone, workdir = tmp_path / "run", place("run")
@@ -210,7 +213,6 @@ def test_a_killed_run_ends_as_one_on_a_disk_and_is_used(place: Place, tmp_path: 
 
 
 @pytest.mark.slow
-@BY_HAND
 def test_two_processes_write_one_run(place: Place):
     """Pulse: each sends its part of a checkpoint; started again, both see that the run is finished."""
     workdir = place("run")

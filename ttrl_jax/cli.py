@@ -104,8 +104,9 @@ def run(
 
 def leave(code: int) -> NoReturn:
     """End the program. At once after an error that is a sentence, which would be buried by what a full disk means to
-    the threads and the exit handlers of libraries; and where a compile has been left behind."""
-    if code == USAGE_ERROR or left_behind():
+    the threads and the exit handlers of libraries; after a signal, when all is saved and Python would take seconds to
+    put its memory in order; and where a compile has been left behind."""
+    if code == USAGE_ERROR or code >= 128 or left_behind():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
