@@ -16,6 +16,8 @@ tensorstore/kvstore/gcs_http/ of github.com/google/tensorstore): it takes the mi
 import contextlib
 import io
 import re
+import socket
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -118,6 +120,10 @@ def _close(handler: RequestHandler, status: HTTPStatus) -> None:
 class _Server(ThreadingHTTPServer):
     request_queue_size = 256  # TensorStore connects often at once
     daemon_threads = True
+
+    def handle_error(self, request: socket.socket, client_address: tuple[str, int]) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # as of a process that is killed
+            super().handle_error(request, client_address)
 
 
 class _InMemory(Storage):
