@@ -4,9 +4,9 @@
 
 Needs the command of a mergekit installed in an environment of its own (`pip install mergekit`; 0.1.5 is the release
 this was last run with). Makes two random models of the quickstart's shape, but of 6 layers, in a temporary folder,
-merges them by each recipe in each type, and compares the weights. Takes three minutes. Exit code 1 if a weight differs by
-more than 1e-5 in float32, or if more than one in a thousand differ in bfloat16, where sums in another order round some
-the other way.
+merges them by each recipe in each type, and compares the weights. Takes three minutes. Exit code 1 if a weight differs
+by more than 1e-5 in float32, or if more than one in a thousand differ in bfloat16, where sums in another order round
+some the other way.
 """
 
 import argparse
