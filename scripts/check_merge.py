@@ -4,9 +4,9 @@
 
 Needs the command of a mergekit installed in an environment of its own (`pip install mergekit`; 0.1.5 is the release
 this was last run with). Makes two random models of the quickstart's shape, but of 6 layers, in a temporary folder,
-merges them by each recipe in each type, and compares the weights. Takes two minutes. Exit code 1 if a weight differs by
-more than 1e-5 in float32, or if more than one in a thousand differ in bfloat16, where sums in another order round some
-the other way.
+merges them by each recipe in each type, and compares the weights. Takes three minutes. Exit code 1 if a weight differs
+by more than 1e-5 in float32, or if more than one in a thousand differ in bfloat16, where sums in another order round
+some the other way.
 """
 
 import argparse
@@ -32,11 +32,13 @@ BY_FILTER = [
     {"filter": "mlp", "value": [1, 0.5, 0.7, 0.3, 0]},
     {"value": 0.5},
 ]
-# (t, ranges of layers); a list without a filter shows what a tensor of no layer gets.
+# (t, ranges of layers, none for whole models); a list without a filter shows what a tensor of no layer gets.
 RECIPES = {
     "by filter": (BY_FILTER, [[0, 6]]),
     "one list": ([0.2, 0.9], [[0, 6]]),
     "three slices, one of a single layer": (BY_FILTER, [[0, 2], [2, 5], [5, 6]]),
+    "whole models, by filter": (BY_FILTER, None),
+    "whole models, one number": (0.3, None),
 }
 LARGEST, SHARE = 1e-5, 1e-3
 
@@ -75,9 +77,10 @@ def make_model(folder: Path, *, seed: int) -> Path:
     return folder
 
 
-def recipe(names: list[str], *, t: list, slices: list[list[int]], dtype: str) -> dict:
-    return {
-        "slices": [{"sources": [{"model": name, "layer_range": span} for name in names]} for span in slices],
+def recipe(names: list[str], *, t: list | float, slices: list[list[int]] | None, dtype: str) -> dict:
+    whole = {"models": [{"model": name} for name in names]}
+    parts = [{"sources": [{"model": name, "layer_range": span} for name in names]} for span in slices or []]
+    return (whole if slices is None else {"slices": parts}) | {
         "merge_method": "slerp",
         "base_model": names[0],
         "parameters": {"t": copy.deepcopy(t)},  # else YAML writes an alias

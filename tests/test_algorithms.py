@@ -71,7 +71,7 @@ def critic_params(*, trunk):
     return jax.tree.map(jnp.asarray, {"head": head} | own)
 
 
-@pytest.mark.parametrize("trunk", ["own", "policy"])
+@pytest.mark.parametrize("trunk", [pytest.param("own", marks=pytest.mark.slow), "policy"])
 def test_the_critic_equals_the_slow_twin(trunk):
     """Its values, its loss away from the old values, and its gradient; none goes to the policy's states."""
     params, base = critic_params(trunk=trunk), jax.tree.map(jnp.asarray, random_params(LLAMA))

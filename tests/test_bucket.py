@@ -8,25 +8,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import HTTPServer
 from pathlib import Path
 
+import bucket
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pod
 import pytest
+import tensorstore
 from finished_run import results
-from gcp_storage_emulator.server import RequestHandler, create_server
+from tiny_model import on_mesh
 
+from ttrl_jax import cli, export
 from ttrl_jax.errors import InputError
+from ttrl_jax.model import weights
+from ttrl_jax.model.config import read_config
+from ttrl_jax.report import __main__ as report
 from ttrl_jax.run import folder, places
 from ttrl_jax.run.checkpoint import Checkpoints, check_disk
 from ttrl_jax.run.files import Files
 from ttrl_jax.run.metrics import Lines, read_lines, write_json
 
 ROOT = Path(__file__).parent.parent
-EPISODES = 6
+EPISODES = 4  # of two steps
 SMALL = [
     "--config=configs/quickstart.py", f"--config.episodes={EPISODES}", "--config.data.limit=4",
     "--config.rollout.prompts=2", "--config.rollout.votes=4", "--config.train.samples=4",
@@ -39,20 +44,13 @@ Place = Callable[[str], Path]
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[None]:
     """A bucket named `bucket`, in memory, which this process and those that it starts find by their environment."""
-    port = pod.free_port()
-    # It answers one request after the other: more may wait than 5, and none waits for a client that says nothing.
-    HTTPServer.request_queue_size, RequestHandler.timeout = 256, 10
-    server = create_server("localhost", port, in_memory=True, default_bucket="bucket")
-    server.start()
-    address = f"http://localhost:{port}"
-    with pytest.MonkeyPatch.context() as environment:
+    with bucket.serve("bucket") as address, pytest.MonkeyPatch.context() as environment:
         environment.setenv("STORAGE_EMULATOR_HOST", address)  # gcsfs and Google's own packages
         environment.setenv("TENSORSTORE_GCS_HTTP_URL", address)
         environment.setenv("GOOGLE_CLOUD_PROJECT", "project")
         environment.setenv("NO_GCE_CHECK", "true")  # nothing is asked of a network
         environment.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # which the emulator has not
         yield
-    server.stop()
 
 
 @pytest.fixture
@@ -63,6 +61,22 @@ def place(emulator: None, request: pytest.FixtureRequest) -> Place:
 
 def names(where: Path) -> set[str]:
     return {path.name for path in where.iterdir()} if where.exists() else set()
+
+
+def test_tensorstore_is_answered_as_by_the_service(place: Place):
+    """An object's generation is told where it is read, and asked for where it is written; lists have bounds."""
+    where = {"driver": "gcs", "bucket": "bucket", "path": f"{place('keys')}/".removeprefix("gs://bucket/")}
+    store = tensorstore.KvStore.open(where).result()
+    for key in ("a", "b", "c"):
+        store[key] = b"first"
+    read = store.read("a").result().stamp.generation
+    assert read == store.read("a", if_not_equal=b"").result().stamp.generation != b""
+    written = store.write("a", b"second", if_equal=read).result().generation
+    assert written not in (read, b"") and store["a"] == b"second"
+    assert store.write("a", b"third", if_equal=read).result().generation == b"" and store["a"] == b"second"
+    assert store.read("a", if_not_equal=written).result().state == "unspecified"
+    store.delete_range(tensorstore.KvStore.KeyRange("b", "c")).result()
+    assert store.list().result() == [b"a", b"c"]
 
 
 def test_rows_are_there_once_flushed_and_later_ones_are_dropped(place: Place):
@@ -161,11 +175,6 @@ def start(module: str, *arguments: str) -> subprocess.Popen:
     )
 
 
-# The emulator answers some of TensorStore's requests at once with a generation that it then refuses ("Malformed
-# StorageGeneration"), which ends a run now and then.
-BY_HAND = pytest.mark.skipif("TTRL_BUCKET" not in os.environ, reason="whole runs on the emulator: TTRL_BUCKET=1")
-
-
 def finish(module: str, *arguments: str) -> str:
     process = start(module, *arguments)
     said, _ = process.communicate(timeout=300)
@@ -180,15 +189,17 @@ def saved(workdir: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@BY_HAND
-def test_a_killed_run_ends_as_one_on_a_disk_and_is_used(place: Place, tmp_path: Path):
+@pytest.mark.timeout(1200)  # five processes, one after the other
+def test_a_killed_run_ends_as_one_on_a_disk_and_is_used(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_flags: Callable[[], None]
+):
     """Invariance: SIGKILL after the second checkpoint; then evaluate, export and report read the run."""
     alone, workdir = tmp_path / "run", place("run")
     finish("train", *SMALL, f"--workdir={alone}")
     process = start("train", *SMALL, f"--workdir={workdir}")
     while not saved(workdir) & {"4", "6"}:
         assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+        time.sleep(0.05)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL and not (workdir / "summary.json").exists()
@@ -198,25 +209,28 @@ def test_a_killed_run_ends_as_one_on_a_disk_and_is_used(place: Place, tmp_path: 
     assert not (ROOT / "gs:").exists()
 
     finish("evaluate", *SMALL, f"--checkpoint={workdir}", f"--out={place('out')}")
-    assert names(place("out")) == {"config.json", "generations.jsonl", "results.json"}
+    assert names(place("out")) == {"config.json", "generations.jsonl", "results.json", "undecided.jsonl"}
     found, expected = [json.loads(path.read_text()) for path in (place("out") / "results.json", alone / "summary.json")]
     assert found["results"]["data"] == expected["after"] and found["params_sha256"] == expected["params_sha256"]
-    finish("export", str(workdir), f"--out={tmp_path / 'bucket-hf'}")
-    finish("export", str(alone), f"--out={tmp_path / 'disk-hf'}")
-    weights = [(tmp_path / each / "model.safetensors").read_bytes() for each in ("bucket-hf", "disk-hf")]
-    assert weights[0] == weights[1]
-    assert "cannot be read" not in finish("report", str(workdir), f"--out={tmp_path / 'report.html'}")
-    assert json.dumps(found["results"]["data"]["majority_ratio"])[:5] in (tmp_path / "report.html").read_text()
+
+    model, page = tmp_path / "hf", tmp_path / "report.html"
+    monkeypatch.setattr(sys, "argv", ["export", str(workdir), f"--out={model}"])
+    assert cli.run(export.main, doc="", define=export.define_flags, takes="RUN") == 0
+    with on_mesh((1, 1, 1)) as mesh:
+        assert weights.sha256(weights.load(model, read_config(model), mesh)) == expected["params_sha256"]
+    fresh_flags()
+    monkeypatch.setattr(sys, "argv", ["report", str(workdir), f"--out={page}"])
+    assert cli.run(report.main, doc="", define=cli.define_out_flag, takes="RUN", several=True) == 0
+    assert json.dumps(found["results"]["data"]["majority_ratio"])[:5] in page.read_text()
 
 
 @pytest.mark.slow
-@BY_HAND
 def test_two_processes_write_one_run(place: Place):
     """Pulse: each sends its part of a checkpoint; started again, both see that the run is finished."""
     workdir = place("run")
     command = ["-m", "ttrl_jax.train", *SMALL, "--config.episodes=2", f"--workdir={workdir}"]
     for words in (f"everything is in {workdir}", f"{workdir} is finished"):
-        codes, said = pod.finish(pod.start(command, processes=2, devices=1))
+        codes, said = pod.finish(pod.start(command, processes=2, devices=1), seconds=280)
         assert codes == [0, 0], "\n".join(said)
         assert words in said[0]
     assert saved(workdir) == {"2", "4"}

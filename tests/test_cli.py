@@ -367,11 +367,19 @@ def test_the_command_itself_exits_with_2(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
-def test_a_device_that_is_not_there(tmp_path: Path, platform: str):
+@pytest.mark.parametrize(
+    ("platform", "command"),
+    [
+        ("cuda", ["train", f"--config={ROOT / 'configs' / 'quickstart.py'}"]),
+        ("nonsense", ["export", "run", "--out=hf"]),
+        pytest.param("nonsense", ["plan", f"--config={ROOT / 'configs' / 'quickstart.py'}"], marks=pytest.mark.slow),
+    ],
+    ids=lambda given: given[0] if isinstance(given, list) else given,
+)
+def test_a_device_that_is_not_there(tmp_path: Path, platform: str, command: list[str]):
     if platform == "cuda" and shutil.which("nvidia-smi"):
         pytest.skip("there may be such a device")
-    command = [sys.executable, "-m", "ttrl_jax.train", "--config", str(ROOT / "configs" / "quickstart.py")]
+    command = [sys.executable, "-m", f"ttrl_jax.{command[0]}", *command[1:]]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platform}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

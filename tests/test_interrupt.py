@@ -110,6 +110,28 @@ def test_a_long_compile_keeps_nobody():
         child.kill()
 
 
+LEAVES_BY_A_SIGNAL = """
+import atexit, signal, time
+from ttrl_jax import cli
+from ttrl_jax.run.interrupt import Interrupted
+atexit.register(time.sleep, 60)
+
+def main():
+    raise Interrupted(signal.SIGTERM)
+
+cli.leave(cli.run(main, doc=""))
+"""
+
+
+def test_after_a_signal_nothing_is_put_in_order():
+    """What must be saved is saved by then; a large process takes seconds to end otherwise."""
+    child = start(LEAVES_BY_A_SIGNAL)
+    try:
+        assert child.wait(timeout=30) == 128 + signal.SIGTERM
+    finally:
+        child.kill()
+
+
 def test_what_is_done_in_the_background_comes_back():
     assert in_background(threading.get_ident) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):

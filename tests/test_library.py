@@ -109,8 +109,13 @@ def test_log_probs_of_given_responses(opened):
 def test_numbers_that_are_not_finite_name_the_step_and_the_question(opened):
     batch = opened.problems.take(0)[3:5]
     prompts, broken = ttrl.encode(opened, batch), jax.tree.map(lambda leaf: leaf * np.nan, opened.state)
-    for step, words in ((7, "lower the learning rate"), (0, "what is wrong with the model, ")):
-        bad = dataclasses.replace(opened, state=broken, step=step)
+    measures = dataclasses.replace(opened.inputs, problems=None)
+    for step, inputs, words in (
+        (7, opened.inputs, "lower the learning rate"),
+        (7, measures, "take an earlier checkpoint"),
+        (0, opened.inputs, "what is wrong with the model, "),
+    ):
+        bad = dataclasses.replace(opened, state=broken, step=step, inputs=inputs)
         with pytest.raises(FloatingPointError, match=words) as caught:
             ttrl.sample(bad, prompts, jax.random.key(0), votes=2, sampling=ttrl.Sampling(0.6, 20, 0.95))
         where = f"question {batch[0].index} (counted from 0), after {step} training steps; "

@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -356,6 +358,17 @@ def test_what_is_not_finite_is_named_and_nothing_is_written(pair, call, tmp_path
     save_file(tensors, broken / "model.safetensors")
     message = f"model.norm.weight of {broken} has numbers that are not finite in {dtype}"
     assert_refused(call(recipe((pair[0], broken), dtype=dtype)), message, tmp_path)
+
+
+@pytest.mark.slow
+def test_no_device_is_needed(pair, tmp_path):
+    path = tmp_path / "merge.yml"
+    path.write_text(yaml.safe_dump(recipe(pair)))
+    command = [sys.executable, "-m", "ttrl_jax.merge", str(path), f"--out={tmp_path / 'out'}"]
+    environment = os.environ | {"JAX_PLATFORMS": "nonsense"}
+    done = subprocess.run(command, cwd=MODEL.parent.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(read(tmp_path / "out")) == set(read(pair[0]))
 
 
 @pytest.mark.parity

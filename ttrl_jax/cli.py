@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
+from ttrl_jax import ctrl_c
 from ttrl_jax.errors import InputError
 from ttrl_jax.run import distributed
 from ttrl_jax.run.interrupt import Interrupted, left_behind
@@ -103,8 +104,9 @@ def run(
 
 def leave(code: int) -> NoReturn:
     """End the program. At once after an error that is a sentence, which would be buried by what a full disk means to
-    the threads and the exit handlers of libraries; and where a compile has been left behind."""
-    if code == USAGE_ERROR or left_behind():
+    the threads and the exit handlers of libraries; after a signal, when all is saved and Python would take seconds to
+    put its memory in order; and where a compile has been left behind."""
+    if code == USAGE_ERROR or code >= 128 or left_behind():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -113,6 +115,7 @@ def leave(code: int) -> NoReturn:
 
 def _run(main: Callable[..., int], doc: str, takes: str | None, several: bool) -> int:
     try:
+        ctrl_c.raises()
         if {"--help", "-h"} & set(sys.argv):
             print(f"{doc.strip()}\n\n{_flag_help()}")
             return 0

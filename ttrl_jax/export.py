@@ -21,7 +21,7 @@ from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.sharding import make_mesh, shardings
 from ttrl_jax.records import POLICY
-from ttrl_jax.run import folder, places
+from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.source import is_local, model_of_run, model_source, text_fingerprint
 from ttrl_jax.tasks.sets import OWN
@@ -59,6 +59,7 @@ def main(run: str) -> int:
         raise InputError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     where, out = places.run_folder(run, flag="RUN"), places.local(flags.FLAGS.out, flag="--out")
     itemsize = huggingface.DTYPES[dtype].itemsize
+    distributed.devices()
     trained = restore(where, flags.FLAGS.step, moved=flags.FLAGS.model, out=out, itemsize=itemsize)
     write(trained, out, dtype=dtype, shard_bytes=huggingface.SHARD_BYTES)
     print(f"{run} after {trained.step} steps is in {out}, as {dtype}")

@@ -215,8 +215,16 @@ def sample(
             limit = session.sampler.max_tokens
             return hosts.sample_shares(draw, prompts, key, host=host, votes=votes, max_tokens=limit, progress=progress)
         except FloatingPointError as error:
-            advice = _LOWER if session.step else "look for what is wrong with the model, or set model.dtype=float32"
-            raise FloatingPointError(f"{error}, after {session.step} training steps; {advice}") from error
+            raise FloatingPointError(f"{error}, after {session.step} training steps; {_advice(session)}") from error
+
+
+def _advice(session: Session) -> str:
+    """What to do where the model computes what is not finite."""
+    if session.step == 0:
+        return "look for what is wrong with the model, or set model.dtype=float32"
+    if session.problems is None:
+        return "take an earlier checkpoint, --checkpoint RUN/checkpoints/STEP"
+    return _LOWER
 
 
 def respond(session: Session, texts: Sequence[Sequence[str]]) -> Rollouts:
