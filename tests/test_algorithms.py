@@ -30,13 +30,13 @@ from ttrl_jax.session import learn
 ROOT = Path(__file__).parent.parent
 
 
-def updater(forward, loss, model, *, minibatch=ROWS, reference=None, shards=1, pack=True, micro=1000):
-    sizes = dict(minibatch_rows=minibatch, micro_tokens=micro, chunk_tokens=1000, longest=18, shards=shards, pack=pack)
+def updater(forward, loss, model, *, minibatch=ROWS, reference=None, shards=1, few=False, micro=1000):
+    sizes = dict(minibatch_rows=minibatch, micro_tokens=micro, chunk_tokens=1000, longest=18, shards=shards)
     return Update(
         forward,
         optax.identity(),
         loss=loss,
-        sizes=Sizes(**sizes),
+        sizes=Sizes(**sizes, in_place=False, few=few),
         reference=reference,
         shardings=jax.tree.map(lambda leaf: leaf.sharding, model),
         announce=lambda line: None,

@@ -18,8 +18,10 @@ import worker  # noqa: E402
 
 from ttrl_jax.model import decoder  # noqa: E402
 from ttrl_jax.records import Prompts  # noqa: E402
+from ttrl_jax.rollout import decoding  # noqa: E402
 from ttrl_jax.rollout import sampler as module  # noqa: E402
 from ttrl_jax.rollout.sampling import Sampling  # noqa: E402
+from ttrl_jax.rollout.shapes import Shapes  # noqa: E402
 
 SHAPE = {"prompts": 1, "votes": 4, "rows": 512}
 # A worker that appends the side's name to a file for each run, and claims as many tokens as runs.
@@ -124,15 +126,12 @@ def test_forced_lengths(monkeypatch):
     """Semantics: the sampler ends every response where it is told, and nowhere else, also in batches."""
     lengths = np.array([[1, 9, 12, 4, 4], [12, 2, 3, 1, 7]])
     uids, key = np.array([5, 2**32 - 1], np.uint32), jax.random.key(3)
-    monkeypatch.setattr(module, "pick", ours_worker.ending(module.pick, ours_worker.ends(key, uids, lengths)))
+    monkeypatch.setattr(decoding, "pick", ours_worker.ending(decoding.pick, ours_worker.ends(key, uids, lengths)))
     sampler = module.Sampler(
         QWEN2,
         dtype=jnp.float32,
-        rows=4,
-        max_tokens=12,
+        shapes=Shapes(rows=4, max_tokens=12, prefill_tokens=1000, prompt_multiple=1, vote_multiple=1),
         stop_ids=(ours_worker.STOP,),
-        prompt_multiple=1,
-        vote_multiple=1,
         announce=lambda line: None,
     )
     weights = decoder.sampling_weights(jax.tree.map(jnp.asarray, random_params(QWEN2)), QWEN2, jnp.float32)

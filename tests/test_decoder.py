@@ -58,9 +58,9 @@ def cached_errors(config, params, ids, lengths, want, *, dtype=jnp.float32):
     copy = decoder.sampling_weights(params, config, dtype)
     width = lengths.max() + 3
     prompts = np.where(np.arange(width) < lengths[:, None], ids[:, 0, :width], 7)  # what pads them is never seen
-    prefix = prefill(copy, config, prompts, lengths)
+    prefix, first = prefill(copy, config, prompts, lengths)
     at = np.arange(p), lengths - 1
-    prefill_error = relative_error(prefix.logits, want[:, 0][at])
+    prefill_error = relative_error(first, want[:, 0][at])
     steps = total - lengths.max()
     take = lengths[:, None] + np.arange(steps)  # [P, S], positions of the response tokens
     suffix = cache.empty_suffix(config, prompts=p, votes=votes, slots=steps + 5, dtype=dtype)
@@ -194,9 +194,9 @@ def test_a_mesh_changes_nothing():
         with on_mesh(shape) as mesh:
             whole = all_logits(placed(params, QWEN3, mesh), QWEN3, rows)
             copy = sampling_copy(params, QWEN3, mesh)
-            prefix = prefill(copy, QWEN3, ids[:, 0, :10], lengths)
+            prefix, first = prefill(copy, QWEN3, ids[:, 0, :10], lengths)
             suffix = cache.empty_suffix(QWEN3, prompts=2, votes=4, slots=16, dtype=jnp.float32)
-            return jax.device_get((whole, prefix.logits, decode_all(copy, QWEN3, tokens, prefix, suffix)))
+            return jax.device_get((whole, first, decode_all(copy, QWEN3, tokens, prefix, suffix)))
 
     for got, want in zip(run((2, 2, 2)), run((1, 1, 1)), strict=True):
         assert relative_error(got, want) < 1e-5

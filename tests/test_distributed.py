@@ -2,10 +2,12 @@
 tell each other."""
 
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -213,5 +215,30 @@ def test_a_host_samples_by_itself_where_it_can_hold_what_that_needs():
     model = pod_work.LLAMA  # kv heads 2, head size 6, layers 2
     whole, host = make_mesh(data=1, fsdp=4, tensor=2), make_mesh(data=1, fsdp=4, tensor=2)
     count = hosts.parameter_count(model)
-    found = hosts.sampling_bytes(model, host, whole, itemsize=2, rows=100, tokens=50, kept_bytes=14)
+    found = hosts.sampling_bytes(model, host, mesh=whole, itemsize=2, rows=100, tokens=50, kept_bytes=14)
     assert found == 2 * count / 2 + 2 * 2 * (2 / 2) * 6 * 2 * 100 * 50 / 4 + 14 * count / 8
+
+
+class Device:
+    """A device that says how much of its memory may be used."""
+
+    def __init__(self, platform: str, limit: int | None):
+        self.platform, self._stats = platform, None if limit is None else {"bytes_limit": limit}
+
+    def memory_stats(self):
+        return self._stats
+
+
+@pytest.mark.parametrize(
+    ("platform", "limit", "said"),
+    [
+        ("gpu", int(64e9), "71.0 GB .* 64.0 may be used: set XLA_CLIENT_MEM_FRACTION=0.95 .*, mesh.offload=True, or a"),
+        ("tpu", int(64e9), "71.0 GB .* 64.0 may be used: set mesh.offload=True, or a smaller rollout.rows"),
+        ("gpu", int(72e9), None),
+        ("cpu", None, None),
+    ],
+)
+def test_too_little_memory_is_said_before_it_is_needed(platform, limit, said):
+    mesh = SimpleNamespace(devices=np.array([[[Device(platform, limit)]]]))
+    found = hosts.shortage(mesh, 71e9)
+    assert found is None if said is None else re.search(said, found)

@@ -14,6 +14,7 @@ from ttrl_jax.model.config import read_config
 from ttrl_jax.records import Prompts
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
+from ttrl_jax.rollout.shapes import Shapes
 from ttrl_jax.source import tokenizer_of
 
 pytestmark = pytest.mark.parity
@@ -117,11 +118,8 @@ def test_greedy_answers_are_those_of_transformers(source, theirs, ours, prompts)
         sampler = Sampler(
             config,
             dtype=jnp.dtype("float32"),
-            rows=len(prompts),
-            max_tokens=TOKENS,
+            shapes=Shapes(len(prompts), TOKENS, prefill_tokens=10_000, prompt_multiple=1, vote_multiple=1),
             stop_ids=stops,
-            prompt_multiple=1,
-            vote_multiple=1,
             announce=lambda line: None,
         )
         copy = sampling_copy(params, config, mesh)

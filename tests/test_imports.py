@@ -16,7 +16,7 @@ LEVELS = [
     {"resolve", "cli", "huggingface", "programs"},
     {"inputs"},
     {"session"},
-    {"algorithms", "resume", "measure", "export", "merge", "report", "plan"},
+    {"algorithms", "resume", "prepare", "measure", "export", "merge", "report", "plan"},
     {"train", "evaluate", "library"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from ttrl_jax.learn.microbatch import _packed, micro_batches, zeros
+from ttrl_jax.learn import microbatch
+from ttrl_jax.learn.microbatch import _packed, few_shapes, micro_batches, zeros
 from ttrl_jax.records import TrainBatch
 
 
@@ -21,11 +22,17 @@ def make(prompt_lengths, lengths):
     return TrainBatch(ids, prompt_lengths, responses, np.float32(mask), logps)
 
 
-def test_two_shards_by_hand():
+@pytest.fixture
+def whole_rows(monkeypatch):
+    """Nothing is packed."""
+    monkeypatch.setattr(microbatch, "WORTH_PACKING", 0)
+
+
+def test_two_shards_by_hand(whole_rows):
     """Rows of 5, 4 and 3 tokens, dealt out in turn; the fourth place is padding."""
     batch = make([2, 1, 2], [2, 2, 3])
     [micro] = micro_batches(
-        batch, np.arange(len(batch.mask)), shards=2, tokens=32, chunk=3, full=3, longest=5, pack=False
+        batch, np.arange(len(batch.mask)), shards=2, tokens=32, chunk=3, full=3, longest=5, few=False
     )
     rows = [[200, 201, 202, 203, 204], [100, 101, 102], [0, 1, 2, 3], []]
     assert micro.ids.tolist() == [row + [0] * (16 - len(row)) for row in rows]
@@ -50,7 +57,7 @@ def test_two_shards_by_hand():
 def shapes(lengths, longest=400, **settings):
     """Row shapes of the micro-batches of rows with prompts of 4 tokens."""
     batch = make([4] * len(lengths), np.array(lengths) - 4)
-    found = micro_batches(batch, np.arange(len(batch.mask)), chunk=8, longest=longest, pack=False, **settings)
+    found = micro_batches(batch, np.arange(len(batch.mask)), chunk=8, longest=longest, few=False, **settings)
     return [micro.ids.shape for micro in found]
 
 
@@ -77,13 +84,13 @@ def shapes(lengths, longest=400, **settings):
         ([520, 40], dict(shards=1, tokens=640, full=2, longest=520), [(1, 640), (1, 48)]),
     ],
 )
-def test_which_rows_go_together(lengths, settings, want):
+def test_which_rows_go_together(lengths, settings, want, whole_rows):
     assert shapes(lengths, **settings) == want
 
 
 def test_no_rows_are_no_micro_batches():
     assert (
-        micro_batches(make([4], [4]), np.arange(0), shards=2, tokens=256, chunk=8, full=8, longest=8, pack=True) == []
+        micro_batches(make([4], [4]), np.arange(0), shards=2, tokens=256, chunk=8, full=8, longest=8, few=False) == []
     )
 
 
@@ -93,9 +100,11 @@ def test_packed_by_hand():
     batch = make([2, 2, 2], [2, 4, 3])
     batch.ids[1, :2] = batch.ids[2, :2] = [8, 9]
     rows = np.array([[1, 2], [0, -1]])
-    ids, packing = _packed(batch, rows, 16)
+    ids, packing, used = _packed(batch, rows, 16, 8)
+    assert used == 7
     assert ids.tolist() == [[8, 9, 102, 103, 104, 202, 203, 0], [0, 1, 2, 0, 0, 0, 0, 0]]
     assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3, 0], [0, 1, 2, 0, 0, 0, 0, 0]]
+    assert packing.prompts.tolist() == [[2, 2], [2, 0]] and packing.owners.tolist() == [[0, 0], [0, 0]]
     assert packing.rows[0, :, :5].tolist() == [[0, 1, 2, 3, 4], [0, 1, 5, 6, 0]]
     assert packing.rows[1, 0, :3].tolist() == [0, 1, 2] and not packing.rows[1, 1].any()
     assert packing.places.tolist() == [[0, 1, 2, 3, 4, 18, 19, 0], [0, 1, 2, 0, 0, 0, 0, 0]]
@@ -104,18 +113,55 @@ def test_packed_by_hand():
 
 def test_rows_without_much_in_common_are_not_packed():
     """13 of 16 tokens are computed in either way (the last is not): more than three quarters."""
-    batch = make([7, 7], [7, 7])
-    assert _packed(batch, np.array([[0, 1]]), 16)[1] is None
+    batch, sizes = make([7, 7], [7, 7]), dict(shards=1, tokens=32, chunk=8, full=2, longest=16, few=False)
+    [micro] = micro_batches(batch, np.arange(2), **sizes)
+    assert micro.packing is None
     batch.ids[1, :7] = batch.ids[0, :7]
-    assert _packed(batch, np.array([[0, 1]]), 16)[1].places.shape == (1, 20)  # 7 + 6 + 6 tokens, to a sixteenth of 32
+    [micro] = micro_batches(batch, np.arange(2), **sizes)
+    assert micro.packing.places.shape == micro.ids.shape == (1, 20)  # 7 + 6 + 6 tokens, to a sixteenth of 32
+
+
+def test_few_shapes_by_hand():
+    """Rows of up to 3,584 tokens, two of them in a pass of 8,192, or of up to 1,792. One that is longer goes alone."""
+    assert few_shapes(tokens=8192, rows=32, longest=3584) == (7168, [(4, 3584), (12, 1792)])
+    assert few_shapes(tokens=8192, rows=1, longest=3584) == (3584, [(2, 3584), (6, 1792)])
+    assert few_shapes(tokens=8192, rows=32, longest=32768) == (32768, [(2, 32768), (6, 16384)])
+    assert few_shapes(tokens=1000, rows=32, longest=100) == (896, [(14, 128)])
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_few_shapes_hold_every_token_once(shards):
+    """Semantics: 40 rows of 4 prompts; each response token is asked for once, and of the state before it."""
+    rng = np.random.default_rng(0)
+    batch = make(np.repeat([9, 3, 30, 1], 10), np.minimum(1 + rng.exponential(60, size=40).astype(int), 300))
+    for first in range(0, 40, 10):
+        length = batch.prompt_lengths[first]
+        batch.ids[first : first + 10, :length] = batch.ids[first, :length]
+    sizes = dict(shards=shards, tokens=512, chunk=100, full=40, longest=330, few=True)
+    found = micro_batches(batch, np.arange(40), **sizes)
+    size, kinds = few_shapes(tokens=512, rows=-(-40 // shards), longest=330)
+    assert {micro.ids.shape for micro in found} == {(shards, size)} and len(found) > 1
+    assert {micro.packing.rows.shape[1:] for micro in found} <= set(kinds)
+    assert len({jax.tree.map(np.shape, micro).__repr__() for micro in found}) <= 2
+    taken = np.concatenate([micro.places[micro.mask > 0] for micro in found])
+    assert sorted(taken) == np.flatnonzero(batch.mask).tolist()
+    for micro in found:
+        states = micro.states.reshape(shards, -1)
+        before = np.take_along_axis(micro.ids, states, 1).reshape(micro.tokens.shape)
+        row, at = np.divmod(micro.places, batch.mask.shape[1])
+        real = micro.mask > 0
+        want = batch.ids[row[real], batch.prompt_lengths[row[real]] - 1 + at[real]]
+        np.testing.assert_array_equal(before[real], want)
+        there = np.take_along_axis(micro.packing.rows.reshape(shards, -1), micro.packing.places, 1)
+        assert (there == np.arange(size))[micro.ids > 0].all()
 
 
 @pytest.mark.parametrize("shards", [1, 3, 8])
-def test_every_token_is_in_one_place(shards):
+def test_every_token_is_in_one_place(shards, whole_rows):
     rng = np.random.default_rng(0)
     batch = make(rng.integers(1, 9, size=40), np.minimum(1 + rng.exponential(12, size=40).astype(int), 60))
     found = micro_batches(
-        batch, np.arange(len(batch.mask)), shards=shards, tokens=96, chunk=7, full=40, longest=70, pack=False
+        batch, np.arange(len(batch.mask)), shards=shards, tokens=96, chunk=7, full=40, longest=70, few=False
     )
     assert len(found) > 1
     tokens = np.concatenate([micro.tokens[micro.mask > 0] for micro in found])
@@ -128,12 +174,12 @@ def test_every_token_is_in_one_place(shards):
 
 
 @pytest.mark.parametrize("shards", [1, 8])
-def test_what_is_taken_apart_is_put_together(shards):
+def test_what_is_taken_apart_is_put_together(shards, whole_rows):
     """Semantics: on the devices as on the host; rows left out, and places without a token, stay as they were."""
     rng = np.random.default_rng(1)
     batch = make(rng.integers(1, 9, size=20), np.minimum(1 + rng.exponential(6, size=20).astype(int), 30))
     numbers, rows = rng.normal(size=batch.mask.shape).astype(np.float32), np.array([17, 3, 4, 11, 0, 9])
-    found = micro_batches(batch, rows, shards=shards, tokens=32, chunk=7, full=20, longest=40, pack=False)
+    found = micro_batches(batch, rows, shards=shards, tokens=32, chunk=7, full=20, longest=40, few=False)
     assert len(found) == (4 if shards == 1 else 1)
     together = zeros(batch.mask.shape)
     for micro in found:

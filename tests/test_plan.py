@@ -17,11 +17,14 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from configs import quickstart
 from tests.tiny_model import QWEN3, on_mesh
 from ttrl_jax import cli, train
+from ttrl_jax import programs as programs_of_config
 from ttrl_jax.plan import __main__ as plan
-from ttrl_jax.plan import arithmetic
-from ttrl_jax.plan.arithmetic import Chip, Work, chip_bytes
-from ttrl_jax.plan.programs import Compiler, Setting, loop_collectives
+from ttrl_jax.plan import arithmetic, gpus
+from ttrl_jax.plan.arithmetic import Work, chip_bytes
+from ttrl_jax.plan.chips import FRACTION, Chip, Memory
+from ttrl_jax.plan.programs import Compiler, Setting
 from ttrl_jax.plan.search import changed, estimates, found, nearest
+from ttrl_jax.rollout.shapes import Shapes
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +46,8 @@ def test_numbers_of_a_model():
 def test_work_of_a_step():
     """Hand-worked: 6 questions x 8 votes on 16 slots, data 2 x fsdp 2 x tensor 2; 7,536 weights in float32."""
     with on_mesh((2, 2, 2)) as mesh:
-        drawn = arithmetic.draw(questions=6, votes=8, rows=16, mesh=mesh)
+        shapes = Shapes(rows=16, max_tokens=3, prefill_tokens=1000, prompt_multiple=2, vote_multiple=2)
+        drawn = arithmetic.draw(questions=6, votes=8, shapes=shapes, length=16)
     assert (drawn.at_once, drawn.batches, drawn.slots.groups, drawn.slots.slots) == (4, 2, 4, 4)
     sizes = dict(length=16, itemsize=4)
     # 2 batches of 4 questions, each on both chips of fsdp: 16 rows of 16 tokens.
@@ -63,27 +67,6 @@ def test_the_roofline_is_the_longer_of_the_two():
     assert Work(100.0, 80.0).seconds(chip, 2) == 8.0
 
 
-def test_collectives_are_looked_for_in_loops_alone():
-    hlo = """HloModule x
-
-%inner (p: f32[4]) -> f32[4] {
-  %a = f32[4,8]{1,0} all-gather(f32[4] %p), dimensions={0}
-}
-
-%body (p: f32[4]) -> f32[4] {
-  %c = f32[4] fusion(f32[4] %p), calls=%inner
-  %r = bf16[2,3]{1,0} all-reduce(bf16[2,3] %c), to_apply=%sum
-}
-
-ENTRY %main (p: f32[4]) -> f32[4] {
-  %w = f32[4] while(f32[4] %p), condition=%cond, body=%body
-  %g = f32[100] all-gather(f32[4] %w), dimensions={0}
-}
-"""
-    found = [(one["kind"], one["shape"], one["bytes"], one["count"]) for one in loop_collectives(hlo)]
-    assert found == [("all-gather", "f32[4,8]", 128, 1), ("all-reduce", "bf16[2,3]", 12, 1)]
-
-
 # ---------------------------------------------------------------------- the command
 
 
@@ -101,9 +84,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monke
     return run
 
 
-LABELS = (
-    "sample copy, sample prefill, sample decode, evaluate prefill, evaluate decode, score, update gradient, update step"
-)
+LABELS = "sample copy, sample prefill, sample decode, evaluate prefill, evaluate decode, update gradient, update step"
 
 
 def test_the_plan_of_the_quickstart_here(call):
@@ -118,12 +99,13 @@ def test_the_plan_of_the_quickstart_here(call):
     programs = {program["label"]: program for program in only["programs"]}
     assert ", ".join(programs) == LABELS
     masters = 599_936 * 4 // 8
-    assert programs["score"]["weights"] == 2 * masters  # and the start's, for the KL term
+    assert programs["update gradient"]["weights"] == 2 * masters  # and the start's, for the KL term
     assert programs["sample decode"]["weights"] == 2 * masters + 599_936 * 4  # whole, where sampled
     assert 2 * masters <= programs["sample decode"]["optimizer"] < 2 * masters + 1_000  # and Adam's counters
     assert 3 * masters <= programs["update gradient"]["optimizer"] < 3 * masters + 1_000
-    # 512 responses of 13 tokens on 64 slots a device, and prompts of 32 for each of 8 questions, on all devices.
-    cache = (64 * 13 + 8 * 32) * 3 * 2 * 2 * 32 * 4
+    # 512 responses of 13 tokens on 64 slots a device, and prompts of 32 for each of 8 questions, on all devices: as
+    # they were computed, and for 8 groups of slots.
+    cache = (64 * 13 + 2 * 8 * 32) * 3 * 2 * 2 * 32 * 4
     drawn = 64 * 512 * 3 * 4  # tokens, log-probs and whose they are, of 64 steps: whole on each device
     assert cache + drawn <= programs["sample decode"]["cache"] < 1.1 * cache + drawn
     for program in only["programs"]:
@@ -170,7 +152,7 @@ def test_training_compiles_the_programs_that_were_planned_for(call, programs: Pa
     planned = kept()
     assert call(*settings, "--workdir=run", command=train)[0] == 0
     trained = kept()
-    for name in ("jit_sampling_weights", "jit__prefill", "jit__segment", "jit__step"):
+    for name in ("jit_sampling_weights", "jit_prefill", "jit_segment", "jit__step"):
         assert planned[name], name
         assert trained[name] == planned[name], name
 
@@ -191,9 +173,11 @@ def test_what_does_not_fit_is_made_to(capsys: pytest.CaptureFixture):
     """With a byte less than the first setting needs, another is found that XLA says fits."""
     setting = small_setting()
     largest = max(program.together for program in compiled(setting))
-    (plain,) = plan.search(setting, None, largest, print)
+    (plain,) = plan.search(setting, None, Memory(largest, largest), print)
     assert plain["fits"] and plain["change"] == {}
-    first, *_, last = plan.search(setting, None, 0.8 * largest, print)
+    (more,) = plan.search(setting, None, Memory(2 * largest, 0.9 * largest), print)
+    assert more["fits"] and more["environment"] == {FRACTION: 0.51} and f"{FRACTION}=0.51" in more["verdict"]
+    first, *_, last = plan.search(setting, None, Memory(0.8 * largest, 0.8 * largest), print)
     assert not first["fits"] and "needs" in first["reason"]
     assert last["fits"] and last["change"]
     assert max(program["together"] for program in last["programs"]) <= 0.8 * largest
@@ -218,16 +202,30 @@ def test_the_other_model_is_planned_for(algorithm: str, name: str, copies: int):
         compiler.learning(name)
         compiler.learning("policy")
     labels = [program.label for program in compiler.programs]
-    assert labels[:3] == [f"score {name} score", f"update {name} gradient", f"update {name} step"]
-    assert labels[3:] == ["score", "update gradient", "update step"]
+    scored = [f"score {name} score"] if name == "critic" else []  # values; the start is scored in the gradient
+    assert labels == [
+        *scored, f"update {name} gradient", f"update {name} step", "score", "update gradient", "update step"
+    ]  # fmt: skip
     one = chip_bytes(setting.layout().policy.params)
     assert compiler.state == pytest.approx(copies * one, rel=0.01)
     assert all(program.together >= compiler.state for program in compiler.programs)
 
 
+def test_what_rests_in_the_hosts_memory_takes_none_of_a_device_while_it_samples():
+    """Hand-worked: without masters and moments, but for the masters while they are copied."""
+    config = ConfigDict(small_setting().config.to_dict())
+    config.mesh.offload, setting = True, small_setting()
+    there, rest = compiled(setting), compiled(dataclasses.replace(setting, config=FrozenConfigDict(config)))
+    masters, state = chip_bytes(setting.layout().policy.params), chip_bytes(setting.layout())
+    for one, other in zip(there, rest, strict=True):
+        saved = {"sample": state, "evaluate": state}.get(one.phase, 0) - masters * (one.name == "copy")
+        assert one.together - other.together == saved, one.label
+        assert min(other.weights, other.optimizer, other.cache, other.activations) >= 0
+
+
 def test_nothing_fits_a_thimble():
     setting = small_setting()
-    (only,) = plan.search(setting, None, 1e5, print)
+    (only,) = plan.search(setting, None, Memory(1e5, 1e5), print)
     assert not only["fits"]
 
 
@@ -271,6 +269,11 @@ def test_estimates_learn_from_what_xla_said():
         (["--topology=v9:4x4"], ("v9:4x4", "v5e", "v6e")),
         (["--topology=v5e"], ("v5e", "v5e:4x4")),
         (["--topology=v5e:4xfour"], ("4xfour",)),
+        (["--topology=a100"], ("a100", "a100-80", "h100:8")),
+        (["--topology=h100:"], ("h100:", "h100:8")),
+        (["--topology=h100:0"], ("h100:0", "h100:8")),
+        (["--topology=h100:2x4"], ("h100:2x4", "h100:8")),
+        (["--topology=h100:12"], ("h100:12", "8 GPUs each")),
         (["--questions=16"], ("2 whole numbers", "'16'")),
         (["--questions=a,b"], ("2 whole numbers", "'a,b'")),
         (["--questions=4,8", "--config.rollout.prompts=8"], ("4 questions", "rollout.prompts=8")),
@@ -292,6 +295,12 @@ def test_a_slice_without_the_compiler_for_it(call):
     assert code == 2 and 'pip install -e ".[tpu]"' in err and err.count("\n") == 1
 
 
+@pytest.mark.skipif(gpus.installed(), reason="the compiler for GPUs is installed")
+def test_a_gpu_without_the_compiler_for_it(call):
+    code, _, err = call("--topology=h100")
+    assert code == 2 and 'pip install -e ".[cuda13]"' in err and err.count("\n") == 1
+
+
 def test_well_known_models_need_no_files(call):
     """Two layers' worth of arithmetic only: the shape is read, and the run is refused for its mesh."""
     code, _, err = call("--config.model.path=Qwen/Qwen2.5-Math-7B", "--config.mesh.tensor=3")
@@ -309,6 +318,15 @@ def test_questions_that_are_not_here_are_assumed():
     assert evaluation.at_once == 256 and evaluation.batches == 1
 
 
+def test_programs_of_a_run_are_counted_where_it_has_few(monkeypatch: pytest.MonkeyPatch):
+    """Hand-worked, as if these were no CPUs: of responses of 13 tokens each of three numbers of slots has one size of
+    the cache; rows have one shape, and one optimizer step takes all, so that no scores are computed."""
+    setting = small_setting()
+    assert Compiler(setting, print).of_run() is None
+    monkeypatch.setattr(programs_of_config, "_on_cpu", lambda mesh: False)
+    assert Compiler(setting, print).of_run() == {"decode": 3, "prefill": 1, "update": 2}
+
+
 def test_all_that_a_run_samples_is_planned_for():
     """Also one greedy response to each question, and labels that the start model votes for once."""
     config = quickstart.get_config()
@@ -320,6 +338,5 @@ def test_all_that_a_run_samples_is_planned_for():
     assert drawn == {
         "sample": [(8, 64, 8)],
         "label": [(64, 64, 16)],
-        "evaluate": [(256, 16, 16), (64, 16, 16)],
-        "greedy": [(256, 1, 64), (64, 1, 64)],
+        "evaluate": [(256, 17, 16), (64, 17, 16)],
     }

@@ -300,11 +300,11 @@ def test_prompt_without_tokens_is_refused(tmp_path: Path) -> None:
         encoder(nothing).encode(problems(""))
 
 
-def test_check_raises_what_encode_would(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_longest_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
     made = encoder(tokenizer, max_tokens=6)
-    made.check(problems("abc"))
+    assert made.longest(problems("a", "abc", "ab")) == 6
     with pytest.raises(InputError, match=r"q1 \(7\)"):
-        made.check(problems("abc", "abcd"))
+        made.longest(problems("abc", "abcd"))
 
 
 # ---- load_tokenizer

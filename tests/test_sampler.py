@@ -15,10 +15,12 @@ from ttrl_jax.learn.logprobs import response_logprobs
 from ttrl_jax.learn.microbatch import micro_batches
 from ttrl_jax.model import decoder
 from ttrl_jax.records import Prompts
+from ttrl_jax.rollout import decoding, slots
 from ttrl_jax.rollout import sampler as module
-from ttrl_jax.rollout import slots
+from ttrl_jax.rollout import shapes as module_of_shapes
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
+from ttrl_jax.rollout.shapes import Shapes
 
 CONFIG = QWEN2
 PARAMS = random_params(CONFIG)
@@ -39,17 +41,11 @@ def make_prompts():
 PROMPTS = make_prompts()
 
 
-def make_sampler(*, rows=1000, max_tokens=T, stops=STOPS, multiples=(1, 1), config=CONFIG):
-    return Sampler(
-        config,
-        dtype=jnp.float32,
-        rows=rows,
-        max_tokens=max_tokens,
-        stop_ids=stops,
-        prompt_multiple=multiples[0],
-        vote_multiple=multiples[1],
-        announce=lambda line: None,
-    )
+def make_sampler(*, rows=1000, max_tokens=T, stops=STOPS, multiples=(1, 1), config=CONFIG, prefill=1000, few=None):
+    shapes = Shapes(rows, max_tokens, prefill, *multiples)
+    if few is not None:
+        shapes = module_of_shapes.few(shapes, **few)
+    return Sampler(config, dtype=jnp.float32, shapes=shapes, stop_ids=stops, announce=lambda line: None)
 
 
 @functools.cache
@@ -158,11 +154,11 @@ def test_shapes_stops_lengths_and_truncation(rollouts):
     assert len(set(rollouts.lengths.ravel())) > 8
 
 
-@pytest.mark.parametrize("pack", [False, True], ids=["whole rows", "packed"])
-def test_logprobs_are_those_of_the_training_forward(rollouts, pack):
+@pytest.mark.parametrize("few", [False, True])
+def test_logprobs_are_those_of_the_training_forward(rollouts, few):
     batch = rows_of(PROMPTS, rollouts)
     rows = np.arange(len(batch.mask))
-    sizes = dict(tokens=10_000, chunk=500, full=len(rows), longest=100, pack=pack)
+    sizes = dict(tokens=10_000, chunk=500, full=len(rows), longest=100, few=few)
     pieces = micro_batches(batch, rows, shards=1, **sizes)
     score = jax.jit(
         lambda micro: response_logprobs(
@@ -181,7 +177,7 @@ def test_logprobs_are_those_of_the_training_forward(rollouts, pack):
 
 
 def test_each_response_is_handed_over_once_and_before_the_last_is_drawn(rollouts, monkeypatch):
-    monkeypatch.setattr(module, "SEGMENT", 3)
+    monkeypatch.setattr(decoding, "SEGMENT", 3)
     events = []
     sampler = make_sampler(rows=20)
     sampler(
@@ -221,10 +217,11 @@ def long_rollouts():
 @pytest.fixture
 def small_steps(monkeypatch):
     """What is kept for long responses happens to short ones too."""
-    monkeypatch.setattr(module, "SEGMENT", 5)
-    monkeypatch.setattr(module, "FIRST_CACHE", 16)
+    monkeypatch.setattr(decoding, "SEGMENT", 5)
+    monkeypatch.setattr(module_of_shapes, "FIRST_CACHE", 16)
     monkeypatch.setattr(module, "WORTH_MOVING", 2)
     monkeypatch.setattr(slots, "SMALLEST", 4)
+    monkeypatch.setattr(module_of_shapes, "SMALLEST", 4)
 
 
 def listen(sampler):
@@ -289,6 +286,36 @@ def test_few_slots_are_idle_though_few_responses_are_long():
     found = run(sampler, weights=weights, prompts=prompts, votes=64, sampling=Sampling())
     assert 0.15 < np.median(found.lengths) / 256 < 0.25 and 5 < found.truncated.sum() < 30
     assert 0.85 < (found.lengths - 1).sum() / found.slot_steps < 1
+
+
+def test_few_shapes_change_nothing(long_rollouts, small_steps, monkeypatch):
+    """One prefill of three prompts, six decode programs at most, whatever is sampled; here of 7 prompts and of 2."""
+    monkeypatch.setattr(module_of_shapes, "VECTOR", 8)
+    sampler = make_sampler(rows=64, max_tokens=LONG, few=dict(longest_prompt=9, prompts=3, most_votes=V + 2))
+    said = listen(sampler)
+    assert_same_tokens(run(sampler), long_rollouts)
+    part = Prompts(PROMPTS.ids[:2], PROMPTS.lengths[:2], PROMPTS.uids[:2])
+    assert_same_tokens(run(sampler, prompts=part, votes=6), take(long_rollouts, slice(2), slice(6)))
+    run(sampler, sampling=dataclasses.replace(SAMPLING, temperature=1.5, top_p=0.5))
+    assert len(said["prefill"]) == len(said["cache"]) == 1 and 2 < len(said["decode"]) <= 6
+    assert_each_shape_was_compiled_once(sampler)
+
+
+def test_prompts_are_computed_a_few_at_once(rollouts):
+    """Two at once, the last of them twice."""
+    sampler = make_sampler(prefill=40)
+    said = listen(sampler)
+    assert_same_tokens(run(sampler), rollouts)
+    assert len(said["prefill"]) == 1 and "ids int32[2, 16]" in said["prefill"][0]
+
+
+def test_a_greedy_response_beside_the_votes(whole, rollouts):
+    """Semantics: the votes are what they are without it, and it is what a greedy sampler draws."""
+    both = whole(copy(), PROMPTS, KEY, votes=V, sampling=SAMPLING, greedy=True, progress=ignore)
+    assert both.tokens.shape == (7, V + 1, T)
+    assert_same_tokens(both.of_votes(0, V), rollouts)
+    alone = run(whole, votes=1, sampling=Sampling(temperature=0.0))
+    np.testing.assert_array_equal(both.of_votes(V, V + 1).tokens, alone.tokens)
 
 
 def test_votes_and_questions_have_their_own_randomness(whole, rollouts):

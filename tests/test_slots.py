@@ -48,7 +48,7 @@ FIRST = np.arange(100, 140).reshape(2, 20)  # the first token of each sample
 def test_arrange_by_hand():
     """Two samples of prompt 0 run, seven wait; three of prompt 1 wait: it gets one of three groups of two slots."""
     active = [[Running(vote=9, token=5, length=3, slot=4), Running(vote=2, token=6, length=8, slot=1)], []]
-    slots, source, left = arrange(Layout(3, 2), active, [[0, 1, 3, 4, 5, 6, 7], [11, 12, 13]], FIRST)
+    slots, source, left = arrange(Layout(3, 2), active, [[0, 1, 3, 4, 5, 6, 7], [11, 12, 13]], FIRST, room=20)
     assert slots.prompts.tolist() == [0, 0, 1]
     assert slots.votes.tolist() == [[9, 0], [2, 1], [11, 12]]
     assert slots.tokens.tolist() == [[5, 100], [6, 101], [131, 132]]
@@ -63,10 +63,10 @@ def test_arrange_by_hand():
 
 def test_a_prompt_without_a_group_waits():
     active = [[Running(0, 1, 1, 0), Running(1, 1, 1, 1)], []]
-    slots, _, left = arrange(Layout(2, 1), active, [[2], [3, 4]], FIRST)
+    slots, _, left = arrange(Layout(2, 1), active, [[2], [3, 4]], FIRST, room=20)
     assert slots.prompts.tolist() == [0, 0] and slots.votes.tolist() == [[0], [1]]
     assert left == [[], [3, 4]]
-    slots, _, left = arrange(Layout(3, 1), active, [[], []], FIRST)
+    slots, _, left = arrange(Layout(3, 1), active, [[], []], FIRST, room=20)
     assert slots.votes.tolist() == [[0], [1], [IDLE]] and left == [[], []]
 
 
@@ -82,7 +82,7 @@ def test_every_sample_is_somewhere_and_its_cache_is_found_again():
         ]
         waiting = [own[n : n + rng.integers(0, 9)] for own, n in zip(votes, counts, strict=True)]
         assert fits(shape, active)
-        slots, source, left = arrange(shape, active, waiting, FIRST)
+        slots, source, left = arrange(shape, active, waiting, FIRST, room=20)
         found = running(slots, 2)
         for prompt in range(2):
             cached = {sample.vote: sample for sample in found[prompt] if sample.length}

@@ -25,6 +25,7 @@ from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.tables import headline, table
 from ttrl_jax.model import weights
+from ttrl_jax.prepare import prepare
 from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.files import MOST_UNDECIDED, UNDECIDED
@@ -79,6 +80,7 @@ def main() -> int:
             with Checkpoints(origin.run / folder.CHECKPOINTS, keep=None) as checkpoints:
                 session = restore(session, checkpoints, origin.step)
         introduce(inputs, progress.line)
+        prepare(session, say=progress.line)
         progress.line(f"weights   {origin.model if origin.run is None else f'{origin.run}, after step {origin.step}'}")
         progress.line(f"samples   {sampled(config)}")
         for i, (questions, key) in enumerate(zip(inputs.sets, task_keys(session), strict=True)):

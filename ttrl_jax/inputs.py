@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection
+import os
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.model import weights
 from ttrl_jax.model.config import ModelConfig, passed_over
 from ttrl_jax.model.shapes import parameter_count
-from ttrl_jax.model.sharding import make_mesh, require_fit, require_fit_of_batch
+from ttrl_jax.model.sharding import make_mesh, require_fit, require_fit_of_batch, require_host_memory
 from ttrl_jax.programs import check_length, with_kernel
 from ttrl_jax.resolve import agree, agree_with_data, resolve
 from ttrl_jax.run import distributed, folder
@@ -39,6 +40,7 @@ class Inputs:
     tokenizer: Any
     stops: stops.Stops  # the ids that end a response, and from where each is known
     sets: tuple[QuestionSet, ...]  # the first is the config's own data
+    longest_prompt: int  # tokens, of all sets
     mesh: jax.sharding.Mesh
     attention: str  # why whole rows are attended to as `model` says, in words
     problems: Problems | None  # the own questions in the order of training; None where nothing is trained
@@ -85,10 +87,10 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
     ends = stops.of_run(tokenizer, ends, end_of_turn=turn, texts=config.rollout.stop)
     config, sources = resolve(config, template=text.chat_template(tokenizer), max_positions=model.max_positions)
     check_length(config, model)
-    sets = with_tasks(read, config)
+    sets, longest = with_tasks(read, config), 0
     for each in sets:
         try:
-            _encoder(config, tokenizer, each.task).check(each.items)
+            longest = max(longest, _encoder(config, tokenizer, each.task).longest(each.items))
         except InputError as error:
             raise InputError(f"{each.path}: {error}") from error
     if config.reward.format_weight and sets[0].task.in_format is None:
@@ -98,10 +100,12 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
         )
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     require_fit(mesh, heads=model.heads)
+    if config.mesh.offload:
+        require_host_memory(mesh)
     model, why = with_kernel(config, model, mesh)
     weights.check(source, model)
     problems = _problems(config, sets[0], mesh) if training else None
-    return Inputs(config, adjusted | sources, source, model, tokenizer, ends, sets, mesh, why, problems)
+    return Inputs(config, adjusted | sources, source, model, tokenizer, ends, sets, longest, mesh, why, problems)
 
 
 def _encoder(config: FrozenConfigDict, tokenizer: Any, task: Task) -> text.PromptEncoder:
@@ -158,6 +162,18 @@ def facts(inputs: Inputs, run: folder.Identity) -> dict[str, Any]:
     return found | {"the files of model.path": run.model, "the version of jax": jax.__version__}
 
 
+def repeats(environment: Mapping[str, str]) -> str:
+    """What a GPU promises of two runs of one seed, and of one that goes on, in words.
+
+    XLA's own account is https://openxla.org/xla/determinism: its programs may add up in an order of their own, and
+    which kernels it takes is measured while it compiles.
+    """
+    flag = "--xla_gpu_exclude_nondeterministic_ops=true"
+    if "XLA_FLAGS" in environment and flag in environment["XLA_FLAGS"].split():
+        return "bit for bit, as long as the compiled programs are kept on disk"
+    return f"up to rounding; with XLA_FLAGS={flag} bit for bit, and perhaps slower"
+
+
 def introduce(inputs: Inputs, say: Callable[[str], None]) -> None:
     """Print what was resolved: model, devices, questions, settings, and the first prompt as the model sees it."""
     config, device = inputs.config, jax.devices()[0]
@@ -167,6 +183,8 @@ def introduce(inputs: Inputs, say: Callable[[str], None]) -> None:
     if distributed.several():
         say(f"processes {jax.process_count()}, with {jax.local_device_count()} devices each")
     say(f"attention {inputs.model.attention}, {inputs.attention}")
+    if device.platform == "gpu":
+        say(f"repeats   {repeats(os.environ)}")
     for i, each in enumerate(inputs.sets):
         known = truths(each.items)
         said = f"; no truth (data.truth_column={each.truth_column!r}): no accuracy is measured" if known is None else ""

@@ -2,17 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from ttrl_jax.errors import InputError
 from ttrl_jax.learn import optimizer as optim
-from ttrl_jax.learn.critic import critic_layout, response_values
+from ttrl_jax.learn.critic import critic_layout, new_head, response_values, trunk_of
 from ttrl_jax.learn.layout import model_layout, params_layout, state_layout
 from ttrl_jax.learn.logprobs import response_logprobs
 from ttrl_jax.learn.loss import Loss
@@ -20,9 +21,11 @@ from ttrl_jax.learn.microbatch import MicroBatch
 from ttrl_jax.learn.update import Sizes, Update
 from ttrl_jax.model import attention, decoder
 from ttrl_jax.model.config import ModelConfig
-from ttrl_jax.records import CRITIC, POLICY, PROCESS, TrainState, padded_length
+from ttrl_jax.model.sharding import on_hosts
+from ttrl_jax.records import CRITIC, POLICY, PROCESS, Model, TrainState, padded_length
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
+from ttrl_jax.rollout.shapes import Shapes, few
 
 # How a CPU orders a program: for the least memory. Its default is for the most at once, no faster where cores are few.
 _LEAST_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
@@ -65,25 +68,41 @@ def sampling_of(section: ConfigDict) -> Sampling:
     return Sampling(temperature=section.temperature, top_k=section.top_k, top_p=section.top_p)
 
 
+def shapes_of(config: ConfigDict, mesh: jax.sharding.Mesh, *, longest_prompt: int) -> Shapes:
+    """For which shapes the programs that sample on `mesh` are compiled. longest_prompt: tokens, in the whole run."""
+    found = Shapes(
+        rows=config.rollout.rows,
+        max_tokens=config.rollout.max_tokens,
+        prefill_tokens=config.train.micro_tokens,
+        prompt_multiple=mesh.shape["data"],
+        vote_multiple=mesh.shape["fsdp"],
+    )
+    if _on_cpu(mesh):
+        return found
+    most_votes = max(config.rollout.votes, evaluation_votes(config))
+    return few(found, longest_prompt=longest_prompt, prompts=config.rollout.prompts, most_votes=most_votes)
+
+
+def evaluation_votes(config: ConfigDict) -> int:
+    """Responses to each question of an evaluation, the one at temperature 0 among them."""
+    return config.eval.samples + config.eval.greedy
+
+
+def _on_cpu(mesh: jax.sharding.Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def make_sampler(
     config: ConfigDict,
     model: ModelConfig,
-    mesh: jax.sharding.Mesh,
+    shapes: Shapes,
     *,
     stop_ids: tuple[int, ...],
     announce: Callable[[str], None],
 ) -> Sampler:
-    """The programs that sample on `mesh`."""
-    return Sampler(
-        model,
-        dtype=jnp.dtype(config.model.dtype),
-        rows=config.rollout.rows,
-        max_tokens=config.rollout.max_tokens,
-        stop_ids=stop_ids,
-        prompt_multiple=mesh.shape["data"],
-        vote_multiple=mesh.shape["fsdp"],
-        announce=announce,
-    )
+    """The programs that sample, compiled for `shapes`."""
+    dtype = jnp.dtype(config.model.dtype)
+    return Sampler(model, dtype=dtype, shapes=shapes, stop_ids=stop_ids, announce=announce)
 
 
 def trained_models(config: ConfigDict) -> int:
@@ -108,6 +127,12 @@ def make_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformatio
     if config.algorithm == "prime":  # without decay, as the reference has it
         found[PROCESS] = optim.make_optimizer(**adam, weight_decay=0.0, grad_clip=config.prime.grad_clip)
     return found
+
+
+def resting(config: ConfigDict, tree: Any) -> Any:
+    """Masters and moments where they are while the model samples: with mesh.offload in the hosts' memory, from which
+    whoever computes with them fetches them. The arrays of `tree` are used up then."""
+    return on_hosts(tree) if config.mesh.offload else tree
 
 
 def layout_of(
@@ -140,7 +165,7 @@ def make_learners(
     losses: likewise. temperature: of sampling, at which the policy's log-probs are taken; the process model's are taken
     at 1. start: the frozen start, or None where `needs_start` says so. announce: as in Update.
     """
-    train, on_cpu = config.train, mesh.devices.flat[0].platform == "cpu"
+    train, on_cpu = config.train, _on_cpu(mesh)
     way = dict(config=model, dtype=jnp.dtype(config.model.dtype), remat=train.remat)
     way["unroll"] = on_cpu  # where XLA copies all that a loop over layers has kept, at each of them
     rows = {name: train.minibatch_prompts * train.samples for name in losses}
@@ -165,7 +190,8 @@ def make_learners(
                 chunk_tokens=train.chunk_tokens,
                 longest=longest_row(config),
                 shards=mesh.shape["data"] * mesh.shape["fsdp"],
-                pack=on_cpu,  # in each layer tokens are moved between rows: not measured on TPUs and GPUs
+                in_place=train.remat and not on_cpu,  # a loop over layers, which `unroll` is there to avoid
+                few=not on_cpu,
             ),
             reference=starts[name],
             shardings=jax.tree.map(lambda leaf: leaf.sharding, layout.models[name]),
@@ -180,3 +206,39 @@ def _logprobs(
     params: decoder.Params, base: None, *, micro: MicroBatch, loss: Loss, **way: Any
 ) -> tuple[jax.Array, jax.Array]:
     return response_logprobs(params, micro=micro, entropy_gradient=loss.entropy_gradient, **way)
+
+
+def frozen(params: decoder.Params, dtype: jnp.dtype) -> decoder.Params:
+    """A real copy in the type that computes, also where the type stays: the parameters' own buffers are given away to
+    the first update."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, params)
+    freeze = jax.jit(lambda params: jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), params), out_shardings=where)
+    return freeze(params)
+
+
+def first_state(
+    params: decoder.Params,
+    optimizers: Mapping[str, optax.GradientTransformation],
+    layout: TrainState,
+    model: ModelConfig,
+    *,
+    seed: int,
+) -> TrainState:
+    """The state before any step: the helpers begin as copies of the policy."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, layout)
+    models = {POLICY: Model(params, None)}
+    for name, optimizer in optimizers.items():
+        its, own = where.models[name], params
+        if name == PROCESS:
+            own = _copied(params)
+        if name == CRITIC:
+            own = {"head": jax.device_put(new_head(model, seed=seed), its.params["head"])}
+            own |= {"trunk": _copied(trunk_of(params))} if "trunk" in its.params else {}
+        models[name] = Model(own, jax.jit(optimizer.init, out_shardings=its.optimizer)(own))
+    return TrainState(jax.device_put(np.int32(0), where.step), models)
+
+
+def _copied(params: decoder.Params) -> decoder.Params:
+    """The same numbers in buffers of their own: those of the policy are given away to its first update."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, params)
+    return jax.jit(lambda params: jax.tree.map(lambda x: jnp.array(x, copy=True), params), out_shardings=where)(params)

@@ -45,6 +45,11 @@ class Rollouts:
     slot_steps: int  # slots times steps that were decoded: what lengths - 1 (the first comes before) could add up to
     texts: Sequence[Sequence[str]] = ()  # [P][V], special tokens left out; the sampler, which knows no text, gives none
 
+    def of_votes(self, start: int, stop: int) -> "Rollouts":
+        """Those votes of each prompt alone; slot_steps stays that of all."""
+        arrays = (x[:, start:stop] for x in (self.tokens, self.lengths, self.logps, self.truncated))
+        return Rollouts(*arrays, self.slot_steps, [row[start:stop] for row in self.texts])
+
     @property
     def mean_logps(self) -> np.ndarray:
         """Mean log-prob of each response's tokens, float64 [P, V]."""

@@ -12,6 +12,7 @@ The verbs set JAX's mesh while they run, and leave it as it was.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import FrozenConfigDict
 
 from ttrl_jax.data import prompts as text
@@ -29,19 +29,22 @@ from ttrl_jax.data.problems import Problem, Problems
 from ttrl_jax.errors import InputError
 from ttrl_jax.inputs import Inputs
 from ttrl_jax.learn import loss as losses
-from ttrl_jax.learn.critic import new_head, trunk_of
 from ttrl_jax.learn.layout import params_layout, state_layout
 from ttrl_jax.learn.optimizer import learning_rate
 from ttrl_jax.learn.update import Numbers, Update
 from ttrl_jax.model import decoder, weights
-from ttrl_jax.model.sharding import of_hosts, replicated
+from ttrl_jax.model.sharding import key_on, of_hosts, on_devices, replicated
 from ttrl_jax.programs import (
+    first_state,
+    frozen,
     layout_of,
     make_learners,
     make_optimizers,
     make_sampler,
     needs_start,
+    resting,
     sampling_of,
+    shapes_of,
     trained_models,
 )
 from ttrl_jax.records import CRITIC, POLICY, PROCESS, Model, Prompts, Rollouts, TrainBatch, TrainState
@@ -122,6 +125,7 @@ def open_session(inputs: Inputs, *, say: Callable[[str], None] = _to_stderr, beg
     keep_programs(say)
     config, mesh, training = inputs.config, inputs.mesh, inputs.problems is not None
     host, sampling = _host(inputs, say), sampling_of(config.rollout)
+    shapes = shapes_of(config, host or mesh, longest_prompt=inputs.longest_prompt)
     make_copy = copies.of_each_host if host else copies.of_the_mesh
     optimizers = make_optimizers(config) if training else {}
     layout = layout_of(config, inputs.model, mesh, optimizers)
@@ -139,19 +143,20 @@ def open_session(inputs: Inputs, *, say: Callable[[str], None] = _to_stderr, beg
             layout,
             losses=losses_of(config),
             temperature=sampling.temperature,
-            start=_frozen(params, config) if with_start else None,
+            start=frozen(params, jnp.dtype(config.model.dtype)) if with_start else None,
             announce=say,
         )
-    state = _start(params, optimizers, layout, inputs) if begin else None
+    state = first_state(params, optimizers, layout, inputs.model, seed=config.seed) if begin else None
     if not begin:
         jax.tree.map(lambda leaf: leaf.delete(), params)
+    state = None if state is None else resting(config, state)
     return Session(
         inputs=inputs,
         sampling=sampling,
         step=0,
         state=state,
         layout=layout,
-        sampler=make_sampler(config, inputs.model, host or mesh, stop_ids=inputs.stop_ids, announce=say),
+        sampler=make_sampler(config, inputs.model, shapes, stop_ids=inputs.stop_ids, announce=say),
         host=host,
         copy=make_copy(inputs.model, mesh, jnp.dtype(config.model.dtype)),
         learners=learners,
@@ -186,34 +191,37 @@ def sample(
     *,
     votes: int,
     sampling: Sampling,
+    greedy: bool = False,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Rollouts:
     """Draw `votes` responses to each prompt, with their texts, which are decoded while others are being drawn.
 
-    key: of this step, on whatever device. progress(tokens drawn so far): called now and then, may raise to abandon the
-    batch. With several processes, all get all responses. Raises FloatingPointError, naming a question, where the model
-    computed logits that are not finite.
+    greedy: and one more, the last, at temperature 0. key: of this step, on whatever device. progress(tokens drawn so
+    far): called now and then, may raise to abandon the batch. With several processes, all get all responses. Raises
+    FloatingPointError, naming a question, where the model computed logits that are not finite.
     """
     inputs, mesh, host = session.inputs, session.inputs.mesh, session.host
-    everywhere = jax.device_put(np.asarray(jax.random.key_data(key)), replicated(mesh))
     with jax.set_mesh(mesh):
-        key, copied = jax.random.wrap_key_data(everywhere), session.copy(session.state.policy.params)
+        key, copied = key_on(mesh, key), session.copy(_at_work(session, session.state.policy.params))
+        settings = dict(votes=votes, sampling=sampling, greedy=greedy)
 
         def draw(prompts: Prompts, key: jax.Array, *, progress: Callable[[int], None]) -> Rollouts:
-            texts, silent = [[""] * votes for _ in prompts.lengths], stops.silent(inputs.tokenizer, inputs.stops)
+            texts, silent = (
+                [[""] * (votes + greedy) for _ in prompts.lengths],
+                stops.silent(inputs.tokenizer, inputs.stops),
+            )
 
             def ended(prompt: int, vote: int, ids: np.ndarray) -> None:
                 texts[prompt][vote] = text.decode(inputs.tokenizer, ids, silent=silent)
 
-            settings = dict(votes=votes, sampling=sampling)
             rollouts = session.sampler(copied, prompts, key, **settings, progress=progress, ended=ended)
             return dataclasses.replace(rollouts, texts=texts)
 
         try:
             if host is None:  # what progress raises, all raise: here they decode in step
                 return draw(prompts, key, progress=lambda tokens: distributed.together(lambda: progress(tokens)))
-            limit = session.sampler.max_tokens
-            return hosts.sample_shares(draw, prompts, key, host=host, votes=votes, max_tokens=limit, progress=progress)
+            sizes = dict(votes=votes + greedy, max_tokens=session.sampler.max_tokens)
+            return hosts.sample_shares(draw, prompts, key, host=host, **sizes, progress=progress)
         except FloatingPointError as error:
             raise FloatingPointError(f"{error}, after {session.step} training steps; {_advice(session)}") from error
 
@@ -255,13 +263,13 @@ def score(session: Session, rows: TrainBatch, *, model: str = POLICY) -> jax.Arr
     ValueError where nothing is trained."""
     with jax.set_mesh(session.inputs.mesh):
         learner, base = _learner(session, model), _base(session, model)
-        return learner.score(session.state.models[model].params, rows, base=base)
+        return learner.score(_at_work(session, session.state.models[model].params), rows, base=base)
 
 
 def entropies(session: Session, rows: TrainBatch, *, model: str = POLICY) -> jax.Array:
     """The same of the entropies, in nats, of what each token was drawn from."""
     with jax.set_mesh(session.inputs.mesh):
-        return _learner(session, model).entropies(session.state.models[model].params, rows)
+        return _learner(session, model).entropies(_at_work(session, session.state.models[model].params), rows)
 
 
 def rate(session: Session, model: str = POLICY) -> float:
@@ -287,10 +295,11 @@ def learn(
     with jax.set_mesh(session.inputs.mesh):
         learner, base = _learner(session, model), _base(session, model)
         try:
-            trained, metrics, kept = learner(models[model], rows, numbers, rate(session, model), base=base)
+            own = _at_work(session, models[model])
+            trained, metrics, kept = learner(own, rows, numbers, rate(session, model), base=base)
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} of training step {session.step} (counted from 0); {_LOWER}") from error
-    state = TrainState(session.state.step, models | {model: trained})
+    state = TrainState(session.state.step, models | {model: resting(session.config, trained)})
     return dataclasses.replace(session, state=state), metrics, kept
 
 
@@ -318,7 +327,8 @@ def restore(session: Session, checkpoints: Checkpoints, step: int) -> Session:
     if session.state is not None:
         jax.tree.map(lambda leaf: leaf.delete(), session.state)  # two at once may be more than fits
     if session.learners:
-        return dataclasses.replace(session, step=step, state=checkpoints.restore(step, session.layout))
+        state = resting(session.config, checkpoints.restore(step, session.layout))
+        return dataclasses.replace(session, step=step, state=state)
     path = f"models.{POLICY}.params"
     params = checkpoints.restore_part(step, path, session.layout.policy.params)
     count = jax.device_put(np.int32(step), replicated(session.inputs.mesh))
@@ -339,7 +349,16 @@ def _learner(session: Session, model: str) -> Update:
 
 def _base(session: Session, model: str) -> decoder.Params | None:
     """The policy's parameters, where a model uses them."""
-    return session.state.policy.params if model == CRITIC and session.config.critic.trunk == "policy" else None
+    return (
+        _at_work(session, session.state.policy.params)
+        if model == CRITIC and session.config.critic.trunk == "policy"
+        else None
+    )
+
+
+def _at_work(session: Session, tree: Any) -> Any:
+    """What rests in the hosts' memory, or does not, on the devices."""
+    return on_devices(tree) if session.config.mesh.offload else tree
 
 
 def _host(inputs: Inputs, say: Callable[[str], None]) -> jax.sharding.Mesh | None:
@@ -348,53 +367,20 @@ def _host(inputs: Inputs, say: Callable[[str], None]) -> jax.sharding.Mesh | Non
     item = jnp.dtype(config.model.dtype).itemsize
     kept_bytes = _FLOAT32
     if inputs.problems is not None:  # masters and two moments of each model, and the start
-        kept_bytes = 3 * _FLOAT32 * trained_models(config) + (item if needs_start(config) else 0)
-    alone, why = hosts.choose(
-        mesh,
-        needed_bytes=lambda host: hosts.sampling_bytes(
-            model,
-            host,
-            mesh,
-            itemsize=item,
-            rows=config.rollout.rows,
-            tokens=config.rollout.max_tokens,
-            kept_bytes=kept_bytes,
-        ),
+        kept_bytes = 0 if config.mesh.offload else 3 * _FLOAT32 * trained_models(config)
+        kept_bytes += item if needs_start(config) else 0
+    needed_bytes = functools.partial(
+        hosts.sampling_bytes,
+        model,
+        mesh=mesh,
+        itemsize=item,
+        rows=config.rollout.rows,
+        tokens=config.rollout.max_tokens,
+        kept_bytes=kept_bytes,
     )
+    alone, why = hosts.choose(mesh, needed_bytes=needed_bytes)
     if distributed.several():
         say(f"sampling  {why}")
+    elif (short := hosts.shortage(mesh, needed_bytes(mesh))) is not None:
+        say(f"memory    {short}")
     return of_hosts(mesh).local_mesh if alone else None
-
-
-def _frozen(params: decoder.Params, config: FrozenConfigDict) -> decoder.Params:
-    """A real copy in the type that computes, also where the type stays: the parameters' own buffers are given away to
-    the first update."""
-    dtype, where = jnp.dtype(config.model.dtype), jax.tree.map(lambda leaf: leaf.sharding, params)
-    freeze = jax.jit(lambda params: jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), params), out_shardings=where)
-    return freeze(params)
-
-
-def _start(
-    params: decoder.Params,
-    optimizers: Mapping[str, optax.GradientTransformation],
-    layout: TrainState,
-    inputs: Inputs,
-) -> TrainState:
-    """The state before any step: the helpers begin as copies of the policy."""
-    where = jax.tree.map(lambda leaf: leaf.sharding, layout)
-    models = {POLICY: Model(params, None)}
-    for name, optimizer in optimizers.items():
-        its, own = where.models[name], params
-        if name == PROCESS:
-            own = _copied(params)
-        if name == CRITIC:
-            own = {"head": jax.device_put(new_head(inputs.model, seed=inputs.config.seed), its.params["head"])}
-            own |= {"trunk": _copied(trunk_of(params))} if "trunk" in its.params else {}
-        models[name] = Model(own, jax.jit(optimizer.init, out_shardings=its.optimizer)(own))
-    return TrainState(jax.device_put(np.int32(0), where.step), models)
-
-
-def _copied(params: decoder.Params) -> decoder.Params:
-    """The same numbers in buffers of their own: those of the policy are given away to its first update."""
-    where = jax.tree.map(lambda leaf: leaf.sharding, params)
-    return jax.jit(lambda params: jax.tree.map(lambda x: jnp.array(x, copy=True), params), out_shardings=where)(params)

@@ -30,6 +30,7 @@ from ttrl_jax.measure.summary import report, summarise
 from ttrl_jax.measure.tables import headline
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.weights import sha256
+from ttrl_jax.prepare import prepare
 from ttrl_jax.programs import trained_models
 from ttrl_jax.resume import Evaluations, Past, as_begun, finished, go_on, resume, take
 from ttrl_jax.reward.audit import truth_classes
@@ -134,6 +135,7 @@ def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
     history, evaluations, started = past.history, past.evaluations, (session, past)
     try:
         with interrupt.at_once(session.state):
+            prepare(session, say=progress.line)
             judge = judge_of(config, session.task, offline=offline_labels(session, opened.workdir, watch))
 
         # ----------------------------------------------------- the loop

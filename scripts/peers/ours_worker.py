@@ -36,7 +36,7 @@ from ttrl_jax.records import Prompts, Rollouts, padded_length  # noqa: E402
 from ttrl_jax.reward.history import History  # noqa: E402
 from ttrl_jax.reward.judge import Draw, Judge  # noqa: E402
 from ttrl_jax.reward.score import select  # noqa: E402
-from ttrl_jax.rollout import sampler  # noqa: E402
+from ttrl_jax.rollout import decoding  # noqa: E402
 from ttrl_jax.rollout.sampling import Sampling  # noqa: E402
 from ttrl_jax.session import encode, open_session, sample, step_key  # noqa: E402
 from ttrl_jax.session import update as learn  # noqa: E402
@@ -67,7 +67,7 @@ def rollout(model: str, shape: dict) -> worker.Run:
     uids = np.arange(shape["prompts"], dtype=np.uint32)
     forced = bool((lengths < shape["new_tokens"]).any())
     if forced:
-        sampler.pick = ending(sampler.pick, ends(key, uids, lengths))
+        decoding.pick = ending(decoding.pick, ends(key, uids, lengths))
     session = open_session(inputs_of(c, training=False, stop_ids=(STOP,) if forced else ()))
     ids = np.array(worker.prompt_ids(shape, vocab=session.inputs.model.vocab), np.int32)
     prompts = Prompts(ids, np.full(len(ids), ids.shape[1], np.int32), uids)

@@ -125,9 +125,9 @@ class PromptEncoder:
             )
         return [np.array(ids, np.int32) for ids in encoded]
 
-    def check(self, problems: Sequence[Problem]) -> None:
-        """Raise now the InputError that `encode` would raise for one of `problems` later."""
-        self.encode(problems)
+    def longest(self, problems: Sequence[Problem]) -> int:
+        """Tokens of the longest prompt. Raises now the InputError that `encode` would raise for one of them later."""
+        return max(map(len, self.encode(problems)))
 
 
 def _holds(text: str, said: list[Turn]) -> bool:

@@ -5,6 +5,19 @@ import numpy as np
 from ttrl_jax.records import Prompts, Rollouts, TrainBatch, padded_length
 
 
+def full_rows(rows: int, *, length: int, tokens: int) -> TrainBatch:
+    """Rows of `length` tokens, the last `tokens` of which are the response. No two have the same prompt."""
+    ids = np.zeros((rows, length), np.int32)
+    ids[:, 0] = np.arange(rows)
+    return TrainBatch(
+        ids=ids,
+        prompt_lengths=np.full(rows, length - tokens, np.int32),
+        responses=np.zeros((rows, tokens), np.int32),
+        mask=np.ones((rows, tokens), np.float32),
+        sampler_logps=np.zeros((rows, tokens), np.float32),
+    )
+
+
 def train_batch(prompts: Prompts, rollouts: Rollouts, chosen: np.ndarray) -> TrainBatch:
     """Lay the chosen samples out as rows, question by question.
 

@@ -26,6 +26,7 @@ class Loss:
     entropy_gradient: bool = False  # whether entropies have one
     of_advantages: tuple[str, ...] = ()  # names of sums that are 0 in a row whose advantages are
     largest: tuple[str, ...] = ()  # names of what is no sum but a maximum
+    names: tuple[str, ...] = ()  # of the numbers that it asks for and whoever updates has to give
     asks_old: bool = True  # "old" is among the numbers that it asks for
     row_counts: float | None = None  # what the sum is divided by, for each row; None: its tokens
     by_rows: tuple[str, ...] = ()  # names of sums that are divided by that too; others are means over tokens
@@ -51,6 +52,7 @@ def grpo(
     return Loss(
         functools.partial(token_sums, **scalars),
         all_rows=kl_coef != 0 or entropy_coef != 0,
+        names=("advantages",),
         entropy_gradient=entropy_coef != 0,
         of_advantages=("loss", "policy_loss", "clip_fraction", "dual_clip_fraction"),
         largest=("ratio_max",),
@@ -61,7 +63,7 @@ def grpo(
 
 def values(*, clip: float) -> Loss:
     """The loss of PPO's critic, `value_sums`."""
-    return Loss(functools.partial(value_sums, clip=clip), all_rows=True)
+    return Loss(functools.partial(value_sums, clip=clip), all_rows=True, names=("returns", "old"))
 
 
 def process(*, beta: float, rows: int) -> Loss:
@@ -69,6 +71,7 @@ def process(*, beta: float, rows: int) -> Loss:
     return Loss(
         functools.partial(process_sums, beta=beta, rows=rows),
         all_rows=True,
+        names=("outcome", "row"),
         asks_old=False,
         row_counts=1,
         by_rows=("loss", "accuracy"),

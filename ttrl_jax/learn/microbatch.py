@@ -1,5 +1,6 @@
 """Rows of like length, cut into pieces of one forward and backward pass each."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ttrl_jax.model.decoder import Packing
+from ttrl_jax.model.packing import Packing
 from ttrl_jax.model.sharding import constrain
-from ttrl_jax.records import TrainBatch, padded_length
+from ttrl_jax.records import VECTOR, TrainBatch, padded_length
 
 SIZES = 16  # a packing has so many sixteenths of the places of its rows, for few shapes to compile
 WORTH_PACKING = 12  # sixteenths: with more tokens than that, whole rows cost no more
@@ -42,6 +43,11 @@ class MicroBatch:
         flat = numbers.reshape(-1)
         return np.where(self.places < len(flat), flat[np.minimum(self.places, len(flat) - 1)], flat.dtype.type(0))
 
+    def taken(self) -> jax.ShapeDtypeStruct:
+        """What stands for what `take` makes of numbers that are on the devices."""
+        done = _take.lower(jax.ShapeDtypeStruct((1, 1), np.float32), self.places).compile()
+        return jax.ShapeDtypeStruct(self.places.shape, np.float32, sharding=done.output_shardings)
+
     def put(self, numbers: jax.Array, scores: jax.Array) -> jax.Array:
         """`numbers` [R, T'], whole on every device and used up, with `scores` [X, Z, C] where their tokens are: the
         inverse of `take`."""
@@ -67,18 +73,68 @@ def _put(numbers: jax.Array, scores: jax.Array, places: jax.Array) -> jax.Array:
 
 
 def micro_batches(
-    batch: TrainBatch, rows: np.ndarray, *, shards: int, tokens: int, chunk: int, full: int, longest: int, pack: bool
+    batch: TrainBatch, rows: np.ndarray, *, shards: int, tokens: int, chunk: int, full: int, longest: int, few: bool
 ) -> list[MicroBatch]:
     """Cut the rows of a batch (host arrays) whose numbers are in `rows`, int [R'], into micro-batches of at most
-    `tokens` tokens for each shard, padding included.
+    `tokens` tokens for each shard, padding included. A longer row goes alone.
 
-    A longer row goes alone. The longest come first; each micro-batch is padded to the rung of its longest
-    (records.padded_length; longest: the most tokens that any row of a run may have). How many rows go together depends
-    only on that rung and on `full`, the rows of a whole minibatch; or it is a half or a quarter of that, where no more
-    have a rung of more than half of it. So there are few shapes to compile. chunk: the most places of a shard whose
-    logits exist at once. pack: whether prompts that several rows have are computed once, and padding not at all, where
-    that makes a quarter of the tokens less.
+    chunk: the most places of a shard whose logits exist at once. full: the rows of a whole minibatch. longest: the most
+    tokens that any row of a run may have. few: whether all micro-batches of a run have one of two shapes.
     """
+    if few:
+        return _few(batch, rows, shards=shards, tokens=tokens, chunk=chunk, full=full, longest=longest)
+    return _many(batch, rows, shards=shards, tokens=tokens, chunk=chunk, full=full, longest=longest)
+
+
+def few_shapes(*, tokens: int, rows: int, longest: int) -> tuple[int, list[tuple[int, int]]]:
+    """Of micro-batches that have few: the tokens of a shard, and the rows and places that they are attended to in.
+
+    rows: of a shard in a minibatch; their tokens are the most that there is to compute. Rows that are as long as half
+    of the longest fill one of the first kind, and a sixth of it one of the second.
+    """
+    width = padded_length(longest, longest)
+    half = -(-width // (2 * VECTOR)) * VECTOR
+    size = max(1, min(tokens // width, rows)) * width
+    return size, [(-(-2 * size // width), width)] + [(-(-3 * size // half), half)] * (half < width)
+
+
+def _few(
+    batch: TrainBatch, rows: np.ndarray, *, shards: int, tokens: int, chunk: int, full: int, longest: int
+) -> list[MicroBatch]:
+    """Packed without much padding: each micro-batch takes the longest row that is left, and every row after it for
+    whose tokens it has room, its prompt's aside where that is there already."""
+    size, kinds = few_shapes(tokens=tokens, rows=-(-full // shards), longest=longest)
+    lengths = batch.prompt_lengths + batch.mask.sum(1).astype(np.int32)
+    order, pieces = rows[np.argsort(-lengths[rows], kind="stable")].tolist(), []
+    while order:
+        height, width = next(kind for kind in reversed(kinds) if kind[1] >= lengths[order[0]])
+        taken = [([], set()) for _ in range(shards)]  # of each shard: rows, and their prompts
+        used, left = [0] * shards, []
+        for row in order:
+            shard = int(np.argmin(used))
+            mine, prompts = taken[shard]
+            prompt = batch.ids[row, : batch.prompt_lengths[row]].tobytes()
+            more = int(lengths[row]) - 1 - (int(batch.prompt_lengths[row]) if prompt in prompts else 0)
+            if len(mine) == height or used[shard] + more > size:
+                left.append(row)
+                continue
+            mine.append(row)
+            prompts.add(prompt)
+            used[shard] += more
+        order = left
+        piece = np.array([mine + [-1] * (height - len(mine)) for mine, _ in taken])
+        ids, packing, _ = _packed(batch, piece, width, size)
+        pieces.append(_micro_batch(batch, piece, width, min(size + height, height * width), chunk, ids, packing))
+    return pieces
+
+
+def _many(
+    batch: TrainBatch, rows: np.ndarray, *, shards: int, tokens: int, chunk: int, full: int, longest: int
+) -> list[MicroBatch]:
+    """The longest come first; each micro-batch is padded to the rung of its longest (records.padded_length). How many
+    rows go together depends only on that rung and on `full`; or it is a half or a quarter of that, where no more have a
+    rung of more than half of it. Prompts that several rows have are computed once, and padding not at all, where that
+    makes a quarter of the tokens less."""
     lengths = batch.prompt_lengths + batch.mask.sum(1).astype(np.int32)
     rungs = np.array([padded_length(int(length), longest) for length in lengths], np.int32)
     order = rows[np.argsort(-lengths[rows], kind="stable")]
@@ -93,10 +149,15 @@ def micro_batches(
         piece, order = order[: height * shards], order[height * shards :]
         # Dealt out in turn, so that every shard gets long rows and short ones. -1: a row of padding.
         piece = np.pad(piece, (0, height * shards - len(piece)), constant_values=-1).reshape(height, shards).T
-        ids, packing = _packed(batch, piece, width) if pack else (None, None)
-        if packing is None:
-            ids = _whole(batch, piece, width)
-        pieces.append(_micro_batch(batch, piece, width, chunk, ids, packing))
+        ids, packing, used = _packed(batch, piece, width, height * width)
+        sixteenths = -(-used * SIZES // (height * width))
+        if sixteenths <= WORTH_PACKING:
+            keep = -(-height * width * sixteenths // SIZES)
+            cut = dict(positions=packing.positions[:, :keep], places=packing.places[:, :keep])
+            ids, packing = ids[:, :keep], dataclasses.replace(packing, **cut)
+        else:
+            ids, packing = _whole(batch, piece, width), None
+        pieces.append(_micro_batch(batch, piece, width, height * width, chunk, ids, packing))
     return pieces
 
 
@@ -114,41 +175,40 @@ def _whole(batch: TrainBatch, rows: np.ndarray, width: int) -> np.ndarray:
     return ids
 
 
-def _packed(batch: TrainBatch, rows: np.ndarray, width: int) -> tuple[np.ndarray, Packing | None]:
-    """The tokens of the same rows, int32 [X, N], and how the rows are made of them; None if that is not worth it."""
+def _packed(batch: TrainBatch, rows: np.ndarray, width: int, size: int) -> tuple[np.ndarray, Packing, int]:
+    """The tokens of the same rows, int32 [X, size], how the rows are made of them, and how many a shard has at most."""
     shards, height = rows.shape
-    size = height * width
     ids, positions, places = (np.zeros((shards, size), np.int32) for _ in range(3))
     index = np.zeros((shards, height, width), np.int32)
+    prompts, owners = (np.zeros((shards, height), np.int32) for _ in range(2))
     used = 0
     for shard, own in enumerate(rows):
-        begins, count = {}, 0  # of each prompt, its first token's number; tokens so far
+        begins, count = {}, 0  # of each prompt, its row and its first token's number; tokens so far
         for i, row in enumerate(own):
             if row < 0:
                 continue
             prompt, length = batch.prompt_lengths[row], batch.prompt_lengths[row] + int(batch.mask[row].sum()) - 1
             text = batch.ids[row, :prompt].tobytes()
             done = prompt if text in begins else 0
-            index[shard, i, :done] = begins.setdefault(text, count) + np.arange(done)
+            owners[shard, i], begin = begins.setdefault(text, (i, count))
+            prompts[shard, i], index[shard, i, :done] = prompt, begin + np.arange(done)
             new, there = slice(count, count + length - done), np.arange(done, length)
             ids[shard, new], positions[shard, new] = batch.ids[row, done:length], there
             places[shard, new], index[shard, i, done:length] = i * width + there, np.arange(count, new.stop)
             count = new.stop
         used = max(used, count)
-    sixteenths = -(-used * SIZES // size)
-    keep = -(-size * sixteenths // SIZES)
-    packing = Packing(positions[:, :keep], index, places[:, :keep]) if sixteenths <= WORTH_PACKING else None
-    return ids[:, :keep], packing
+    return ids, Packing(positions, index, places, prompts, owners), used
 
 
 def _micro_batch(
-    batch: TrainBatch, rows: np.ndarray, width: int, chunk: int, ids: np.ndarray, packing: Packing | None
+    batch: TrainBatch, rows: np.ndarray, width: int, most: int, chunk: int, ids: np.ndarray, packing: Packing | None
 ) -> MicroBatch:
-    """The rows [X, rows of a shard] of a batch, which `ids` and `packing` hold, with what is asked of each token."""
+    """The rows [X, rows of a shard] of a batch, which `ids` and `packing` hold, with what is asked of each token; most:
+    response tokens that a shard may have."""
     shards, height = rows.shape
     # A quarter of what there may be: little is computed in vain, and the logits' programs stay as many as the rows'.
-    slots = min(chunk, -(-height * width // 4))
-    shape = (shards, -(-height * width // slots), slots)
+    slots = min(chunk, -(-most // 4))
+    shape = (shards, -(-most // slots), slots)
     real = (batch.mask[rows] > 0) & (rows >= 0)[..., None]  # [X, rows of a shard, T']
     shard, row, at = np.nonzero(real)
     source = rows[shard, row]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import optax
 
 from ttrl_jax.learn import microbatch
 from ttrl_jax.learn import optimizer as optim
+from ttrl_jax.learn.batch import full_rows
 from ttrl_jax.learn.loss import Loss, Sums
 from ttrl_jax.learn.microbatch import MicroBatch
 from ttrl_jax.model import decoder
@@ -32,7 +33,8 @@ class Sizes:
     chunk_tokens: int  # response tokens of a shard with logits at a time
     longest: int  # the most tokens of a row: prompt and response
     shards: int  # parts that rows are split into, over the batch axes of the mesh
-    pack: bool  # whether a prompt is computed once for all of its rows in a pass, and padding not at all
+    in_place: bool  # whether gradients of layers are added up where they are computed; for remat
+    few: bool  # whether all passes of a run have one of two shapes, for devices that take long to compile one
 
 
 class Update:
@@ -63,7 +65,7 @@ class Update:
         self._score = compiled(f"{before}score", functools.partial(_score, forward=forward))
         self._gradient = compiled(
             f"{before}gradient",
-            functools.partial(_gradient, forward=forward, loss=loss),
+            functools.partial(_gradient, forward=forward, loss=loss, in_place=sizes.in_place),
             donate_argnames=("total",),
             out_shardings=(shardings.params, None, None),
         )
@@ -103,14 +105,12 @@ class Update:
         numbers = {**numbers, "sampler_logps": batch.sampler_logps}
         if len(work) > 1 and self.loss.asks_old and "old" not in numbers:
             numbers["old"], _ = self._scores(model.params, base, batch, work)
-        if self.reference is not None:
-            numbers["reference"], _ = self._scores(self.reference, base, batch, work)
         found, ends, kept = [], [], microbatch.zeros(batch.mask.shape) if self.loss.keep else None
         for micros, count in zip(work, counts, strict=True):
             total, sums = self._zeros(model.params), []
             for micro in micros:
                 own = {name: micro.take(values) for name, values in numbers.items()}
-                total, of_micro, found_here = self._gradient(model.params, base, total, micro, own)
+                total, of_micro, found_here = self._gradient(model.params, base, self.reference, total, micro, own)
                 sums.append(of_micro)
                 kept = None if kept is None else micro.put(kept, found_here)
             model, end = self._step(model, total, count, np.float32(rate))
@@ -178,8 +178,34 @@ class Update:
             chunk=sizes.chunk_tokens,
             full=sizes.minibatch_rows,
             longest=sizes.longest,
-            pack=sizes.pack,
+            few=sizes.few,
         )
+
+    def kinds(self) -> list[MicroBatch]:
+        """A micro-batch of each shape, where a run has few."""
+        found = {}
+        for length in (self.sizes.longest, max(2, self.sizes.longest // 2)):
+            batch = full_rows(self.sizes.minibatch_rows, length=length, tokens=1)
+            micro = self.micro_batches(batch, np.arange(len(batch.mask)))[0]
+            found.setdefault(micro.packing.rows.shape, micro)
+        return list(found.values())
+
+    def work(self, model: Model, *, base: decoder.Params | None, rows: int) -> Iterator[Callable[[], Any]]:
+        """What compiles the programs that take long, each of its own, where a run has few. Nothing runs.
+
+        model, base: jax.ShapeDtypeStructs. rows: of a training step.
+        """
+        own_old = rows > self.sizes.minibatch_rows and self.loss.asks_old and "old" not in self.loss.names
+        for micro in self.kinds():
+            numbers = dict.fromkeys((*self.loss.names, "sampler_logps"), micro.mask)
+            if own_old or "old" in numbers:
+                yield functools.partial(self._score.prepare, model.params, base, micro)
+            if own_old:
+                numbers["old"] = micro.taken()
+            yield functools.partial(
+                self._gradient.prepare, model.params, base, self.reference, model.params, micro, numbers
+            )
+        yield functools.partial(self._step.prepare, model, model.params, np.float32(1), np.float32(1))
 
     @property
     def compile_seconds(self) -> float:
@@ -197,27 +223,61 @@ def _score(
 def _gradient(
     params: decoder.Params,
     base: decoder.Params | None,
+    reference: decoder.Params | None,
     total: decoder.Params,
     micro: MicroBatch,
     numbers: dict[str, jax.Array],
     *,
     forward: Forward,
     loss: Loss,
+    in_place: bool,
 ) -> tuple[decoder.Params, Sums, jax.Array | None]:
     """`total` and the gradient of the summed loss of a micro-batch; the sums of what is worth logging; and what
     the loss keeps.
 
-    numbers: of its tokens, float32 [X, Z, C] each; without "old", scores are their own.
+    numbers: of its tokens, float32 [X, Z, C] each; without "old", scores are their own. Those under `reference`, if it
+    is given, are computed here: each row comes once, so that a program of their own would save nothing.
     """
+    if reference is not None:
+        scores, _ = forward(reference, base, micro=micro)
+        # One after the other, so that what the two need is never there together.
+        ids, scores = jax.lax.optimization_barrier((micro.ids, scores))
+        micro, numbers = dataclasses.replace(micro, ids=ids), numbers | {"reference": scores}
 
-    def summed_loss(params: decoder.Params) -> tuple[jax.Array, tuple[Sums, jax.Array | None]]:
-        scores, entropies = forward(params, base, micro=micro)
+    def summed_loss(learned: decoder.Params) -> tuple[jax.Array, tuple[Sums, jax.Array | None]]:
+        scores, entropies = forward(_tapped(params, learned) if in_place else learned, base, micro=micro)
         old = numbers["old"] if "old" in numbers else jax.lax.stop_gradient(scores)
         value, sums = loss.sums(scores, entropies, numbers | {"old": old}, micro.mask)
         return value, (sums, loss.keep(scores, numbers) if loss.keep else None)
 
-    grads, (sums, kept) = jax.grad(summed_loss, has_aux=True)(params)
-    return jax.tree.map(jnp.add, total, grads), sums, kept
+    learned = _with_blocks_of(params, total) if in_place else params
+    grads, (sums, kept) = jax.grad(summed_loss, has_aux=True)(learned)
+    added = jax.tree.map(jnp.add, total, grads)
+    return _with_blocks_of(added, grads) if in_place else added, sums, kept
+
+
+def _with_blocks_of(params: decoder.Params, others: decoder.Params) -> decoder.Params:
+    """`params`, but for layers, at any depth, those of `others`."""
+    return {
+        name: others[name] if name == "blocks" else _with_blocks_of(each, others[name]) if _deeper(each) else each
+        for name, each in params.items()
+    }
+
+
+def _tapped(params: decoder.Params, learned: decoder.Params) -> decoder.Params:
+    """`learned`, whose layers are sums of gradients, with those of `params` to compute with."""
+    return {
+        name: decoder.Tapped(params[name], each)
+        if name == "blocks"
+        else _tapped(params[name], each)
+        if _deeper(each)
+        else each
+        for name, each in learned.items()
+    }
+
+
+def _deeper(each: Any) -> bool:
+    return isinstance(each, dict)
 
 
 def _step(
@@ -229,11 +289,11 @@ def _step(
     optimizer: optax.GradientTransformation,
 ) -> tuple[Model, Sums]:
     """The model after one optimizer step with the gradient total / count, or as it was where that is not finite."""
-    grads = jax.tree.map(lambda g: g / count, total)
-    norm = optax.tree.norm(grads)
+    norm = optax.tree.norm(jax.tree.map(lambda g: g / count, total))
     finite = jnp.isfinite(norm)
 
     def step(_: None) -> Model:
+        grads = jax.tree.map(lambda g: g / count, total)  # here, or the means would be there beside the sums
         updates, new = optimizer.update(grads, model.optimizer, model.params)
         return Model(optim.apply(model.params, updates, rate), new)
 

@@ -17,7 +17,6 @@ from ttrl_jax.reward.equivalence import same
 from ttrl_jax.reward.estimates import best_of_n, maj_at_k, pass_at_k
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.vote import Ballot
-from ttrl_jax.rollout.sampling import Sampling
 from ttrl_jax.session import Session, encode, render, sample
 from ttrl_jax.tasks.sets import QuestionSet
 from ttrl_jax.tasks.voting import cast_votes, in_format
@@ -40,15 +39,14 @@ def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progres
     """
     task, config, known = questions.task, session.config.eval, truths(questions.items)
     prompts, rendered = (make(session, questions.items, task=task) for make in (encode, render))
-    ways = [(config.samples, sampling_of(config))] + [(1, Sampling(temperature=0.0))] * config.greedy
-    sets = []
-    for votes, sampling in ways:
-        try:
-            rollouts = sample(session, prompts, key, votes=votes, sampling=sampling, progress=progress)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"evaluating {questions.name}: {error}") from error
-        asked = [problem.question for problem in questions.items]
-        sets.append((rollouts, cast_votes(task, rollouts.texts, questions=asked)))
+    way = dict(votes=config.samples, sampling=sampling_of(config), greedy=config.greedy)
+    try:
+        drawn = sample(session, prompts, key, **way, progress=progress)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"evaluating {questions.name}: {error}") from error
+    asked = [problem.question for problem in questions.items]
+    parts = [drawn.of_votes(0, config.samples)] + [drawn.of_votes(config.samples, config.samples + 1)] * config.greedy
+    sets = [(part, cast_votes(task, part.texts, questions=asked)) for part in parts]
     rollouts, ballots = sets[0]
 
     def rows() -> list[dict[str, Any]]:

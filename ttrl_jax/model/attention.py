@@ -6,6 +6,7 @@ layer at a time.
 """
 
 import functools
+import re
 from collections.abc import Callable
 
 import jax
@@ -45,7 +46,7 @@ def _obstacle(name: str, device: jax.Device, config: ModelConfig, dtype: jnp.dty
         return f"{name} needs one window for all layers, and the windows of this model's layers differ"
     if name == "splash":
         return None if device.platform == "tpu" else f"splash runs on TPUs, and this is {device.device_kind}"
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+    if device.platform != "gpu" or not re.fullmatch(r"\d+\.\d+", device.compute_capability):  # AMD's are as "gfx942"
         return f"cudnn runs on NVIDIA GPUs, and this is {device.device_kind}"
     capability = tuple(int(part) for part in device.compute_capability.split("."))
     largest = 256 if capability >= (9, 0) else 128

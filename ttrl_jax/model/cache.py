@@ -1,5 +1,6 @@
 """The records that hold keys and values while sampling. Prompts are stored once and shared by their votes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -21,20 +22,21 @@ class LayerCache:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prefix:
-    """The prefilled prompts."""
+    """The prefilled prompts, or those of groups of slots."""
 
     layers: tuple[LayerCache, ...]  # L of them, [P, K, T, H]
     lengths: jax.Array  # int32 [P]
-    logits: jax.Array  # float32 [P, W], after each prompt's last token
 
 
-def of_groups(prefix: Prefix, prompts: jax.Array) -> Prefix:
-    """The prompts as G groups of slots need them: prompts int32 [G]. (The logits stay as they are.)"""
-    layers = tuple(
-        LayerCache(*(constrain(x[prompts], "prompts", "kv_heads", None, None) for x in (layer.k, layer.v)))
-        for layer in prefix.layers
-    )
-    return Prefix(layers, prefix.lengths[prompts], prefix.logits)
+def of_groups(parts: Sequence[LayerCache], prompts: jax.Array) -> LayerCache:
+    """A layer's prompts as G groups of slots need them. parts: of the prompts in their order, [P', K, T, H] each;
+    prompts int32 [G], which of them."""
+
+    def one(*parts: jax.Array) -> jax.Array:
+        whole = parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+        return constrain(whole[prompts], "prompts", "kv_heads", None, None)
+
+    return jax.tree.map(one, *parts)
 
 
 # L of them, [G, S, K, C, H]. A ring: in each step the new tokens of all samples take the same place, so that a sample

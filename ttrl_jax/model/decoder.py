@@ -16,6 +16,7 @@ from ttrl_jax.model import attention
 from ttrl_jax.model.cache import LayerCache, Prefix, Suffix
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.layers import Block, Decoder, Rotation, rms_norm, rotation_at
+from ttrl_jax.model.packing import Packing
 from ttrl_jax.model.sharding import constrain
 
 Params = dict[str, Any]
@@ -81,31 +82,6 @@ def output_table(weights: Params, config: ModelConfig) -> jax.Array:
     return weights["embed"] if config.tied else weights["head"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Packing:
-    """Rows made of tokens that are computed once though several rows have them, and without padding: X shards (the
-    devices that rows are split over) of N tokens, which are those of R rows of T places."""
-
-    positions: Any  # int32 [X, N], of each token in its row
-    rows: Any  # int32 [X, R, T], which token is at each place of each row; any at the places of padding
-    places: Any  # int32 [X, N], at which of the R * T places each token is, or at one of them
-
-    def spread(self, x: jax.Array) -> jax.Array:
-        """Values of the tokens, [X, N, ...] -> those of the rows [X * R, T, ...]. The gradients of a token that several
-        rows have add up in float32."""
-        shards, rows, length = self.rows.shape
-        index = self.rows.reshape(shards, rows * length, *(1,) * (x.ndim - 2))
-        spread = jnp.take_along_axis(x.astype(jnp.float32), index, 1).astype(x.dtype)
-        return constrain(spread.reshape(shards * rows, length, *x.shape[2:]), "rows", *(None,) * (x.ndim - 1))
-
-    def gather(self, x: jax.Array) -> jax.Array:
-        """The other way: values at the places of the rows [X * R, T, ...] -> those of the tokens [X, N, ...]."""
-        shards, rows, length = self.rows.shape
-        index = self.places.reshape(*self.places.shape, *(1,) * (x.ndim - 2))
-        return jnp.take_along_axis(x.reshape(shards, rows * length, *x.shape[2:]), index, 1)
-
-
 def forward(
     params: Params,
     config: ModelConfig,
@@ -120,7 +96,8 @@ def forward(
 
     ids int32 [R, T], left-aligned rows, or with a packing its tokens [X, N] -> [R, T, D] or [X, N, D] in `dtype`. With
     `remat` each layer is recomputed in the backward pass. With `unroll` the program has each layer anew instead of a
-    loop over them: it is compiled for longer, but keeps what the backward pass needs where it was computed.
+    loop over them: it is compiled for longer, but keeps what the backward pass needs where it was computed. The blocks
+    of `params` may be a Tapped, which is for remat.
     """
     positions = packing.positions if packing else jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     rotation = rotation_at(positions, config)
@@ -130,27 +107,86 @@ def forward(
     # One program serves all layers: a window that all have is part of it, others are scanned like the weights.
     mixed = len(set(windows)) > 1
     scanned = jnp.array([window or length for window in windows], jnp.int32) if mixed else None
+    layer, blocks = functools.partial(_layer, config=config, window=windows[0]), params["blocks"]
+    if isinstance(blocks, Tapped):
+        x = _tapped(layer, x, blocks.weights, blocks.total, scanned, rotation, packing)
+    else:
 
-    def layer(x: jax.Array, one: tuple[Params, jax.Array | None]) -> tuple[jax.Array, None]:
-        weights, own = one
-        window = own if mixed else windows[0]
+        def one(x: jax.Array, its: tuple[Params, jax.Array | None]) -> tuple[jax.Array, None]:
+            return layer(x, *its, rotation, packing), None
 
-        def attend(q, k, v):
-            if packing:
-                q, k, v = (packing.spread(y) for y in (q, k, v))
-            context = attention.causal(q, k, v, window, kernel=config.attention, rows="rows")
-            return packing.gather(context) if packing else context, None
-
-        x, _ = _bind_block(config, weights)(x, rotation, attend)
-        return constrain(x, "rows", "places", None), None
-
-    layers = (params["blocks"], scanned)
-    x, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, layers, unroll=unroll)
+        x, _ = jax.lax.scan(jax.checkpoint(one) if remat else one, x, (blocks, scanned), unroll=unroll)
     return rms_norm(x, params["norm"], config.norm_eps)
 
 
-def prefill(weights: Params, config: ModelConfig, ids: jax.Array, lengths: jax.Array) -> Prefix:
-    """Run the prompts once. ids int32 [P, T] padded on the right, lengths int32 [P] -> Prefix."""
+def _layer(
+    x: jax.Array,
+    weights: Params,
+    own: jax.Array | None,
+    rotation: Rotation,
+    packing: Packing | None,
+    *,
+    config: ModelConfig,
+    window: int | None,
+) -> jax.Array:
+    """own: the layer's window, where they differ; else `window` is that of all."""
+
+    def attend(q, k, v):
+        if packing:
+            q, k, v = (packing.spread(y) for y in (q, k, v))
+        seen = window if own is None else own
+        context = attention.causal(q, k, v, seen, kernel=config.attention, rows="rows")
+        return packing.gather(context) if packing else context, None
+
+    x, _ = _bind_block(config, weights)(x, rotation, attend)
+    return constrain(x, "rows", "places", None)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tapped:
+    """Layers whose gradients are added up where they are computed: the gradient to `total` is `total` plus that to
+    `weights`, which itself gets none. So the gradients of all layers are never there beside their sums."""
+
+    weights: Params  # of all layers, stacked
+    total: Params  # float32, of the same shapes
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tapped(layer, x, weights, total, scanned, rotation, packing):
+    return _tapped_forward(layer, x, weights, total, scanned, rotation, packing)[0]
+
+
+def _tapped_forward(layer, x, weights, total, scanned, rotation, packing):
+    def one(x: jax.Array, its: tuple[Params, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
+        return layer(x, *its, rotation, packing), x
+
+    last, inputs = jax.lax.scan(one, x, (weights, scanned))
+    return last, (inputs, weights, total, scanned, rotation, packing)
+
+
+def _tapped_back(layer, kept, slope):
+    inputs, weights, total, scanned, rotation, packing = kept
+    count = len(inputs)
+
+    def one(i: jax.Array, state: tuple[jax.Array, Params]) -> tuple[jax.Array, Params]:
+        slope, total = state
+        at = count - 1 - i
+        x, its, own = jax.tree.map(lambda stacked: stacked[at], (inputs, weights, scanned))
+        _, back = jax.vjp(lambda x, its: layer(x, its, own, rotation, packing), x, its)
+        slope, gradient = back(slope)
+        return slope, jax.tree.map(lambda sums, own: sums.at[at].add(own), total, gradient)
+
+    slope, total = jax.lax.fori_loop(0, count, one, (slope, total))
+    return slope, None, total, None, None, None
+
+
+_tapped.defvjp(_tapped_forward, _tapped_back)
+
+
+def prefill(weights: Params, config: ModelConfig, ids: jax.Array, lengths: jax.Array) -> tuple[Prefix, jax.Array]:
+    """Run the prompts once. ids int32 [P, T] padded on the right, lengths int32 [P] -> Prefix, and the logits after
+    each prompt's last token, float32 [P, W]."""
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     rotation = rotation_at(positions, config)
     x = constrain(weights["embed"][ids], "prompts", None, None)
@@ -167,7 +203,7 @@ def prefill(weights: Params, config: ModelConfig, ids: jax.Array, lengths: jax.A
         layers.append(kept)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], 1)[:, 0]
     last = rms_norm(last, weights["norm"], config.norm_eps)
-    return Prefix(tuple(layers), lengths, logits(weights, config, last))
+    return Prefix(tuple(layers), lengths), logits(weights, config, last)
 
 
 def decode_step(

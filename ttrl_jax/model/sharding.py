@@ -126,9 +126,46 @@ def on_this_host(x: jax.Array) -> jax.Array:
     return jax.make_array_from_single_device_arrays(x.shape, sharding, [part.data for part in x.addressable_shards])
 
 
+def stands_for_this_host(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The same as `on_this_host` for what stands for an array."""
+    sharding = NamedSharding(x.sharding.mesh.local_mesh, x.sharding.spec)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+HOST = "pinned_host"  # kind of memory
+
+
+def on_hosts(tree: Any) -> Any:
+    """The arrays in the memory of the hosts that their devices are of. Those on the devices are deleted."""
+    moved = jax.device_put(tree, jax.tree.map(lambda x: x.sharding.with_memory_kind(HOST), tree))
+    jax.block_until_ready(moved)
+    jax.tree.map(lambda x: x.delete(), tree)
+    return moved
+
+
+def on_devices(tree: Any) -> Any:
+    """Copies on the devices of arrays that may be in the memory of their hosts."""
+    return jax.device_put(tree, jax.tree.map(lambda x: x.sharding.with_memory_kind("device"), tree))
+
+
+def require_host_memory(mesh: Mesh) -> None:
+    """Raise InputError if the devices cannot compute with what is in their hosts' memory."""
+    kinds = [memory.kind for memory in mesh.devices.flat[0].addressable_memories()]
+    if HOST not in kinds:
+        raise InputError(
+            f"mesh.offload=True needs memory of the kind {HOST}; the devices here have {', '.join(kinds)}; set it to "
+            "False"
+        )
+
+
+def key_on(mesh: Mesh, key: jax.Array) -> jax.Array:
+    """A random key, from whatever device, whole on every device of `mesh`, which is set."""
+    return jax.random.wrap_key_data(jax.device_put(np.asarray(jax.random.key_data(key)), replicated(mesh)))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

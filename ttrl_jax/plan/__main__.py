@@ -2,30 +2,29 @@
 
     python -m ttrl_jax.plan --config configs/aime.py:Qwen/Qwen2.5-Math-7B --topology v5e:4x4 [--config.a.b=value ...]
 
---topology is a slice of TPU v5e, v5p or v6e, which need not be there (it takes `pip install -e ".[tpu]"`, and a few
-minutes); without it the devices of this machine are planned for. The model is looked for as training does, but a
-well-known hub name needs no download: its shape is built in. No weights are read. --questions says how many questions
+--topology is a slice of TPU v5e, v5p or v6e, or some NVIDIA GPUs: h100, h200, a100-80 or l40s, or h100:8 for 8 of them.
+They need not be there: it takes their compiler (`pip install -e ".[tpu]"`, or `".[cuda13]"` with Python 3.12 or newer)
+and a few minutes. Without it the devices of this machine are planned for. The model is looked for as training does, but
+a well-known hub name needs no download: its shape is built in. No weights are read. --questions says how many questions
 there are (30, or 30,43 with one set in eval.tasks) where they are not on this machine; nothing is downloaded.
 
 Bytes of a chip are XLA's own account of the very programs that training runs, at their longest: prompts and responses
 up to their limits. Operations (FLOP) and bytes from and to memory are the model's arithmetic, padding and idle slots
-included; the roofline is the longer of the two at the published speed of the chips, so that no run is faster. If it
+included; the roofline is the longer of the two at the published speed of the chips, so that no run is faster. JAX takes
+75 % of a GPU's memory unless XLA_CLIENT_MEM_FRACTION says otherwise: the plan says where that must be set. If it
 does not fit, the nearest settings that should are looked for, and compiled. --json prints everything as one JSON
 object. Exit code 1 if nothing fits.
 """
 
-import importlib.util
 import json
-import math
-import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
-from jax.experimental import topologies
 from ml_collections import FrozenConfigDict
 
 from ttrl_jax import cli
@@ -38,25 +37,24 @@ from ttrl_jax.model import weights
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.shapes import named
 from ttrl_jax.model.sharding import make_mesh, require_fit, require_fit_of_batch
-from ttrl_jax.plan.arithmetic import CHIPS, GB, Chip
+from ttrl_jax.plan.chips import FRACTION, GB, Chip, Memory, chip_of, memory_of, verdict
 from ttrl_jax.plan.programs import Compiler, DoesNotCompile, Say, Setting
-from ttrl_jax.plan.search import changed, found, nearest
+from ttrl_jax.plan.search import changed, estimates, found, nearest
+from ttrl_jax.plan.slices import devices
 from ttrl_jax.plan.tables import table
 from ttrl_jax.programs import check_length, with_kernel
 from ttrl_jax.resolve import agree, agree_with_data, resolve
 from ttrl_jax.rollout.slots import SHARING
-from ttrl_jax.run import distributed
 from ttrl_jax.source import model_source, tokenizer_of
 from ttrl_jax.tasks.sets import read_questions
 
 TRIES = 3  # settings that are compiled before the search gives up
-KINDS = ("v5e", "v5p", "v6e")
 
 
 def define_flags() -> None:
     """The flags of this command."""
     cli.define_config_flag()
-    where = "TPU slice, such as v5e:4x4; default: the devices of this machine."
+    where = "TPU slice or GPUs, such as v5e:4x4 or h100:8; default: the devices of this machine."
     cli.define(flags.DEFINE_string, "topology", "", where)
     numbers = "Numbers of questions, of the data and of each set in eval.tasks."
     cli.define(flags.DEFINE_list, "questions", [], numbers)
@@ -68,10 +66,9 @@ def main() -> int:
     say = lambda line: print(line, file=sys.stderr if quiet else sys.stdout, flush=True)  # noqa: E731
     setting = read(flags.FLAGS.topology)
     device = setting.mesh.devices.flat[0]
-    chip = CHIPS[device.device_kind] if device.device_kind in CHIPS else None
-    memory = chip.memory if chip else device_memory(device)
+    chip, memory = chip_of(device), memory_of(device, there=not flags.FLAGS.topology)
     say(f"model     {setting.config.model.path}")
-    say(f"devices   {setting.mesh.size} x {device.device_kind}, {memory / GB:.1f} GB each")
+    say(f"devices   {setting.mesh.size} x {device.device_kind}, {memory.whole / GB:.1f} GB each")
     say(f"attention {setting.model.attention}")
     if not setting.known:
         say(
@@ -86,7 +83,8 @@ def main() -> int:
         say("it fits with " + settings_of(plans[-1]["change"]))
     if quiet:
         told = {"model": setting.config.model.path, "device": device.device_kind, "devices": setting.mesh.size}
-        told |= {"memory": memory, "attention": setting.model.attention, "jax": jax.__version__}
+        told |= {"memory": memory.whole, "share": memory.share}
+        told |= {"attention": setting.model.attention, "jax": jax.__version__}
         print(
             json.dumps(told | {"questions": setting.questions if setting.known else None, "fits": fits, "plans": plans})
         )
@@ -148,45 +146,6 @@ def setting_of(
     return Setting(config, model, mesh, questions or (most,), questions is not None, stop_ids)
 
 
-def devices(topology: str) -> list[jax.Device]:
-    """Those of a TPU slice, or of this machine. Raises InputError for a slice that cannot be planned for."""
-    if not topology:
-        return distributed.devices()
-    kind, _, shape = topology.partition(":")
-    sizes = [int(size) for size in shape.split("x") if size.isdigit()]
-    if kind not in KINDS or not sizes or "x".join(map(str, sizes)) != shape:
-        raise InputError(
-            f"--topology={topology} is no slice that can be planned for; expected one of {', '.join(KINDS)} with its "
-            "shape, such as v5e:4x4 or v5p:2x2x2"
-        )
-    if importlib.util.find_spec("libtpu") is None:
-        raise InputError(
-            '--topology needs the TPU compiler, libtpu, which is not installed; run: pip install -e ".[tpu]"'
-        )
-    # There is no metadata server to ask for a TPU, and nothing runs on one that two processes could quarrel about.
-    for name, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    ):  # fmt: skip
-        os.environ.setdefault(name, value)
-    jax.config.update("jax_platforms", "cpu")  # of what is not compiled for the slice
-    alone = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(sizes) == 1 else {}  # else hosts have more
-    try:
-        return list(topologies.get_topology_desc(topology, platform="tpu", **alone).devices)
-    except jax.errors.JaxRuntimeError as error:
-        raise InputError(
-            f"--topology={topology} is no slice of this kind ({str(error).splitlines()[0]}); see "
-            f"https://cloud.google.com/tpu/docs/{kind} for those that there are"
-        ) from error
-
-
-def device_memory(device: jax.Device) -> float:
-    """Bytes of a device here: what it says itself, or a CPU's share of the machine's memory."""
-    stats = device.memory_stats()
-    if stats and "bytes_limit" in stats:
-        return float(stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
-
-
 def number_of_questions(config: FrozenConfigDict, given: list[str]) -> tuple[int, ...] | None:
     """Of the data, and of each of eval.tasks; None if they are neither given nor here. Raises InputError."""
     if given:
@@ -208,7 +167,7 @@ def number_of_questions(config: FrozenConfigDict, given: list[str]) -> tuple[int
 # ---------------------------------------------------------------------- the plan
 
 
-def search(setting: Setting, chip: Chip | None, memory: float, say: Say) -> list[dict[str, Any]]:
+def search(setting: Setting, chip: Chip | None, memory: Memory, say: Say) -> list[dict[str, Any]]:
     """The plan of a setting, and where it does not fit those of others, until one does."""
     plans, factors, other, change = [], {}, setting, {}
     while True:
@@ -218,31 +177,36 @@ def search(setting: Setting, chip: Chip | None, memory: float, say: Say) -> list
             return plans
         factors = found(other, compiler.programs, factors)
         tried = [plan["change"] for plan in plans]
-        change = next((change for change in nearest(setting, memory, factors) if change not in tried), None)
+        change = next((change for change in nearest(setting, memory.most, factors) if change not in tried), None)
         if change is None:
             return plans
         say("it should fit with " + settings_of(change))
         other = changed(setting, change)
 
 
-def plan_of(compiler: Compiler, chip: Chip | None, memory: float, say: Say) -> dict[str, Any]:
-    """Compile everything for one setting, print its table, and return what is known as JSON has it."""
-    setting, reason = compiler.setting, None
+def plan_of(compiler: Compiler, chip: Chip | None, memory: Memory, say: Say) -> dict[str, Any]:
+    """Compile everything for one setting, print its table and a verdict, and return what is known as JSON has it."""
+    setting, reason, began = compiler.setting, None, time.perf_counter()
     try:
         compiler.all()
     except DoesNotCompile as error:
         reason = str(error)
+    took = time.perf_counter() - began
     seconds = seconds_of(compiler, chip) if chip is not None and reason is None else None
     largest = max(compiler.programs, key=lambda program: program.together, default=None)
-    if reason is None and largest.together > memory:
-        reason = f"{largest.label} needs {largest.together / GB:.2f} GB of {memory / GB:.2f}"
-    plan = {"mesh": dict(setting.mesh.shape), **compiler.sizes(), "fits": reason is None}
-    plan |= {"reason": reason, "programs": [program.as_dict() for program in compiler.programs]}
+    said = f"it does not fit: {reason}" if reason else verdict(largest.label, largest.together, memory)
+    if reason is None and largest.together > memory.most:
+        reason = f"{largest.label} needs {largest.together / GB:.2f} GB of {memory.whole / GB:.2f}"
+    share = memory.fraction(largest.together) if reason is None else None
+    plan = {"mesh": dict(setting.mesh.shape), **compiler.sizes(), "fits": reason is None, "verdict": said}
+    guesses = {name: one.state + one.more for name, one in estimates(setting).items()}  # bytes
+    plan |= {"estimates": guesses, "reason": reason, "environment": {} if share is None else {FRACTION: share}}
+    plan |= {"programs": [program.as_dict() for program in compiler.programs]}
+    plan |= {"programs_of_run": compiler.of_run(), "compile_s": round(took, 1)}
     plan |= {"seconds": seconds, "run": run_of(setting, seconds) if setting.known else None}
     if compiler.programs:
         say(table(plan, memory))
-    if reason is not None:
-        say(f"it does not fit: {reason}")
+    say(said)
     return plan
 
 
@@ -264,7 +228,7 @@ def run_of(setting: Setting, seconds: dict[str, float] | None) -> dict[str, floa
     if seconds is None:
         return run
     once = seconds["label"] if "label" in seconds else 0.0
-    evaluation = sum(seconds[phase] for phase in ("evaluate", "greedy") if phase in seconds)
+    evaluation = seconds["evaluate"]
     hours = (once + steps * seconds["step"] + (before + 1) * evaluation) / 3600
     return run | {"hours": hours, "chip_hours": hours * setting.mesh.size}
 

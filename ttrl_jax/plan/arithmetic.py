@@ -1,4 +1,4 @@
-"""What the programs of a step compute and move, from the model's shape alone; and what chips can do.
+"""What the programs of a step compute and move, from the model's shape alone.
 
 Padding, idle slots and what remat computes again count: chips spend time on them. XLA's own count takes the body of a
 loop once, so that it says nothing of a scan over layers or of a decode loop.
@@ -12,26 +12,9 @@ import jax
 
 from ttrl_jax.model import decoder
 from ttrl_jax.model.config import ModelConfig
-from ttrl_jax.records import padded_length
+from ttrl_jax.plan.chips import Chip
 from ttrl_jax.rollout import slots as places
-from ttrl_jax.rollout.sampler import FIRST_CACHE
-
-GB = 1e9
-
-
-@dataclass(frozen=True)
-class Chip:
-    flops: float  # a second, bfloat16
-    bandwidth: float  # bytes a second, of its memory
-    memory: float  # bytes
-
-
-# By jax.Device.device_kind. https://cloud.google.com/tpu/docs/v5e, /v5p, /v6e
-CHIPS = {
-    "TPU v5 lite": Chip(197e12, 819e9, 16 * GB),
-    "TPU v5": Chip(459e12, 2765e9, 95 * GB),
-    "TPU v6 lite": Chip(918e12, 1638e9, 32 * GB),
-}
+from ttrl_jax.rollout.shapes import Shapes
 
 
 @dataclass(frozen=True)
@@ -52,21 +35,27 @@ class Draw:
 
     questions: int
     votes: int
-    at_once: int  # questions whose responses are decoded together; padding for the mesh included
+    at_once: int  # questions whose responses are decoded together
     slots: places.Layout  # to begin with, which is the largest
+    sizes: tuple[int, ...]  # of the cache of those slots, ascending to the limit of a response
+    prefill: int  # questions whose prompts are computed at once
 
     @property
     def batches(self) -> int:
         return -(-self.questions // self.at_once)
 
+    @property
+    def parts(self) -> int:
+        """Prefills of a batch."""
+        return -(-self.at_once // self.prefill)
 
-def draw(*, questions: int, votes: int, rows: int, mesh: jax.sharding.Mesh) -> Draw:
-    """How the sampler decodes `votes` responses to each question with `rows` slots."""
-    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
-    at_once = places.prompts_at_once(prompts=questions, votes=votes, rows=rows)
-    at_once = -(-at_once // data) * data
-    layouts = places.layouts(prompts=at_once, votes=votes, rows=rows, prompt_multiple=data, vote_multiple=fsdp)
-    return Draw(questions, votes, at_once, layouts[0])
+
+def draw(*, questions: int, votes: int, shapes: Shapes, length: int) -> Draw:
+    """How the sampler decodes `votes` responses to each question, whose prompts are padded to `length` tokens."""
+    at_once = shapes.prompts_at_once(prompts=questions, votes=votes)
+    slots = shapes.layouts(prompts=at_once, votes=votes)[0]
+    each = shapes.prefill_prompts(prompts=at_once, tokens=length)
+    return Draw(questions, votes, at_once, slots, tuple(shapes.sizes(slots)), each)
 
 
 def count(params: Any) -> int:
@@ -94,10 +83,13 @@ def cache_bytes(model: ModelConfig, tokens: int, *, itemsize: int) -> int:
     return 2 * itemsize * model.layers * model.kv_heads * model.head_dim * tokens
 
 
-def forward_flops(model: ModelConfig, rows: int, length: int, *, logits: int) -> int:
-    """Of rows of `length` tokens, of which each sees those before it; logits: how many tokens in all have them."""
-    weights = 2 * count(decoder.shapes(model)["blocks"]) * length
-    return rows * (weights + length * (length - 1) // 2 * pair_flops(model)) + 2 * model.vocab * model.width * logits
+def forward_flops(model: ModelConfig, rows: int, length: int, *, logits: int, tokens: int | None = None) -> int:
+    """Of rows of `length` tokens, of which each sees those before it; logits: how many tokens in all have them; tokens:
+    how many the layers compute, where that is less than what the rows have."""
+    tokens = rows * length if tokens is None else tokens
+    weights = 2 * count(decoder.shapes(model)["blocks"]) * tokens
+    pairs = rows * (length * (length - 1) // 2)
+    return weights + pairs * pair_flops(model) + 2 * model.vocab * model.width * logits
 
 
 def copy_work(model: ModelConfig, mesh: jax.sharding.Mesh, *, itemsize: int) -> Work:
@@ -107,8 +99,8 @@ def copy_work(model: ModelConfig, mesh: jax.sharding.Mesh, *, itemsize: int) -> 
 
 def prefill_work(model: ModelConfig, drawn: Draw, mesh: jax.sharding.Mesh, *, length: int, itemsize: int) -> Work:
     """Of all questions, padded to `length` tokens. Each is computed by all chips that share its votes (fsdp)."""
-    computed = drawn.batches * drawn.at_once * mesh.shape["fsdp"]
-    weights = drawn.batches * itemsize * count(decoder.shapes(model)) * copies(mesh)
+    computed = drawn.batches * drawn.parts * drawn.prefill * mesh.shape["fsdp"]
+    weights = drawn.batches * drawn.parts * itemsize * count(decoder.shapes(model)) * copies(mesh)
     cache = cache_bytes(model, computed * length, itemsize=itemsize)
     return Work(forward_flops(model, computed, length, logits=computed), weights + cache)
 
@@ -119,11 +111,11 @@ def decode_work(
     """Of all responses of `tokens` tokens to prompts padded to `length`. Each step computes a token for each slot, and
     reads the weights, a prompt's cache once on each chip that has votes of it, and the places of each slot's own."""
     rounds = drawn.batches * -(-drawn.at_once * drawn.votes // drawn.slots.size)
-    places_read = sum(min(padded_length(max(made, FIRST_CACHE)), tokens) for made in range(1, tokens))
+    places_read = sum(next(size for size in drawn.sizes if size >= made) for made in range(1, tokens))
     seen = drawn.slots.size * (places_read + (tokens - 1) * length)
     each = drawn.slots.size * forward_flops(model, 1, 1, logits=1)
     weights = itemsize * count(decoder.shapes(model)) * copies(mesh)
-    prompts = cache_bytes(model, mesh.shape["fsdp"] * drawn.at_once * length, itemsize=itemsize)
+    prompts = cache_bytes(model, mesh.shape["fsdp"] * drawn.slots.groups * length, itemsize=itemsize)
     own = cache_bytes(model, drawn.slots.size * places_read, itemsize=itemsize)
     return Work(
         rounds * ((tokens - 1) * each + seen * pair_flops(model)), rounds * ((tokens - 1) * (weights + prompts) + own)

@@ -1,9 +1,7 @@
 """The programs of a training run, lowered as the run would call them at its largest: what each needs of a chip."""
 
 import dataclasses
-import re
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,31 +12,24 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from ttrl_jax import programs
+from ttrl_jax.learn.batch import full_rows
 from ttrl_jax.learn.microbatch import MicroBatch
 from ttrl_jax.learn.update import Update
 from ttrl_jax.model import decoder
+from ttrl_jax.model.cache import Prefix
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import replicated
-from ttrl_jax.plan import arithmetic
+from ttrl_jax.plan import arithmetic, hlo
 from ttrl_jax.plan.arithmetic import Draw, Work, chip_bytes
-from ttrl_jax.records import CRITIC, POLICY, PROCESS, TrainBatch, TrainState, padded_length
+from ttrl_jax.records import CRITIC, POLICY, TrainState
 from ttrl_jax.rollout import copies
 from ttrl_jax.rollout import slots as places
-from ttrl_jax.rollout.sampler import FIRST_CACHE, Sampler
+from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
+from ttrl_jax.rollout.shapes import FewShapes, Shapes
 from ttrl_jax.session import losses_of
 
 Say = Callable[[str], None]
-COLLECTIVE = re.compile(r"= (\S.*?) (all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute)(?:-start)?\(")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8}
-
-
-# What a loss asks of each token, besides what is scored.
-_NUMBERS = {
-    POLICY: ("advantages", "sampler_logps"),
-    CRITIC: ("returns", "sampler_logps"),
-    PROCESS: ("outcome", "row", "sampler_logps"),
-}
 
 
 class DoesNotCompile(Exception):
@@ -78,13 +69,21 @@ class Setting:
         found = [("sample", [self._draw(config.rollout.prompts, config.rollout.votes)], training)]
         if config.reward.label == "offline":
             found.append(("label", [self._draw(self.questions[0], config.rollout.votes)], training))
-        found.append(("evaluate", [self._draw(questions, config.eval.samples) for questions in sizes], evaluating))
-        if config.eval.greedy:
-            found.append(("greedy", [self._draw(questions, 1) for questions in sizes], Sampling(temperature=0.0)))
-        return found
+        votes = programs.evaluation_votes(config)
+        return [*found, ("evaluate", [self._draw(questions, votes) for questions in sizes], evaluating)]
+
+    @property
+    def shapes(self) -> Shapes:
+        """For which the programs that sample are compiled, if a prompt is as long as it may be."""
+        return programs.shapes_of(self.config, self.mesh, longest_prompt=self.config.prompt.max_tokens)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """What such prompts are padded to."""
+        return self.shapes.prompt_tokens(self.config.prompt.max_tokens)
 
     def _draw(self, questions: int, votes: int) -> Draw:
-        return arithmetic.draw(questions=questions, votes=votes, rows=self.config.rollout.rows, mesh=self.mesh)
+        return arithmetic.draw(questions=questions, votes=votes, shapes=self.shapes, length=self.prompt_tokens)
 
 
 @dataclass(frozen=True)
@@ -93,19 +92,24 @@ class Program:
     step, or in a whole evaluation."""
 
     name: str
-    phase: str  # sample | label | evaluate | greedy | score | update
+    phase: str  # sample | label | evaluate | score | update
     weights: int  # bytes of masters, of the copy of the start, and of the copy that samples
     optimizer: int  # of the moments, and of the gradient
     cache: int  # of all else that goes in, comes out or is held: keys and values, tokens, log-probs
     activations: int  # of what the program needs in between
     work: Work
     compile_s: float
-    splash_calls: int
-    loop_collectives: list[dict[str, Any]]
+    aliased: int  # bytes of what goes in and is used up by what comes out
+    custom_calls: dict[str, int]  # of kernels that XLA did not make, by target
+    loop_kernels: int  # fusions and custom calls that a turn of the largest loop starts
+    loop_collectives: list[dict[str, Any]]  # of all loops
+    loop_copies: list[dict[str, Any]]
+    scatters: int
+    loop_scatters: int
 
     @property
     def label(self) -> str:
-        return self.name if self.name == self.phase else f"{self.phase} {self.name}"
+        return _label(self.phase, self.name)
 
     @property
     def together(self) -> int:
@@ -122,7 +126,9 @@ class Compiler:
         self.setting, self.say = setting, say
         self.layout = setting.layout()
         self.start = setting.start(self.layout)
-        self.state = chip_bytes((self.layout, self.start))  # is held all the time
+        self.state = chip_bytes((self.layout, self.start))  # is held while the model learns
+        self.offload = setting.config.mesh.offload
+        self.sampled = chip_bytes(self.start) if self.offload else self.state  # and while it samples
         self.learners = programs.make_learners(
             setting.config,
             setting.model,
@@ -136,6 +142,7 @@ class Compiler:
         )
         self.micros = self._micros(self.learners[POLICY])
         self.programs: list[Program] = []
+        self._done: dict[str, jax.stages.Compiled] = {}  # by what is compiled
 
     def all(self) -> None:
         """Compile what training runs. Raises DoesNotCompile with the reason; `programs` has those before."""
@@ -144,9 +151,13 @@ class Compiler:
             program = copies.of_the_mesh(model, mesh, self.setting.dtype).lower(self.layout.policy.params)
             copied = copies.layout(model, mesh, self.setting.dtype)
             work = arithmetic.copy_work(model, mesh, itemsize=self.setting.dtype.itemsize)
-            held = self.state - chip_bytes(self.layout.policy.params)
-            self.compile("copy", "sample", program, held=held, more_weights=chip_bytes(copied), work=work)
-            sampler = programs.make_sampler(config, model, mesh, stop_ids=self.setting.stop_ids, announce=self.say)
+            masters, more = chip_bytes(self.layout.policy.params), chip_bytes(copied)
+            way = {"held": self.sampled, "more_weights": more + masters}  # which are fetched for it
+            if not self.offload:
+                way = {"held": self.state - masters, "more_weights": more}
+            self.compile("copy", "sample", program, **way, work=work)
+            of_run = dict(stop_ids=self.setting.stop_ids, announce=self.say)
+            sampler = programs.make_sampler(config, model, self.setting.shapes, **of_run)
             for phase, draws, sampling in self.setting.draws():
                 self.sampling(phase, sampler, copied, draws, sampling)
             for name in self.learners:
@@ -155,7 +166,7 @@ class Compiler:
     def _micros(self, learner: Update) -> list[MicroBatch]:
         """Those of an optimizer step, all of whose responses reach their limit."""
         prompt, tokens = self.setting.config.prompt.max_tokens, self.setting.config.rollout.max_tokens
-        batch = _full_rows(learner.sizes.minibatch_rows, prompt + tokens, tokens)
+        batch = full_rows(learner.sizes.minibatch_rows, length=prompt + tokens, tokens=tokens)
         return learner.micro_batches(batch, np.arange(len(batch.mask)))
 
     def sizes(self) -> dict[str, int]:
@@ -167,9 +178,25 @@ class Compiler:
             "slots": drawn.slots.size,
             "responses": drawn.questions * drawn.votes,
             "row_tokens": programs.row_tokens(config),
-            "pass_rows": _pass_rows(micro),
-            "real_rows": int(micro.mask.sum()) // config.rollout.max_tokens,
+            "pass_tokens": micro.ids.size,
+            "real_tokens": int(micro.mask.sum()) // config.rollout.max_tokens * programs.longest_row(config),
         }
+
+    def of_run(self) -> dict[str, int] | None:
+        """How many programs that take long to compile a whole run has; None where each batch has those that suit it."""
+        setting, shapes = self.setting, self.setting.shapes
+        if not isinstance(shapes, FewShapes):
+            return None
+        layouts = shapes.layouts(prompts=setting.config.rollout.prompts, votes=setting.config.rollout.votes)
+        found = {"decode": sum(len(shapes.sizes(layout)) for layout in layouts), "prefill": 1, "update": 0}
+        rows = setting.config.rollout.prompts * setting.config.train.samples
+        for name, learner in self.learners.items():
+            found["update"] += sum(1 for _ in learner.work(self.layout.models[name], base=self._base(name), rows=rows))
+        return found
+
+    def _base(self, name: str) -> decoder.Params | None:
+        config = self.setting.config
+        return self.layout.policy.params if name == CRITIC and config.critic.trunk == "policy" else None
 
     def sampling(
         self, phase: str, sampler: Sampler, weights: decoder.Params, draws: list[Draw], sampling: Sampling
@@ -178,36 +205,46 @@ class Compiler:
         the largest; the work is that of all."""
         setting, drawn = self.setting, draws[0]
         config, model, item = setting.config, setting.model, setting.dtype.itemsize
-        length, tokens = padded_length(config.prompt.max_tokens), config.rollout.max_tokens
-        ids, lengths = np.zeros((drawn.at_once, length), np.int32), np.full(drawn.at_once, length, np.int32)
+        length, tokens = setting.prompt_tokens, config.rollout.max_tokens
+        ids, lengths = np.zeros((drawn.prefill, length), np.int32), np.full(drawn.prefill, length, np.int32)
         key = jax.eval_shape(lambda: jax.random.key(0))  # not made: the mesh's devices may not be there
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setting.mesh))
-        uids = np.zeros(drawn.at_once, np.uint32)
-        votes = np.arange(drawn.votes, dtype=np.int32)
-        held, copied, sizes = self.state, chip_bytes(weights), dict(length=length, itemsize=item)
+        uids, groups = np.zeros(drawn.prefill, np.uint32), drawn.slots.groups
+        room = setting.shapes.votes(drawn.votes)
+        temperatures = np.full(room, sampling.temperature, np.float32)
+        sampling = dataclasses.replace(sampling, temperature=temperatures, top_p=np.float32(sampling.top_p))
+        held, copied, sizes = self.sampled, chip_bytes(weights), dict(length=length, itemsize=item)
 
-        program = sampler._prefill.lower(weights, ids, lengths, key, uids, votes, sampling=sampling)
+        program = sampler._prefill.lower(weights, ids, lengths, key, uids, sampling=sampling)
         work = total(arithmetic.prefill_work(model, each, setting.mesh, **sizes) for each in draws)
         prefix, *_ = self.compile("prefill", phase, program, held=held, more_weights=copied, work=work)
+        held += (drawn.parts - 1) * chip_bytes(prefix)  # of the other prompts
+
+        program = sampler._share.lower([prefix.layers[0]] * drawn.parts, np.zeros(groups, np.int32))
+        layer = _outputs(program, self._compiled(program, f"{phase} prompts"))
+        shared = Prefix((layer,) * model.layers, np.zeros(groups, np.int32))
 
         places_of = dict(prompts=drawn.slots.groups, votes=drawn.slots.slots)
-        before = _rung_before(tokens)
+        before = max((size for size in drawn.sizes if size < tokens), default=None)
         program = sampler._empty.lower(**places_of, slots=before or tokens)
-        suffix = _outputs(program, _compiled(program, f"{phase} cache"))
+        suffix = _outputs(program, self._compiled(program, f"{phase} cache"))
         if before is not None:
             program = sampler._resize.lower(suffix[0], np.int32(0), slots=tokens)
             moved = arithmetic.cache_bytes(model, drawn.slots.size * (before + tokens), itemsize=item)
-            grown = _compiled(program, f"{phase} grow").memory_analysis()
+            grown = self._compiled(program, f"{phase} grow").memory_analysis()
             # A layer at a time: when the last one grows, the others have, and are as large as what comes out.
-            others = held + chip_bytes((weights, prefix)) + (model.layers - 1) * grown.output_size_in_bytes
+            others = (
+                held + chip_bytes((weights, prefix, shared.layers)) + (model.layers - 1) * grown.output_size_in_bytes
+            )
             layer = self.compile("grow", phase, program, held=others, more_weights=copied, work=Work(0, moved))
             suffix = (layer,) * model.layers
 
         first = np.zeros((drawn.at_once, drawn.votes), np.int32)
-        nobody, waiting = [[] for _ in uids], [votes.tolist() for _ in uids]
-        start, *_ = places.arrange(drawn.slots, nobody, waiting, first)
+        nobody, waiting = [[] for _ in first], [list(range(drawn.votes)) for _ in first]
+        start, *_ = places.arrange(drawn.slots, nobody, waiting, first, room=room)
+        of_groups, held = np.zeros(groups, np.uint32), held + chip_bytes(prefix)
         program = sampler._segment.lower(
-            weights, prefix, suffix, start, first, key, uids, np.int32(0), np.int32(0), sampling=sampling
+            weights, shared, suffix, start, key, of_groups, np.int32(0), np.int32(0), sampling=sampling
         )
         work = total(arithmetic.decode_work(model, each, setting.mesh, tokens=tokens, **sizes) for each in draws)
         self.compile("decode", phase, program, held=held, more_weights=copied, work=work)
@@ -218,26 +255,29 @@ class Compiler:
         config, model, mesh, micros = setting.config, setting.model, setting.mesh, self._micros(self.learners[name])
         rows = config.rollout.prompts * config.train.samples
         steps, length = -(-rows // learner.sizes.minibatch_rows), programs.row_tokens(config)
-        base = self.layout.policy.params if name == CRITIC and config.critic.trunk == "policy" else None
+        base = self._base(name)
         weights, prefix = (layout.params, base), "" if name == POLICY else f"{name} "
         read = setting.dtype.itemsize * arithmetic.count(weights) * arithmetic.copies(mesh) * steps * len(micros)
         forward = steps * sum(_forward_flops(model, micro, length) for micro in micros)
-        # Under the masters for old scores, and for values; under the start where the loss compares with it.
-        old = (steps > 1 and learner.loss.asks_old) or name == CRITIC
-        scored, numbers = old + (learner.reference is not None), dict.fromkeys(_NUMBERS[name], micros[0].mask)
-        if scored:
-            under = layout.params if learner.reference is None else start
-            program = learner._score.lower(under, base, micros[0])
-            work = Work(scored * forward, scored * read)
-            held = self.state - chip_bytes((under, base))
-            scores, _ = self.compile(f"{prefix}score", "score", program, held=held, work=work)
-            numbers |= {"old": scores} if old else {}
-            numbers |= {"reference": scores} if learner.reference is not None else {}
-        program = learner._gradient.lower(layout.params, base, layout.params, micros[0], numbers)
+        old = (steps > 1 and learner.loss.asks_old) or name == CRITIC  # or values
         held, gradient = self.state - chip_bytes(weights), chip_bytes(layout.params)
-        times = 4 if config.train.remat else 3  # backward twice what forward is, and with remat forward again
-        work = Work(times * forward, times * read)
-        self.compile(f"{prefix}gradient", "update", program, held=held, more_optimizer=gradient, work=work)
+        # Backward twice what forward is; with remat forward again; and forward under the start.
+        times = 3 + config.train.remat + (learner.reference is not None)
+        for i, micro in enumerate(learner.kinds() if learner.sizes.few else micros[:1]):
+            asked = (*learner.loss.names, "sampler_logps")
+            numbers, which = dict.fromkeys(asked, micro.mask), " of short rows" if i else ""
+            if old:
+                program, work = learner._score.lower(layout.params, base, micro), Work(forward, read)
+                work = Work(0, 0) if i else work
+                scores, _ = self.compile(f"{prefix}score{which}", "score", program, held=held, work=work)
+                numbers["old"] = scores
+            reference = start if learner.reference is not None else None
+            program = learner._gradient.lower(layout.params, base, reference, layout.params, micro, numbers)
+            work = Work(0, 0) if i else Work(times * forward, times * read)
+            self.compile(
+                f"{prefix}gradient{which}", "update", program, held=held - chip_bytes(reference),
+                more_optimizer=gradient, work=work,
+            )  # fmt: skip
         program = learner._step.lower(layout, layout.params, np.float32(1), np.float32(1))
         held, work = self.state - chip_bytes(layout), arithmetic.step_work(arithmetic.count(layout.params), steps)
         self.compile(f"{prefix}step", "update", program, held=held, more_optimizer=gradient, work=work)
@@ -258,11 +298,12 @@ class Compiler:
         held: bytes of a chip that do not go into it, but are there. more_weights, more_optimizer: bytes that are there
         besides the state's, whether they go in, come out or are held.
         """
-        self.say(f"compiling {phase} {name} ...")
+        self.say(f"compiling {_label(phase, name)} ...")
         began = time.perf_counter()
-        done = _compiled(lowered, f"{phase} {name}")
-        seconds, stats, hlo = time.perf_counter() - began, done.memory_analysis(), done.as_text()
-        models = self.layout.models.values()
+        done = self._compiled(lowered, _label(phase, name))
+        seconds, stats, text = time.perf_counter() - began, done.memory_analysis(), done.as_text()
+        rest = self.offload and phase not in ("score", "update")
+        models = () if rest else self.layout.models.values()
         weights = chip_bytes(([model.params for model in models], self.start)) + more_weights
         optimizer = chip_bytes([model.optimizer for model in models]) + more_optimizer
         outside = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -275,12 +316,31 @@ class Compiler:
             activations=stats.temp_size_in_bytes,
             work=work,
             compile_s=round(seconds, 1),
-            splash_calls=hlo.count('custom_call_target="tpu_custom_call"'),  # there is no other kernel
-            loop_collectives=loop_collectives(hlo),
+            aliased=stats.alias_size_in_bytes,
+            custom_calls=hlo.custom_calls(text),
+            loop_kernels=hlo.loop_kernels(text),
+            loop_collectives=hlo.loop_collectives(text),
+            loop_copies=hlo.loop_copies(text),
+            scatters=text.count(" scatter("),
+            loop_scatters=hlo.loop_scatters(text),
         )
         self.programs.append(program)
-        self.say(f"compiled {phase} {name} in {seconds:.1f} s: {program.together / 1e9:.2f} GB of a chip")
+        self.say(f"compiled {program.label} in {seconds:.1f} s: {program.together / 1e9:.2f} GB of a chip")
         return _outputs(lowered, done)
+
+    def _compiled(self, lowered: jax.stages.Lowered, label: str) -> jax.stages.Compiled:
+        """Where a run has few programs, an evaluation's are those of a step."""
+        text = lowered.as_text()
+        if text not in self._done:
+            try:
+                self._done[text] = lowered.compile()
+            except jax.errors.JaxRuntimeError as error:
+                raise DoesNotCompile(f"{label} does not compile: {str(error).splitlines()[0]}") from error
+        return self._done[text]
+
+
+def _label(phase: str, name: str) -> str:
+    return name if name.startswith(phase) else f"{phase} {name}"
 
 
 def total(works: Any) -> Work:
@@ -288,39 +348,12 @@ def total(works: Any) -> Work:
     return Work(sum(work.flops for work in works), sum(work.moved for work in works))
 
 
-def _rung_before(tokens: int) -> int | None:
-    """The size from which the cache grows to `tokens`; None if it begins with so many."""
-    return max((size for size in map(padded_length, range(FIRST_CACHE, tokens)) if size < tokens), default=None)
-
-
-def _full_rows(rows: int, length: int, tokens: int) -> TrainBatch:
-    """Rows of `length` tokens, the last `tokens` of which are the response. No two have the same prompt."""
-    ids = np.zeros((rows, length), np.int32)
-    ids[:, 0] = np.arange(rows)
-    return TrainBatch(
-        ids=ids,
-        prompt_lengths=np.full(rows, length - tokens, np.int32),
-        responses=np.zeros((rows, tokens), np.int32),
-        mask=np.ones((rows, tokens), np.float32),
-        sampler_logps=np.zeros((rows, tokens), np.float32),
-    )
-
-
 def _forward_flops(model: ModelConfig, micro: MicroBatch, length: int) -> int:
     """Of a micro-batch whose rows are padded to `length`, on all shards."""
     shards, _, slots = micro.tokens.shape
-    return arithmetic.forward_flops(model, _pass_rows(micro), length, logits=shards * int(micro.chunks) * slots)
-
-
-def _pass_rows(micro: MicroBatch) -> int:
-    return micro.packing.rows.shape[0] * micro.packing.rows.shape[1] if micro.packing else len(micro.ids)
-
-
-def _compiled(lowered: jax.stages.Lowered, label: str) -> jax.stages.Compiled:
-    try:
-        return lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        raise DoesNotCompile(f"{label} does not compile: {str(error).splitlines()[0]}") from error
+    rows = micro.packing.rows.shape[0] * micro.packing.rows.shape[1] if micro.packing else len(micro.ids)
+    logits = shards * int(micro.chunks) * slots
+    return arithmetic.forward_flops(model, rows, length, logits=logits, tokens=micro.ids.size)
 
 
 def _outputs(lowered: jax.stages.Lowered, done: jax.stages.Compiled) -> Any:
@@ -330,23 +363,3 @@ def _outputs(lowered: jax.stages.Lowered, done: jax.stages.Compiled) -> Any:
         lowered.out_info,
         done.output_shardings,
     )
-
-
-def loop_collectives(hlo: str) -> list[dict[str, Any]]:
-    """The collectives inside a program's loops, at any depth, largest first: kind, shape, bytes, how many."""
-    bodies = {name: text for text in re.split(r"\n(?=\S)", hlo) for name in re.findall(r"^%?([\w.\-]+) \(", text)}
-    inside, todo = set(), re.findall(r"(?:body|condition)=%?([\w.\-]+)", hlo)
-    while todo:
-        name = todo.pop()
-        if name in bodies and name not in inside:
-            inside.add(name)
-            todo += re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", bodies[name])
-    rows = []
-    for (kind, shape), times in Counter((k, s) for name in inside for s, k in COLLECTIVE.findall(bodies[name])).items():
-        sizes = [
-            BYTES[dtype] * int(np.prod([int(n) for n in dims.split(",") if n]))
-            for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape)
-        ]
-        plain = re.sub(r"\{.*?\}", "", shape)
-        rows.append({"kind": kind, "shape": plain, "bytes": max(sizes), "count": times})
-    return sorted(rows, key=lambda row: -row["bytes"])

@@ -13,7 +13,6 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.model.sharding import make_mesh
 from ttrl_jax.plan.arithmetic import Draw, cache_bytes, chip_bytes
 from ttrl_jax.plan.programs import Program, Setting
-from ttrl_jax.records import padded_length
 from ttrl_jax.rollout import copies
 from ttrl_jax.rollout import slots as places
 
@@ -31,14 +30,15 @@ class Estimate:
 def estimates(setting: Setting) -> dict[str, Estimate]:
     """Of the programs that may need the most, by name."""
     layout = setting.layout()
-    state = chip_bytes((layout, setting.start(layout)))
+    state, start = chip_bytes((layout, setting.start(layout))), chip_bytes(setting.start(layout))
     copied = chip_bytes(copies.layout(setting.model, setting.mesh, setting.dtype))
     draws = [drawn for _, (drawn, *_), _ in setting.draws()]
-    params = chip_bytes(layout.policy.params)
+    params, offload = chip_bytes(layout.policy.params), setting.config.mesh.offload
+    sampled = start if offload else state
     return {
-        "copy": Estimate(state + copied, copied),
-        "prefill": Estimate(state + copied, max(_prefill_bytes(setting, drawn) for drawn in draws)),
-        "decode": Estimate(state + copied, max(_decode_bytes(setting, drawn) for drawn in draws)),
+        "copy": Estimate((start + params if offload else state) + copied, copied),
+        "prefill": Estimate(sampled + copied, max(_prefill_bytes(setting, drawn) for drawn in draws)),
+        "decode": Estimate(sampled + copied, max(_decode_bytes(setting, drawn) for drawn in draws)),
         "gradient": Estimate(state + params, _gradient_bytes(setting, params)),
     }
 
@@ -100,17 +100,18 @@ def changed(setting: Setting, change: dict[str, int]) -> Setting:
 def _prefill_bytes(setting: Setting, drawn: Draw) -> float:
     """Of keys and values that come out, and of what one layer computes; and of the table of embeddings, which is
     gathered where the vocabulary is split."""
-    config, model, mesh, item = setting.config, setting.model, setting.mesh, setting.dtype.itemsize
-    tokens = drawn.at_once * padded_length(config.prompt.max_tokens) / mesh.shape["data"]
+    model, mesh, item = setting.model, setting.mesh, setting.dtype.itemsize
+    tokens = drawn.prefill * setting.prompt_tokens / mesh.shape["data"]
+    kept = (drawn.parts - 1) * tokens * _token_bytes(setting)
     layer = item * (4 * model.width + 3 * model.ffn / mesh.shape["tensor"])
     table = item * model.vocab * model.width if mesh.shape["tensor"] > 1 else 0
-    return tokens * (_token_bytes(setting) + layer) + table
+    return kept + tokens * (_token_bytes(setting) + layer) + table
 
 
 def _decode_bytes(setting: Setting, drawn: Draw) -> float:
-    """Of the keys and values of prompts, which the program copies for its groups, and of responses; and of logits."""
+    """Of the keys and values of prompts, as they are and for each group of slots, and of responses; and of logits."""
     config, mesh = setting.config, setting.mesh
-    prompts = (drawn.at_once + drawn.slots.groups) / mesh.shape["data"] * padded_length(config.prompt.max_tokens)
+    prompts = (drawn.parts * drawn.prefill + drawn.slots.groups) / mesh.shape["data"] * setting.prompt_tokens
     slots = drawn.slots.size / (mesh.shape["data"] * mesh.shape["fsdp"])
     cache = _token_bytes(setting) * (prompts + slots * config.rollout.max_tokens)
     return cache + 4 * 4 * slots * setting.model.vocab
@@ -128,8 +129,7 @@ def _gradient_bytes(setting: Setting, params: int) -> float:
     goes into each layer, twice, its places split over tensor; what a layer needs (all of it at once without remat); a
     chunk of logits."""
     config, model, tensor = setting.config, setting.model, setting.mesh.shape["tensor"]
-    length = programs.row_tokens(config)
-    tokens = max(1, config.train.micro_tokens // length) * length
+    tokens = max(config.train.micro_tokens, programs.row_tokens(config))
     item, layers = setting.dtype.itemsize, 1 if config.train.remat else model.layers
     kept = 2 * item * tokens * model.width * model.layers / tensor
     layer = 4 * tokens * (8 * model.width + (3 * model.ffn + 2 * model.heads * model.head_dim) / tensor)

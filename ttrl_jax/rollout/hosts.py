@@ -38,11 +38,26 @@ def choose(mesh: jax.sharding.Mesh, *, needed_bytes: Callable[[jax.sharding.Mesh
     )
 
 
+def shortage(mesh: jax.sharding.Mesh, needed: float) -> str | None:
+    """What to set where sampling needs more of each device than JAX may use, in words; None where it fits, or where
+    devices do not say how much memory they have."""
+    device = mesh.devices.flat[0]
+    stats = device.memory_stats()
+    if not stats or "bytes_limit" not in stats or needed <= stats["bytes_limit"]:
+        return None
+    more = "XLA_CLIENT_MEM_FRACTION=0.95 in the environment (JAX takes 0.75 of a GPU by itself), "
+    return (
+        f"sampling needs {needed / 1e9:.1f} GB of a device if all responses are as long as they may be, and "
+        f"{stats['bytes_limit'] / 1e9:.1f} may be used: set {more if device.platform == 'gpu' else ''}"
+        "mesh.offload=True, or a smaller rollout.rows"
+    )
+
+
 def sampling_bytes(
     model: ModelConfig,
     host: jax.sharding.Mesh,
-    mesh: jax.sharding.Mesh,
     *,
+    mesh: jax.sharding.Mesh,
     itemsize: int,
     rows: int,
     tokens: int,

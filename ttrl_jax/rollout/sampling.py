@@ -1,7 +1,9 @@
 """From logits to a token: temperature, top-k, top-p, greedy. Small pure functions, exact, no vocabulary is sorted."""
 
+import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +11,17 @@ import jax.numpy as jnp
 BLOCK = 64  # tokens, of which top-k looks at the highest alone first
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("temperature", "top_p"), meta_fields=("top_k",))
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Applied in this order, as transformers does: temperature, top-k, top-p."""
+    """How tokens are drawn. Applied in this order, as transformers does: temperature, top-k, top-p.
 
-    temperature: float = 1.0  # 0: greedy
+    To jit, temperature and top_p are arguments: one program serves all their values. top_k is part of the program.
+    """
+
+    temperature: Any = 1.0  # 0: greedy
     top_k: int = 0  # 0: off
-    top_p: float = 1.0  # 1: off
+    top_p: Any = 1.0  # 1: off
 
 
 def _in_blocks(x: jax.Array, width: int, fill: float) -> jax.Array:
@@ -57,38 +63,43 @@ def draw(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
     return _draw_above(blocks, blocks.sum(-1), jnp.zeros(uniforms.shape), uniforms)
 
 
-def draw_nucleus(weights: jax.Array, keys: jax.Array, top_p: float) -> jax.Array:
+def draw_nucleus(weights: jax.Array, keys: jax.Array, top_p: float | jax.Array) -> jax.Array:
     """Index drawn with probability proportional to `weights` among the nucleus: the fewest of the highest entries that
-    weigh `top_p` of the whole, and those tied with the last of them.
+    weigh `top_p` of the whole, and those tied with the last of them. From 1 on: among all.
 
-    weights float32 [..., W], keys [...] of jax.random keys -> int32 [...]. By rejection: an entry drawn from all is
-    taken if those above it weigh less than that, and else the next one is drawn from those above it. So what is taken
-    has exactly the nucleus's distribution, one pass tells both whether an entry is taken and what is left, and the
-    first is taken with a chance of `top_p` at least. Each try is above the one before, so there are at most W of them.
+    weights float32 [..., W], keys [...] of jax.random keys, top_p float32 [] -> int32 [...]. By rejection: an entry
+    drawn from all is taken if those above it weigh less than that, and else the next one is drawn from those above it.
+    So what is taken has exactly the nucleus's distribution, one pass tells both whether an entry is taken and what is
+    left, and the first is taken with a chance of `top_p` at least. Each try is above the one before, so there are at
+    most W of them.
 
     Weights that are not finite, or all zero, have no nucleus: 0, at once.
     """
     blocks = _in_blocks(weights, _width(weights.shape[-1]), 0)
-    sums = blocks.sum(-1)
-    total = sums.sum(-1)
+    total = blocks.sum(-1).sum(-1)
     # Not 0, or nothing left would weigh as much: where top_p rounds to 0 the nucleus is the highest entry.
     most = jnp.maximum(top_p * total, jnp.finfo(jnp.float32).tiny)
+    valid = jnp.isfinite(total) & (total > 0)
 
-    def attempt(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        tried, tokens, edge, sums, open_ = state
-        uniforms = jnp.vectorize(lambda key: jax.random.uniform(jax.random.fold_in(key, tried)))(keys)
-        drawn = _draw_above(blocks, sums, edge, uniforms)
-        tokens = jnp.where(open_, drawn, tokens)
-        edge = jnp.where(open_, jnp.take_along_axis(weights, drawn[..., None], -1)[..., 0], edge)
+    def again(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        tried, tokens, open_ = state
+        edge = jnp.take_along_axis(weights, tokens[..., None], -1)[..., 0]
         sums = jnp.where(blocks > edge[..., None, None], blocks, 0).sum(-1)
-        return tried + 1, tokens, edge, sums, open_ & (sums.sum(-1) >= most)
+        open_ &= sums.sum(-1) >= most
+        drawn = _draw_above(blocks, sums, edge, _uniforms(keys, tried))
+        return tried + 1, jnp.where(open_, drawn, tokens), open_
 
     def more(state: tuple[jax.Array, ...]) -> jax.Array:
         return state[-1].any() & (state[0] < weights.shape[-1])
 
-    open_ = jnp.isfinite(total) & (total > 0)
-    start = (jnp.int32(0), jnp.zeros(keys.shape, jnp.int32), jnp.zeros(keys.shape), sums, open_)
-    return jax.lax.while_loop(more, attempt, start)[1]
+    uniforms = jnp.where(top_p < 1, _uniforms(keys, 0), jnp.vectorize(lambda key: jax.random.uniform(key))(keys))
+    tokens = jnp.where(valid, draw(weights, uniforms), 0)
+    return jax.lax.while_loop(more, again, (jnp.int32(1), tokens, valid & (top_p < 1)))[1]
+
+
+def _uniforms(keys: jax.Array, number: int | jax.Array) -> jax.Array:
+    """The random numbers of each key for its try `number`, float32 in [0, 1)."""
+    return jnp.vectorize(lambda key: jax.random.uniform(jax.random.fold_in(key, number)))(keys)
 
 
 def _draw_above(blocks: jax.Array, sums: jax.Array, edge: jax.Array, uniforms: jax.Array) -> jax.Array:
@@ -115,34 +126,31 @@ def _first_beyond(weights: jax.Array, ends: jax.Array, target: jax.Array) -> jax
     return jnp.argmax(ends > target[..., None], -1)
 
 
-def _first_highest(logits: jax.Array) -> jax.Array:
-    """argmax over the last axis, int32: of the blocks, then in the block. XLA's own is slow on CPU."""
-    width = _width(logits.shape[-1])
-    blocks = _in_blocks(logits, width, -jnp.inf)
-    block = jnp.argmax(blocks.max(-1), -1)
-    inner = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
-    return (block * width + jnp.argmax(inner, -1)).astype(jnp.int32)
-
-
 def pick(logits: jax.Array, keys: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
     """Draw one token for each row, with its log-prob under the tempered, unfiltered distribution.
 
-    logits float32 [..., W], keys [...] of jax.random keys -> tokens int32 [...], logps float32 [...]. Greedy
-    (temperature 0) takes the first of the highest logits, its log-prob at temperature 1. Of logits with a NaN or
-    +infinity among them, or with nothing but -infinity, the log-prob is NaN and the token any.
+    logits float32 [..., W], keys [...] of jax.random keys, sampling of numbers or, its temperature, float32 [...] ->
+    tokens int32 [...], logps float32 [...]. Greedy (temperature 0) takes the first of the highest logits, its log-prob
+    at temperature 1. Of logits with a NaN or +infinity among them, or with nothing but -infinity, the log-prob is NaN
+    and the token any.
     """
-    if sampling.temperature:
-        logits = logits / sampling.temperature
-    highest = logits.max(-1)
+    temperature = jnp.asarray(sampling.temperature, jnp.float32)
+    greedy = temperature == 0
+    logits = logits / jnp.where(greedy, 1, temperature)[..., None]
+    width = _width(logits.shape[-1])
+    blocks = _in_blocks(logits, width, -jnp.inf)
+    maxima = blocks.max(-1)
+    highest = maxima.max(-1)
     weights = jnp.exp(logits - highest[..., None])
-    total = weights.sum(-1)
-    if sampling.top_k:
-        weights = keep_top_k(weights, sampling.top_k)
-    if not sampling.temperature:
-        tokens = _first_highest(logits)
-    elif sampling.top_p < 1:
-        tokens = draw_nucleus(weights, keys, sampling.top_p)
-    else:
-        tokens = draw(weights, jnp.vectorize(lambda key: jax.random.uniform(key))(keys))
+    total = _in_blocks(weights, width, 0).sum(-1).sum(-1)
+    kept = keep_top_k(weights, sampling.top_k) if sampling.top_k else weights
+    tokens = jnp.where(greedy, _first_highest(blocks, maxima), draw_nucleus(kept, keys, sampling.top_p))
     chosen = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
     return tokens, chosen - highest - jnp.log(total)
+
+
+def _first_highest(blocks: jax.Array, maxima: jax.Array) -> jax.Array:
+    """argmax over the last two axes as one, [..., B, width] -> int32 [...]; maxima [..., B]: of each block."""
+    block = jnp.argmax(maxima, -1)
+    inner = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
+    return (block * blocks.shape[-1] + jnp.argmax(inner, -1)).astype(jnp.int32)

@@ -35,6 +35,7 @@ class Slots:
     tokens: Any  # int32 [G, S], its last token
     lengths: Any  # int32 [G, S], its tokens that are cached
     queue: Any  # int32 [G, V], the votes that wait, in order
+    firsts: Any  # int32 [G, V], the first token of each
     waiting: Any  # int32 [G], how many in the queue
     taken: Any  # int32 [G], how many of them have got a slot
 
@@ -104,13 +105,18 @@ def fits(layout: Layout, active: Sequence[Sequence[Running]]) -> bool:
 
 
 def arrange(
-    layout: Layout, active: Sequence[Sequence[Running]], waiting: Sequence[Sequence[int]], first: np.ndarray
+    layout: Layout,
+    active: Sequence[Sequence[Running]],
+    waiting: Sequence[Sequence[int]],
+    first: np.ndarray,
+    *,
+    room: int,
 ) -> tuple[Slots, np.ndarray, list[list[int]]]:
     """Give the running samples slots of `layout`, and the free slots and queues to the waiting ones.
 
     active and waiting: for each of P prompts; the running samples must fit. first int32 [P, V]: first token of each
-    sample. Returns the slots (host arrays); from which former slot each comes, int32 [G, S] (0 where from none); and
-    for each prompt the votes that wait because it has no group.
+    sample. room: for how many votes the queues are made, V or more. Returns the slots (host arrays); from which former
+    slot each comes, int32 [G, S] (0 where from none); and for each prompt the votes that wait because it has no group.
     """
     size = layout.slots
     share = np.array([-(-len(samples) // size) for samples in active])
@@ -126,7 +132,8 @@ def arrange(
         votes=np.full(shape, IDLE, np.int32),
         tokens=np.zeros(shape, np.int32),
         lengths=np.zeros(shape, np.int32),
-        queue=np.zeros((layout.groups, first.shape[1]), np.int32),
+        queue=np.zeros((layout.groups, room), np.int32),
+        firsts=np.zeros((layout.groups, room), np.int32),
         waiting=np.zeros(layout.groups, np.int32),
         taken=np.zeros(layout.groups, np.int32),
     )
@@ -148,5 +155,6 @@ def arrange(
                 source[at] = sample.slot
             else:
                 slots.queue[group, slots.waiting[group]] = sample.vote
+                slots.firsts[group, slots.waiting[group]] = sample.token
                 slots.waiting[group] += 1
     return slots, source, left

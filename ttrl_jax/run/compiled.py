@@ -3,7 +3,8 @@
 import inspect
 import os
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,28 @@ def keep_programs(announce: Callable[[str], None]) -> None:
         folder = Path(home) / "ttrl_jax" / "programs"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         announce(f"programs  compiled ones are kept in {folder}")
+
+
+def in_parallel(
+    work: Sequence[tuple[jax.sharding.Mesh, Callable[[], object]]], *, announce: Callable[[str], None]
+) -> None:
+    """Do all of `work`, each task under its mesh, with as many threads as there are processors, and say how far it is.
+    What one raises, this raises, once the others that have begun are done."""
+    start = time.perf_counter()
+
+    def one(mesh: jax.sharding.Mesh, task: Callable[[], object]) -> None:
+        with jax.set_mesh(mesh):
+            task()
+
+    def all_of_them() -> None:
+        with ThreadPoolExecutor(min(len(work), os.cpu_count() or 1)) as pool:
+            futures = [pool.submit(one, *each) for each in work]
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                announce(f"compiled {done} of {len(work)} programs, {time.perf_counter() - start:.0f} s")
+
+    announce(f"compiling {len(work)} programs, all that take long in the whole run ...")
+    in_background(all_of_them)
 
 
 class Compiled:
@@ -77,14 +100,34 @@ class Compiled:
     def __call__(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
         """Call `fn`, compiling first if this signature is new. Static arguments are passed by keyword."""
         dynamic = {key: value for key, value in kwargs.items() if key not in self._static}
-        leaves, structure = jax.tree.flatten((args, dynamic))
-        static = tuple(sorted((key, kwargs[key]) for key in self._static & kwargs.keys()))
-        mesh = jax.sharding.get_abstract_mesh()
-        signature = (structure, static, mesh, tuple([_leaf_key(leaf) for leaf in leaves]))
+        signature = self._signature(args, dynamic, kwargs)
         program = self._programs.get(signature)
         if program is None:
             program = self._programs[signature] = self._compile(args, kwargs)
         return program(*args, **dynamic)
+
+    def _signature(self, args: tuple[PyTree, ...], dynamic: dict[str, PyTree], kwargs: dict[str, PyTree]) -> Hashable:
+        leaves, structure = jax.tree.flatten((args, dynamic))
+        static = tuple(sorted((key, kwargs[key]) for key in self._static & kwargs.keys()))
+        mesh = jax.sharding.get_abstract_mesh()
+        return structure, static, mesh, tuple([_leaf_key(leaf) for leaf in leaves])
+
+    def prepare(self, *args: PyTree, **kwargs: PyTree) -> None:
+        """Compile for the calls that have such arguments, for which jax.ShapeDtypeStructs with shardings may stand, and
+        say nothing. By any thread, of the same mesh as the calls."""
+        dynamic = {key: value for key, value in kwargs.items() if key not in self._static}
+        signature = self._signature(args, dynamic, kwargs)
+        if signature not in self._programs:
+            self._programs[signature] = self.lower(*args, **kwargs).compile()
+
+    def outputs(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
+        """What stands for the outputs of such a call, with their shardings. It compiles: for small programs."""
+        lowered = self.lower(*args, **kwargs)
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            lowered.out_info,
+            lowered.compile().output_shardings,
+        )
 
     def lower(self, *args: PyTree, **kwargs: PyTree) -> jax.stages.Lowered:
         """What a call with these arguments would compile; jax.ShapeDtypeStructs may stand for arrays."""
@@ -107,7 +150,7 @@ class Compiled:
 
 def _leaf_key(leaf: Any) -> Hashable:
     # A numpy array or a number has no layout yet. A number is a weakly typed scalar, whatever its value.
-    return jax.typeof(leaf), leaf.sharding if isinstance(leaf, jax.Array) else None
+    return jax.typeof(leaf), leaf.sharding if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else None
 
 
 def _describe(value: PyTree) -> str:

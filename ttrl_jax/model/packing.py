@@ -1,0 +1,83 @@
+"""Rows made of tokens that are computed once though several rows have them, and without padding."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ttrl_jax.model.sharding import constrain
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Packing:
+    """X shards (the devices that rows are split over) of N tokens, which are those of R rows of T places."""
+
+    positions: Any  # int32 [X, N], of each token in its row
+    rows: Any  # int32 [X, R, T], which token is at each place of each row; any at the places of padding
+    places: Any  # int32 [X, N], at which of the R * T places each token is, or at one of them
+    prompts: Any  # int32 [X, R], tokens of each row's prompt
+    owners: Any  # int32 [X, R], the row that the tokens of its prompt have their `places` in
+
+    def spread(self, x: jax.Array) -> jax.Array:
+        """Values of the tokens, [X, N, ...] -> those of the rows [X * R, T, ...]. The gradients of a token that several
+        rows have add up in float32."""
+        shards, rows, length = self.rows.shape
+        return _by_rows(_spread(x.reshape(*x.shape[:2], -1), self).reshape(shards * rows, length, *x.shape[2:]))
+
+    def gather(self, x: jax.Array) -> jax.Array:
+        """The other way: values at the places of the rows [X * R, T, ...] -> those of the tokens [X, N, ...]."""
+        shards, rows, length = self.rows.shape
+        found = _gather(x.reshape(shards, rows * length, -1), self)
+        return found.reshape(*found.shape[:2], *x.shape[2:])
+
+
+def _by_rows(x: jax.Array) -> jax.Array:
+    return constrain(x, "rows", *(None,) * (x.ndim - 1))
+
+
+# Either is the other's transpose but for tokens that several rows have, and both are gathers in both directions: what
+# XLA makes of a gather is a scatter that adds, which is slow on TPUs, and on GPUs adds in an order of its own.
+
+
+@jax.custom_vjp
+def _spread(x: jax.Array, packing: Packing) -> jax.Array:
+    """[X, N, F] -> [X, R * T, F]."""
+    return jnp.take_along_axis(x, packing.rows.reshape(len(x), -1, 1), 1)
+
+
+def _spread_back(packing: Packing, slope: jax.Array) -> tuple[jax.Array, None]:
+    shards, rows, length = packing.rows.shape
+    slope = _by_rows(slope.reshape(shards, rows, length, -1))
+    shared = (jnp.arange(length) < packing.prompts[..., None])[..., None]
+    owned = packing.owners[:, None] == jnp.arange(rows)[:, None]  # [X, owner, R]
+    sums = jnp.einsum(
+        "xor,xrtf->xotf",
+        owned.astype(slope.dtype),
+        jnp.where(shared, slope, 0),
+        preferred_element_type=jnp.float32,
+    )
+    slope = jnp.where(shared, sums.astype(slope.dtype), slope).reshape(shards, rows * length, -1)
+    index = packing.rows.reshape(shards, rows * length)
+    real = jnp.take_along_axis(index, packing.places, 1) == jnp.arange(packing.places.shape[1])
+    return jnp.where(real[..., None], _gather(slope, packing), 0), None
+
+
+_spread.defvjp(lambda x, packing: (_spread(x, packing), packing), _spread_back)
+
+
+@jax.custom_vjp
+def _gather(x: jax.Array, packing: Packing) -> jax.Array:
+    """[X, R * T, F] -> [X, N, F]."""
+    return jnp.take_along_axis(x, packing.places[..., None], 1)
+
+
+def _gather_back(packing: Packing, slope: jax.Array) -> tuple[jax.Array, None]:
+    shards, rows, length = packing.rows.shape
+    index = packing.rows.reshape(shards, rows * length)
+    taken = jnp.take_along_axis(packing.places, index, 1) == jnp.arange(rows * length)
+    return jnp.where(taken[..., None], _spread(slope, packing), 0), None
+
+
+_gather.defvjp(lambda x, packing: (_gather(x, packing), packing), _gather_back)

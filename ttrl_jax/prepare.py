@@ -1,0 +1,42 @@
+"""The programs of a run, compiled in parallel before anything runs, for devices for which a run has few."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from ttrl_jax.model.sharding import key_on, of_hosts, stands_for_this_host
+from ttrl_jax.records import CRITIC
+from ttrl_jax.rollout import copies
+from ttrl_jax.rollout.shapes import FewShapes
+from ttrl_jax.run.compiled import in_parallel
+from ttrl_jax.session import Session, step_key
+
+
+def prepare(session: Session, *, say: Callable[[str], None]) -> None:
+    """Compile what takes long. say: gets lines that tell how far it is. On CPUs nothing is done: they compile what is
+    needed when it is needed."""
+    if not isinstance(session.sampler.shapes, FewShapes):
+        return
+    inputs, mesh, host = session.inputs, session.inputs.mesh, session.host
+    weights = copies.layout(inputs.model, of_hosts(mesh) if host else mesh, session.sampler.dtype)
+    with jax.set_mesh(mesh):
+        key = key_on(mesh, step_key(session, 0))
+        rows = session.config.rollout.prompts * session.config.train.samples
+        learning = [
+            task
+            for name, learner in session.learners.items()
+            for task in learner.work(session.layout.models[name], base=_base(session, name), rows=rows)
+        ]
+    numbers = np.asarray(jax.random.key_data(key))
+    with jax.set_mesh(host or mesh):
+        if host:
+            weights, key = jax.tree.map(stands_for_this_host, weights), jax.random.wrap_key_data(numbers)
+        way = dict(sampling=session.sampling, prompts=session.config.rollout.prompts)
+        sampling = list(session.sampler.work(weights, key, **way))
+    in_parallel([(host or mesh, task) for task in sampling] + [(mesh, task) for task in learning], announce=say)
+
+
+def _base(session: Session, name: str):
+    config = session.config
+    return session.layout.policy.params if name == CRITIC and config.critic.trunk == "policy" else None
