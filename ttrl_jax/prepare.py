@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from ttrl_jax.model.sharding import key_on, of_hosts, stands_for_this_host
-from ttrl_jax.records import CRITIC
+from ttrl_jax.programs import uses_policy
 from ttrl_jax.rollout import copies
 from ttrl_jax.rollout.shapes import FewShapes
 from ttrl_jax.run.compiled import in_parallel
@@ -20,23 +20,17 @@ def prepare(session: Session, *, say: Callable[[str], None]) -> None:
         return
     inputs, mesh, host = session.inputs, session.inputs.mesh, session.host
     weights = copies.layout(inputs.model, of_hosts(mesh) if host else mesh, session.sampler.dtype)
+    config, layout, learning = session.config, session.layout, []
     with jax.set_mesh(mesh):
         key = key_on(mesh, step_key(session, 0))
-        rows = session.config.rollout.prompts * session.config.train.samples
-        learning = [
-            task
-            for name, learner in session.learners.items()
-            for task in learner.work(session.layout.models[name], base=_base(session, name), rows=rows)
-        ]
+        for name, learner in session.learners.items():
+            base = layout.policy.params if uses_policy(config, name) else None
+            rows = config.rollout.prompts * config.train.samples
+            learning += learner.work(layout.models[name], base=base, rows=rows)
     numbers = np.asarray(jax.random.key_data(key))
     with jax.set_mesh(host or mesh):
         if host:
             weights, key = jax.tree.map(stands_for_this_host, weights), jax.random.wrap_key_data(numbers)
-        way = dict(sampling=session.sampling, prompts=session.config.rollout.prompts)
+        way = dict(sampling=session.sampling, prompts=config.rollout.prompts)
         sampling = list(session.sampler.work(weights, key, **way))
     in_parallel([(host or mesh, task) for task in sampling] + [(mesh, task) for task in learning], announce=say)
-
-
-def _base(session: Session, name: str):
-    config = session.config
-    return session.layout.policy.params if name == CRITIC and config.critic.trunk == "policy" else None

@@ -111,6 +111,11 @@ def trained_models(config: ConfigDict) -> int:
     return 1 + int(own_trunk or config.algorithm == "prime")
 
 
+def uses_policy(config: ConfigDict, name: str) -> bool:
+    """Whether the model of that name computes with the policy's parameters, which it does not train."""
+    return name == CRITIC and config.critic.trunk == "policy"
+
+
 def needs_start(config: ConfigDict) -> bool:
     """Whether a copy of the start is kept: for the KL term, and for what a process model has learned since."""
     return config.train.kl_coef != 0 or config.algorithm == "prime"

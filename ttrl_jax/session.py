@@ -46,6 +46,7 @@ from ttrl_jax.programs import (
     sampling_of,
     shapes_of,
     trained_models,
+    uses_policy,
 )
 from ttrl_jax.records import CRITIC, POLICY, PROCESS, Model, Prompts, Rollouts, TrainBatch, TrainState
 from ttrl_jax.rollout import copies, hosts
@@ -206,10 +207,8 @@ def sample(
         settings = dict(votes=votes, sampling=sampling, greedy=greedy)
 
         def draw(prompts: Prompts, key: jax.Array, *, progress: Callable[[int], None]) -> Rollouts:
-            texts, silent = (
-                [[""] * (votes + greedy) for _ in prompts.lengths],
-                stops.silent(inputs.tokenizer, inputs.stops),
-            )
+            texts = [[""] * (votes + greedy) for _ in prompts.lengths]
+            silent = stops.silent(inputs.tokenizer, inputs.stops)
 
             def ended(prompt: int, vote: int, ids: np.ndarray) -> None:
                 texts[prompt][vote] = text.decode(inputs.tokenizer, ids, silent=silent)
@@ -349,11 +348,7 @@ def _learner(session: Session, model: str) -> Update:
 
 def _base(session: Session, model: str) -> decoder.Params | None:
     """The policy's parameters, where a model uses them."""
-    return (
-        _at_work(session, session.state.policy.params)
-        if model == CRITIC and session.config.critic.trunk == "policy"
-        else None
-    )
+    return _at_work(session, session.state.policy.params) if uses_policy(session.config, model) else None
 
 
 def _at_work(session: Session, tree: Any) -> Any:

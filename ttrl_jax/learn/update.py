@@ -245,39 +245,34 @@ def _gradient(
         micro, numbers = dataclasses.replace(micro, ids=ids), numbers | {"reference": scores}
 
     def summed_loss(learned: decoder.Params) -> tuple[jax.Array, tuple[Sums, jax.Array | None]]:
-        scores, entropies = forward(_tapped(params, learned) if in_place else learned, base, micro=micro)
+        scores, entropies = forward(_at_blocks(_tapped, learned, params) if in_place else learned, base, micro=micro)
         old = numbers["old"] if "old" in numbers else jax.lax.stop_gradient(scores)
         value, sums = loss.sums(scores, entropies, numbers | {"old": old}, micro.mask)
         return value, (sums, loss.keep(scores, numbers) if loss.keep else None)
 
-    learned = _with_blocks_of(params, total) if in_place else params
+    learned = _at_blocks(_the_others, params, total) if in_place else params  # of layers, their sums
     grads, (sums, kept) = jax.grad(summed_loss, has_aux=True)(learned)
     added = jax.tree.map(jnp.add, total, grads)
-    return _with_blocks_of(added, grads) if in_place else added, sums, kept
+    return _at_blocks(_the_others, added, grads) if in_place else added, sums, kept
 
 
-def _with_blocks_of(params: decoder.Params, others: decoder.Params) -> decoder.Params:
-    """`params`, but for layers, at any depth, those of `others`."""
-    return {
-        name: others[name] if name == "blocks" else _with_blocks_of(each, others[name]) if _deeper(each) else each
-        for name, each in params.items()
-    }
+def _at_blocks(change: Callable[[Any, Any], Any], params: decoder.Params, others: decoder.Params) -> decoder.Params:
+    """`params` with change(its layers, those of `others`) in place of the layers, at any depth."""
+
+    def one(name: str, each: Any) -> Any:
+        if name == "blocks":
+            return change(each, others[name])
+        return _at_blocks(change, each, others[name]) if isinstance(each, dict) else each
+
+    return {name: one(name, each) for name, each in params.items()}
 
 
-def _tapped(params: decoder.Params, learned: decoder.Params) -> decoder.Params:
-    """`learned`, whose layers are sums of gradients, with those of `params` to compute with."""
-    return {
-        name: decoder.Tapped(params[name], each)
-        if name == "blocks"
-        else _tapped(params[name], each)
-        if _deeper(each)
-        else each
-        for name, each in learned.items()
-    }
+def _the_others(own: Any, others: Any) -> Any:
+    return others
 
 
-def _deeper(each: Any) -> bool:
-    return isinstance(each, dict)
+def _tapped(sums: decoder.Params, weights: decoder.Params) -> decoder.Tapped:
+    return decoder.Tapped(weights, total=sums)
 
 
 def _step(

@@ -196,7 +196,7 @@ class Compiler:
 
     def _base(self, name: str) -> decoder.Params | None:
         config = self.setting.config
-        return self.layout.policy.params if name == CRITIC and config.critic.trunk == "policy" else None
+        return self.layout.policy.params if programs.uses_policy(config, name) else None
 
     def sampling(
         self, phase: str, sampler: Sampler, weights: decoder.Params, draws: list[Draw], sampling: Sampling
