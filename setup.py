@@ -74,6 +74,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["ttrl_jax", "ttrl_jax.*"]),
     package_data={"ttrl_jax.report": ["page.css", "page.js"]},
+    entry_points={"console_scripts": ["ttrl = ttrl_jax.__main__:main"]},
     install_requires=INSTALL,
     extras_require=EXTRAS,
 )

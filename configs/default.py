@@ -78,6 +78,10 @@ def get_config() -> ConfigDict:
     c.reward.ties = "first"  # first: the answer seen first is the label | random: drawn by (seed, step, question)
     c.reward.kind = placeholder(str)  # an older spelling of judge.rule, agreement for majority; leave it unset
 
+    # Train where the first evaluation finds hardly any answers (9 in 10 without, or most without and cut at the limit),
+    # with nothing to vote on. False: stop there, and say why.
+    c.reward.allow_silence = False
+
     c.judge = ConfigDict()
     c.judge.rule = "majority"  # majority: 1 with the label, else 0 | vote_share: share of the votes with that answer
 
@@ -139,6 +143,7 @@ def get_config() -> ConfigDict:
 
     c.log = ConfigDict()
     c.log.generations_every = 10  # training steps between written generations; 0: never
+    c.log.compiles = False  # say of each program that is compiled what its arguments are, also where it takes no time
     c.log.tensorboard = True  # event files beside metrics.jsonl
     c.log.wandb_project = ""  # empty: off (extra: wandb)
     return c.lock()

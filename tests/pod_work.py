@@ -14,6 +14,7 @@ import numpy as np
 from tiny_model import LLAMA, forward_of, random_params
 
 from ttrl_jax import cli
+from ttrl_jax.commands import PROCESSES, Command
 from ttrl_jax.errors import InputError
 from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.learn.layout import model_layout, params_layout, state_layout
@@ -82,7 +83,7 @@ def scores_and_gradients(shape):
             ),
             reference=None,
             shardings=jax.tree.map(lambda leaf: leaf.sharding, model_layout(layout, optimizer, mesh)),
-            announce=lambda line: None,
+            announce=lambda *told: None,
         )
         scores, total = update.score(params, batch), update._zeros(params)
         numbers = {"advantages": advantages, "sampler_logps": batch.sampler_logps, "old": scores, "reference": scores}
@@ -121,7 +122,7 @@ def sampled(shape, *, prompts: int, host: bool):
         dtype=jnp.float32,
         shapes=Shapes(16, MAX_TOKENS, 64, mesh.shape["data"], mesh.shape["fsdp"]),
         stop_ids=(3, 5, 9, 11),
-        announce=lambda line: None,
+        announce=lambda *told: None,
     )
 
     def draw(prompts, key, *, progress):
@@ -136,10 +137,8 @@ def sampled(shape, *, prompts: int, host: bool):
 
     key = jax.random.key(5)
     if not host:
-        return draw(batch, key, progress=lambda tokens: None)
-    return hosts.sample_shares(
-        draw, batch, key, host=mesh, votes=4, max_tokens=MAX_TOKENS, progress=lambda tokens: None
-    )
+        return draw(batch, key, progress=lambda *done: None)
+    return hosts.sample_shares(draw, batch, key, host=mesh, votes=4, max_tokens=MAX_TOKENS, progress=lambda *done: None)
 
 
 def samples(folder: Path) -> None:
@@ -238,6 +237,9 @@ def failures(folder: Path) -> None:
 WORK = {each.__name__: each for each in (updates, samples, save, restore, meetings, failures)}
 
 
+WORKER = Command(flags=PROCESSES, takes="WORK", several=True)
+
+
 def main(*arguments: str) -> int:
     cli.join_processes()
     *names, folder = arguments
@@ -247,4 +249,4 @@ def main(*arguments: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, doc=__doc__, define=cli.define_process_flags, takes="WORK", several=True))
+    sys.exit(cli.run(main, WORKER, doc=__doc__))

@@ -15,7 +15,7 @@ from test_library import SMALL, small_config
 from test_update import ROWS, assert_close, make_batch, model_of, plain_scores
 from tiny_model import LLAMA, MESHES, forward_of, on_mesh, placed, random_params
 
-from ttrl_jax import cli, train
+from ttrl_jax import cli, commands, train
 from ttrl_jax import library as ttrl
 from ttrl_jax.errors import InputError
 from ttrl_jax.learn import credit as rules
@@ -39,7 +39,7 @@ def updater(forward, loss, model, *, minibatch=ROWS, reference=None, shards=1, f
         sizes=Sizes(**sizes, in_place=False, few=few),
         reference=reference,
         shardings=jax.tree.map(lambda leaf: leaf.sharding, model),
-        announce=lambda line: None,
+        announce=lambda *told: None,
     )
 
 
@@ -275,7 +275,7 @@ def test_a_run_goes_on_with_all_its_models(algorithm, tmp_path, monkeypatch, fre
     config = small_config(**changes)
     arguments = [f"--config.{name}={value}" for name, value in (SMALL | changes).items()]
     monkeypatch.setattr(sys, "argv", ["train", f"--config={ROOT / 'configs' / 'quickstart.py'}", *arguments])
-    assert cli.run(train.main, define=train.define_flags, doc="") == 0
+    assert cli.run(train.main, commands.TRAIN, doc="") == 0
     run = Path("runs/quickstart")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     group = {"ppo": "critic", "prime": "process"}[algorithm]

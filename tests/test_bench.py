@@ -132,11 +132,11 @@ def test_forced_lengths(monkeypatch):
         dtype=jnp.float32,
         shapes=Shapes(rows=4, max_tokens=12, prefill_tokens=1000, prompt_multiple=1, vote_multiple=1),
         stop_ids=(ours_worker.STOP,),
-        announce=lambda line: None,
+        announce=lambda *told: None,
     )
     weights = decoder.sampling_weights(jax.tree.map(jnp.asarray, random_params(QWEN2)), QWEN2, jnp.float32)
     prompts = Prompts(np.array([[4, 5, 6], [7, 8, 9]], np.int32), np.array([3, 2], np.int32), uids)
-    drawn = sampler(weights, prompts, key, votes=5, sampling=Sampling(), progress=lambda tokens: None)
+    drawn = sampler(weights, prompts, key, votes=5, sampling=Sampling(), progress=lambda *done: None)
     np.testing.assert_array_equal(drawn.lengths, lengths)
 
 

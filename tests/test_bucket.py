@@ -20,7 +20,7 @@ import tensorstore
 from finished_run import results
 from tiny_model import on_mesh
 
-from ttrl_jax import cli, export
+from ttrl_jax import cli, commands, export
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import weights
 from ttrl_jax.model.config import read_config
@@ -215,12 +215,12 @@ def test_a_killed_run_ends_as_one_on_a_disk_and_is_used(
 
     model, page = tmp_path / "hf", tmp_path / "report.html"
     monkeypatch.setattr(sys, "argv", ["export", str(workdir), f"--out={model}"])
-    assert cli.run(export.main, doc="", define=export.define_flags, takes="RUN") == 0
+    assert cli.run(export.main, commands.EXPORT) == 0
     with on_mesh((1, 1, 1)) as mesh:
         assert weights.sha256(weights.load(model, read_config(model), mesh)) == expected["params_sha256"]
     fresh_flags()
     monkeypatch.setattr(sys, "argv", ["report", str(workdir), f"--out={page}"])
-    assert cli.run(report.main, doc="", define=cli.define_out_flag, takes="RUN", several=True) == 0
+    assert cli.run(report.main, commands.REPORT) == 0
     assert json.dumps(found["results"]["data"]["majority_ratio"])[:5] in page.read_text()
 
 

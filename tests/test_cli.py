@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from refusals import assert_one_sentence
 
 from configs import default, quickstart
-from ttrl_jax import cli, train
+from ttrl_jax import cli, commands, train
 from ttrl_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monke
     def run(*arguments: str, config: str | None = str(ROOT / "configs" / "quickstart.py")) -> tuple[int, str]:
         chosen = [] if config is None else [f"--config={config}"]
         monkeypatch.setattr(sys, "argv", ["train", *chosen, *(SMALL if chosen else []), *arguments])
-        code = cli.run(train.main, define=train.define_flags, doc=train.__doc__)
+        code = cli.run(train.main, commands.TRAIN, doc=train.__doc__)
         return code, capfd.readouterr().err
 
     return run
@@ -105,7 +105,7 @@ def with_plain_value(section: str, key: str, value: object) -> ConfigDict:
 def test_types_of_unset_keys():
     """Unset or of the type; a whole number for a float, as on the command line."""
     for name, value in [("temperature", None), ("temperature", 0.5), ("temperature", 1), ("max_tokens", 5)]:
-        cli._require_keys(with_plain_value("rollout", name, value), default.get_config(), "")
+        commands._require_keys(with_plain_value("rollout", name, value), default.get_config(), "")
     for section, name, value, kind in [
         ("rollout", "temperature", "1", "float or unset"),
         ("rollout", "temperature", True, "float or unset"),
@@ -115,7 +115,7 @@ def test_types_of_unset_keys():
         ("rollout", "votes", None, "int"),
     ]:
         with pytest.raises(InputError, match=rf"{section}\.{name} must be {kind}, got {value!r} "):
-            cli._require_keys(with_plain_value(section, name, value), default.get_config(), "")
+            commands._require_keys(with_plain_value(section, name, value), default.get_config(), "")
 
 
 def test_a_whole_number_for_an_unset_float_in_a_config_file(call, tmp_path: Path):
@@ -351,7 +351,8 @@ def test_errors_that_no_user_made_propagate(monkeypatch: pytest.MonkeyPatch):
 
 def test_help_names_the_flags(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["train", "--help"])
-    assert cli.run(train.main, define=train.define_flags, doc=train.__doc__) == 0
+    with pytest.raises(SystemExit, match="0"):
+        cli.run(train.main, commands.TRAIN, doc=train.__doc__)
     out = capfd.readouterr().out
     assert "--config" in out and "--workdir" in out and "python -m ttrl_jax.train" in out
     assert "--coordinator" in out and "--num_processes" in out and "--process_id" in out

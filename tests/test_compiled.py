@@ -1,6 +1,5 @@
 """Semantics: one announced compile per signature, the same results as jax.jit, and cheap calls in between."""
 
-import re
 import time
 
 import jax
@@ -10,11 +9,16 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ttrl_jax.run.compiled import Compiled, keep_programs
+from ttrl_jax.run.compiled import Compiled, keep_programs, lines
 
 
 def scale(state, x, *, power=1):
     return jax.tree.map(lambda leaf: leaf * x.sum() ** power, state)
+
+
+def hear(said):
+    """An Announce that keeps what it is told."""
+    return lambda *told: said.append(told)
 
 
 @pytest.fixture
@@ -23,17 +27,34 @@ def said():
 
 
 def test_compiles_are_announced_with_shapes_before_and_seconds_after(said):
-    f = Compiled("update", scale, announce=said.append, static_argnames=("power",))
+    f = Compiled("update", scale, announce=hear(said), static_argnames=("power",))
     state = {"a": jnp.ones((1000, 250)), "b": jnp.ones(4, jnp.bfloat16)}
     out = f(state, np.ones((2, 3), np.int32), power=2)
     np.testing.assert_array_equal(out["a"], np.full((1000, 250), 36.0))
-    assert said[0] == "compiling update (state 2 arrays 1.0 MB, x int32[2, 3], power=2) ..."
-    assert re.fullmatch(r"compiled update in \d+\.\d s", said[1])
+    shapes = "state 2 arrays 1.0 MB, x int32[2, 3], power=2"
+    assert said[0] == ("update", shapes, None) and said[1] == ("update", shapes, pytest.approx(f.compile_seconds))
     assert 0 < f.compile_seconds < 60 and len(said) == 2
 
 
+def test_words_tell_programs_of_a_name_apart(said):
+    f = Compiled("decode", scale, announce=hear(said), words=lambda state, x, **rest: f"{len(x)} rows")
+    f({"a": jnp.ones(4)}, jnp.ones(2))
+    assert [each[0] for each in said] == ["decode, 2 rows"] * 2
+
+
+def test_lines_are_for_what_takes_long_or_for_all_with_shapes(said):
+    for announce in (lines(said.append), lines(said.append, details=True)):
+        for seconds in (None, 0.2, None, 3.62):
+            announce("decode, 2 rows", "x float32[2]", seconds)
+    assert said == [
+        "compiling decode, 2 rows ... 3.6 s",
+        "compiling decode, 2 rows (x float32[2]) ... 0.2 s",
+        "compiling decode, 2 rows (x float32[2]) ... 3.6 s",
+    ]
+
+
 def test_each_new_signature_compiles_once(said):
-    f = Compiled("f", scale, announce=said.append, static_argnames=("power",))
+    f = Compiled("f", scale, announce=hear(said), static_argnames=("power",))
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))
     calls = [
@@ -63,7 +84,7 @@ def test_the_mesh_in_context_is_part_of_the_signature(said):
     def split(x):
         return jax.lax.with_sharding_constraint(x, PartitionSpec("data"))
 
-    f = Compiled("f", split, announce=said.append)
+    f = Compiled("f", split, announce=hear(said))
     for count in (4, 2):
         kinds = (jax.sharding.AxisType.Auto,)
         mesh = jax.make_mesh((count,), ("data",), axis_types=kinds, devices=jax.devices()[:count])
@@ -75,7 +96,7 @@ def test_the_mesh_in_context_is_part_of_the_signature(said):
 def test_donated_arguments_are_given_away_and_outputs_laid_out_as_asked(said):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
     layout, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    f = Compiled("f", scale, announce=said.append, donate_argnames=("state",), out_shardings=layout)
+    f = Compiled("f", scale, announce=hear(said), donate_argnames=("state",), out_shardings=layout)
     state, x = {"a": jax.device_put(jnp.ones(8), layout)}, jax.device_put(jnp.ones(3), everywhere)
     for expected in (3.0, 9.0):
         former, state = state, f(state, x)
@@ -86,22 +107,22 @@ def test_donated_arguments_are_given_away_and_outputs_laid_out_as_asked(said):
 
 
 def test_random_keys_are_arguments_like_any_other(said):
-    f = Compiled("draw", lambda key: jax.random.uniform(key, (3,)), announce=said.append)
+    f = Compiled("draw", lambda key: jax.random.uniform(key, (3,)), announce=hear(said))
     for seed in (0, 1):
         key = jax.random.key(seed)
         np.testing.assert_array_equal(f(key), jax.random.uniform(key, (3,)))
-    assert len(said) == 2 and said[0] == "compiling draw (key key<fry>[]) ..."
+    assert len(said) == 2 and said[0] == ("draw", "key key<fry>[]", None)
 
 
 def test_static_arguments_must_be_keyword_only(said):
     with pytest.raises(TypeError, match="static argument n of f must be keyword-only"):
-        Compiled("f", lambda x, n: x * n, announce=said.append, static_argnames=("n",))
+        Compiled("f", lambda x, n: x * n, announce=hear(said), static_argnames=("n",))
 
 
 def test_dispatch_of_fifty_leaves_costs_less_than_half_a_millisecond(said):
     state = {str(i): jnp.ones((i + 1, 4)) for i in range(50)}
     first = lambda state: state["0"]  # noqa: E731  # nearly nothing to compute, so that the call is all dispatch
-    ours, plain = Compiled("f", first, announce=said.append), jax.jit(first)
+    ours, plain = Compiled("f", first, announce=hear(said)), jax.jit(first)
 
     def best(call):
         times = []
@@ -139,7 +160,7 @@ def test_programs_are_kept_on_disk_and_taken_from_there(own_settings, tmp_path, 
     assert said == [f"programs  compiled ones are kept in {folder}"]
 
     def call():
-        return Compiled("f", lambda x: jnp.sin(x) @ x + 41, announce=said.append)(np.ones((5, 5), np.float32))
+        return Compiled("f", lambda x: jnp.sin(x) @ x + 41, announce=hear(said))(np.ones((5, 5), np.float32))
 
     first, kept = call(), sorted(path.name for path in folder.iterdir())
     assert kept
@@ -151,9 +172,9 @@ def test_programs_are_kept_on_disk_and_taken_from_there(own_settings, tmp_path, 
 def test_the_compilers_options_reach_it(said):
     x = np.ones((5, 5), np.float32)
     least = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-    assert Compiled("f", jnp.sin, announce=said.append, compiler_options=least)(x).shape == (5, 5)
+    assert Compiled("f", jnp.sin, announce=hear(said), compiler_options=least)(x).shape == (5, 5)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
-        Compiled("f", jnp.sin, announce=said.append, compiler_options={"xla_no_such_option": 1})(x)
+        Compiled("f", jnp.sin, announce=hear(said), compiler_options={"xla_no_such_option": 1})(x)
 
 
 def test_jaxs_own_settings_go_first(own_settings, tmp_path, said):

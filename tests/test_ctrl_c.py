@@ -55,7 +55,8 @@ def interrupt(child: subprocess.Popen, *, behind: str) -> tuple[int, str]:
     ],
 )
 def test_while_modules_are_imported(command: str, behind: str):
-    child = start("-X", "importtime", "-m", f"ttrl_jax.{command}")
+    right = "RUN" if command in ("export", "merge", "report") else "--config=configs/quickstart.py"
+    child = start("-X", "importtime", "-m", f"ttrl_jax.{command}", right)
     code, said = interrupt(child, behind=behind)
     assert code == 128 + signal.SIGINT, said
     assert [line for line in said.splitlines() if not line.startswith("import time:")] == ["interrupted"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ttrl_jax import cli, evaluate
+from ttrl_jax import cli, commands, evaluate
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "configs" / "quickstart_model"
@@ -162,7 +162,7 @@ def refused(folder: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monk
         fresh_flags()
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         monkeypatch.setattr(sys, "argv", ["evaluate", *given])
-        code = cli.run(evaluate.main, define=evaluate.define_flags, doc=evaluate.__doc__)
+        code = cli.run(evaluate.main, commands.EVALUATE, doc=evaluate.__doc__)
         stderr = capfd.readouterr().err
         assert code == 2, stderr
         assert stderr.startswith("error: ") and stderr.count("\n") == 1, f"not one line: {stderr}"
@@ -211,7 +211,7 @@ def test_a_weight_that_is_not_finite_is_one_sentence(folder: Path, capfd, monkey
         "--config.eval.temperature=0.6",
     ]
     monkeypatch.setattr(sys, "argv", ["evaluate", *given, "--checkpoint=broken", "--out=none"])
-    assert cli.run(evaluate.main, define=evaluate.define_flags, doc=evaluate.__doc__) == 1
+    assert cli.run(evaluate.main, commands.EVALUATE, doc=evaluate.__doc__) == 1
     assert capfd.readouterr().err == (
         "error: evaluating data: the log-probs of sampled tokens are not finite, first those of question 0 (counted "
         "from 0), after 0 training steps; look for what is wrong with the model, or set model.dtype=float32\n"

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from configs import default
-from ttrl_jax import cli, evaluate, train
+from ttrl_jax import cli, commands, evaluate, train
 from ttrl_jax.check import check
 from ttrl_jax.data import turkish
 from ttrl_jax.data.problems import truths
@@ -100,7 +100,7 @@ def call(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capfd: py
         monkeypatch.setattr(sys, "argv", ["command", config, *FEW, *arguments])
         try:
             with on_mesh((1, 8, 1)):  # puts back, at its end, the mesh that was set before
-                code = cli.run(command.main, doc="", define=command.define_flags)
+                code = cli.run(command.main, commands.COMMANDS[command.__name__.split(".")[1]])
         finally:  # flags are global: forget what was parsed
             for flag in [flag for flag in flags.FLAGS if flag.startswith("config.")]:
                 delattr(flags.FLAGS, flag)
@@ -125,7 +125,7 @@ def test_every_config_passes_its_own_check(name: str):
             module.get_config()
         return
     config = module.get_config()
-    cli._require_keys(config, default.get_config(), "")
+    commands._require_keys(config, default.get_config(), "")
     if name == "default":
         with pytest.raises(InputError, match="model.path is empty"):
             check(config)

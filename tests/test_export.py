@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from tiny_model import LLAMA, all_logits, on_mesh, placed, random_params
 
 from configs import quickstart
-from ttrl_jax import cli, export
+from ttrl_jax import cli, commands, export
 from ttrl_jax.card import card
 from ttrl_jax.check import check
 from ttrl_jax.data.prompts import load_tokenizer
@@ -70,7 +70,7 @@ def call(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     def command(*arguments: object) -> tuple[int, str, str]:
         forget()
         monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
-        code = cli.run(export.main, define=export.define_flags, doc=export.__doc__, takes="RUN")
+        code = cli.run(export.main, commands.EXPORT)
         return code, *capfd.readouterr()
 
     def forget() -> None:
@@ -78,7 +78,7 @@ def call(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
         flags.FLAGS.unparse_flags()
         flags.FLAGS["out"].value, flags.FLAGS["step"].value, flags.FLAGS["dtype"].value = "", None, "float32"
 
-    export.define_flags()
+    commands.EXPORT.define()
     yield command
     forget()
 

@@ -120,11 +120,11 @@ def test_greedy_answers_are_those_of_transformers(source, theirs, ours, prompts)
             dtype=jnp.dtype("float32"),
             shapes=Shapes(len(prompts), TOKENS, prefill_tokens=10_000, prompt_multiple=1, vote_multiple=1),
             stop_ids=stops,
-            announce=lambda line: None,
+            announce=lambda *told: None,
         )
         copy = sampling_copy(params, config, mesh)
         found = sampler(
-            copy, batch, jax.random.key(0), votes=1, sampling=Sampling(temperature=0), progress=lambda tokens: None
+            copy, batch, jax.random.key(0), votes=1, sampling=Sampling(temperature=0), progress=lambda *done: None
         )
     ids, mask = padded(prompts, stops[0], left=True), padded([[1] * n for n in lengths], 0, left=True)
     with torch.no_grad():

@@ -11,13 +11,15 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A module may import what stands below its line, and within its own room.
 LEVELS = [
     {"card", "ctrl_c", "errors", "records"},
+    {"commands"},
     {"model", "data", "reward", "run"},
     {"rollout", "learn", "tasks", "source", "check"},
     {"resolve", "cli", "huggingface", "programs"},
     {"inputs"},
     {"session"},
     {"algorithms", "resume", "prepare", "measure", "export", "merge", "report", "plan"},
-    {"train", "evaluate", "library"},
+    {"train", "evaluate", "library", "look"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -14,7 +14,7 @@ import pytest
 from tiny_model import all_logits
 
 from configs import quickstart
-from ttrl_jax import cli, train
+from ttrl_jax import cli, commands, train
 from ttrl_jax import library as ttrl
 from ttrl_jax.errors import InputError
 from ttrl_jax.measure import evaluation
@@ -55,7 +55,7 @@ def test_the_whole_method_is_twenty_lines_and_what_train_does(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     arguments = [f"--config.{name}={value}" for name, value in SMALL.items()]
     monkeypatch.setattr(sys, "argv", ["train", f"--config={ROOT / 'configs' / 'quickstart.py'}", *arguments])
-    assert cli.run(train.main, define=train.define_flags, doc="") == 0
+    assert cli.run(train.main, commands.TRAIN, doc="") == 0
     run = tmp_path / "runs" / "quickstart"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 5
@@ -200,7 +200,7 @@ def test_the_pairs_of_an_evaluation(opened, monkeypatch):
     real = evaluation.cast_votes
     undecided = [dataclasses.replace(b, undecided=2, pairs=(pair,)) for b in real(questions.task, [["x"]])]
     monkeypatch.setattr(evaluation, "cast_votes", lambda *given, **more: undecided + real(*given, **more)[1:])
-    found = ttrl.measure(opened, questions, ttrl.task_keys(opened)[0], progress=lambda tokens: None)
+    found = ttrl.measure(opened, questions, ttrl.task_keys(opened)[0], progress=lambda *done: None)
     assert found.undecided == [{"question": questions.items[0].index, "first": "5", "second": "6", "why": "lost"}]
     assert found.numbers["undecided"] == 2 / len(questions.items)
 
@@ -208,7 +208,7 @@ def test_the_pairs_of_an_evaluation(opened, monkeypatch):
 def test_an_evaluation_makes_rows_where_they_are_kept_alone(opened, monkeypatch):
     made, questions = [], opened.inputs.sets[0]
     monkeypatch.setattr(evaluation, "generations", lambda *given, **more: made.append(1) or [{"samples": [0]}])
-    found = ttrl.measure(opened, questions, ttrl.task_keys(opened)[0], progress=lambda tokens: None)
+    found = ttrl.measure(opened, questions, ttrl.task_keys(opened)[0], progress=lambda *done: None)
     assert "avg@1" in found.numbers and not made
     assert found.rows() == [{"samples": [0]}] and made == [1]
 
@@ -301,7 +301,7 @@ def call_with_task(file, monkeypatch, *arguments):
     arguments = [f"--config.{name}={value}" for name, value in SMALL.items()] + list(arguments)
     command = ["train", f"--config={ROOT / 'configs' / 'quickstart.py'}", f"--config.task={file}", *arguments]
     monkeypatch.setattr(sys, "argv", command)
-    return cli.run(train.main, define=train.define_flags, doc="")
+    return cli.run(train.main, commands.TRAIN, doc="")
 
 
 def test_a_task_of_ones_own(tmp_path, monkeypatch, fresh_flags):

@@ -19,7 +19,7 @@ from absl import flags
 from safetensors.numpy import load_file, save_file
 from tiny_model import LLAMA, all_logits, on_mesh, random_params
 
-from ttrl_jax import cli, merge
+from ttrl_jax import cli, commands, merge
 from ttrl_jax.data.prompts import load_tokenizer
 from ttrl_jax.model import weights
 from ttrl_jax.model.config import read_config
@@ -71,10 +71,10 @@ def call(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path
         path = tmp_path / "merge.yml"
         path.write_text(given if isinstance(given, str) else yaml.safe_dump(given))
         monkeypatch.setattr(sys, "argv", ["merge", str(path), *(arguments or [f"--out={tmp_path / 'out'}"])])
-        code = cli.run(merge.main, define=cli.define_out_flag, doc=merge.__doc__, takes="RECIPE.yml")
+        code = cli.run(merge.main, commands.MERGE)
         return code, *capfd.readouterr()
 
-    cli.define_out_flag()
+    commands.MERGE.define()
     yield command
     flags.FLAGS.unparse_flags()
     flags.FLAGS["out"].value = ""

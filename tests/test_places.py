@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 from refusals import assert_one_sentence
 
-from ttrl_jax import cli, evaluate, export, merge, train
+from ttrl_jax import cli, commands, evaluate, export, merge, train
 from ttrl_jax.report import __main__ as report
 from ttrl_jax.run import places
 
 ROOT = Path(__file__).parent.parent
 CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}"
 COMMANDS = {
-    "train": (train.main, dict(define=train.define_flags)),
-    "evaluate": (evaluate.main, dict(define=evaluate.define_flags)),
-    "export": (export.main, dict(define=export.define_flags, takes="RUN")),
-    "merge": (merge.main, dict(define=cli.define_out_flag, takes="RECIPE.yml")),
-    "report": (report.main, dict(define=cli.define_out_flag, takes="RUN", several=True)),
+    "train": (train.main, commands.TRAIN),
+    "evaluate": (evaluate.main, commands.EVALUATE),
+    "export": (export.main, commands.EXPORT),
+    "merge": (merge.main, commands.MERGE),
+    "report": (report.main, commands.REPORT),
 }
 Call = Callable[..., tuple[int, str]]
 
@@ -45,7 +45,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monke
         if any(each.startswith("--config=") for each in arguments):
             configured = configured[1:]
         monkeypatch.setattr(sys, "argv", [command, *configured, *arguments])
-        code = cli.run(main, doc="", **how)
+        code = cli.run(main, how)
         return code, capfd.readouterr().err
 
     return run

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from configs import quickstart
 from tests.tiny_model import QWEN3, on_mesh
-from ttrl_jax import cli, train
+from ttrl_jax import cli, commands, train
 from ttrl_jax import programs as programs_of_config
 from ttrl_jax.plan import __main__ as plan
 from ttrl_jax.plan import arithmetic, gpus
@@ -78,7 +78,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monke
     def run(*arguments: str, command=plan) -> tuple[int, str, str]:
         fresh_flags()
         monkeypatch.setattr(sys, "argv", ["plan", f"--config={ROOT / 'configs' / 'quickstart.py'}", *arguments])
-        code = cli.run(command.main, define=command.define_flags, doc=command.__doc__)
+        code = cli.run(command.main, commands.COMMANDS[command.__name__.split(".")[1]], doc=command.__doc__)
         return code, *capfd.readouterr()
 
     return run

@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 
 from configs import quickstart
-from ttrl_jax import cli, train
+from ttrl_jax import cli, commands, train
 from ttrl_jax.report import __main__ as report
 from ttrl_jax.report import data, page, rollouts, svg
 from ttrl_jax.run.metrics import write_json, write_jsonl
@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("report") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train", *ARGUMENTS, f"--workdir={where}"])
-        code = cli.run(train.main, define=train.define_flags, doc=train.__doc__)
+        code = cli.run(train.main, commands.TRAIN, doc=train.__doc__)
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
         delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
@@ -46,7 +46,7 @@ def call(fresh_flags, tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch:
     def command(*runs: Path, out: str = "report.html") -> tuple[int, str | None, str]:
         fresh_flags()
         monkeypatch.setattr(sys, "argv", ["report", *map(str, runs), f"--out={tmp_path / out}"])
-        code = cli.run(report.main, define=cli.define_out_flag, doc=report.__doc__, takes="RUN", several=True)
+        code = cli.run(report.main, commands.REPORT)
         written = tmp_path / out
         return code, written.read_text("utf-8") if written.is_file() else None, capfd.readouterr().err
 

@@ -45,7 +45,7 @@ def make_sampler(*, rows=1000, max_tokens=T, stops=STOPS, multiples=(1, 1), conf
     shapes = Shapes(rows, max_tokens, prefill, *multiples)
     if few is not None:
         shapes = module_of_shapes.few(shapes, **few)
-    return Sampler(config, dtype=jnp.float32, shapes=shapes, stop_ids=stops, announce=lambda line: None)
+    return Sampler(config, dtype=jnp.float32, shapes=shapes, stop_ids=stops, announce=lambda *told: None)
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def copy():
     return decoder.sampling_weights(jax.tree.map(jnp.asarray, PARAMS), CONFIG, jnp.float32)
 
 
-def ignore(tokens):
+def ignore(tokens, share):
     pass
 
 
@@ -181,7 +181,7 @@ def test_each_response_is_handed_over_once_and_before_the_last_is_drawn(rollouts
     events = []
     sampler = make_sampler(rows=20)
     sampler(
-        copy(), PROMPTS, KEY, votes=V, sampling=SAMPLING, progress=events.append,
+        copy(), PROMPTS, KEY, votes=V, sampling=SAMPLING, progress=lambda tokens, share: events.append(tokens),
         ended=lambda prompt, vote, ids: events.append((prompt, vote, ids.tolist())),
     )  # fmt: skip
     found = {event[:2]: event[2] for event in events if isinstance(event, tuple)}
@@ -194,9 +194,15 @@ def test_each_response_is_handed_over_once_and_before_the_last_is_drawn(rollouts
 # 1: one sample after the other. 64: nine slots for each prompt, which are refilled.
 @pytest.mark.parametrize("rows", [1, 64])
 def test_the_number_of_slots_changes_nothing(rows, rollouts):
-    drawn, sampler = [], make_sampler(rows=rows)
-    found = run(sampler, progress=drawn.append)
+    drawn, shares, sampler = [], [], make_sampler(rows=rows)
+
+    def look(tokens, share):
+        drawn.append(tokens)
+        shares.append(share)
+
+    found = run(sampler, progress=look)
     assert_same_tokens(found, rollouts)
+    assert shares == sorted(shares) and 0 <= shares[0] and 0.5 < shares[-1] < 1
     assert drawn == sorted(drawn) and drawn[0] == {1: V, 64: 7 * V}[rows] and drawn[-1] < rollouts.lengths.sum()
     # The first token of a sample takes no step, and one slot is never idle.
     used = (rollouts.lengths - 1).sum() / found.slot_steps
@@ -228,7 +234,8 @@ def listen(sampler):
     """Name of each program -> the lines, from now on, of what it is compiled for."""
     said = {program.name: [] for program in sampler.programs}
     for program in sampler.programs:
-        program._announce = lambda line, lines=said[program.name]: lines.append(line) if "compiling" in line else None
+        lines = said[program.name]
+        program._announce = lambda name, shapes, seconds, lines=lines: lines.append(shapes) if seconds is None else None
     return said
 
 
@@ -248,7 +255,7 @@ def test_growing_shrinking_and_moving_change_nothing(long_rollouts, small_steps)
     said = listen(sampler)
     found = run(sampler)
     assert_same_tokens(found, long_rollouts)
-    sizes = [{size for size in (16, 24, 32, 40) if f"slots={size})" in line} for line in said["cache size"]]
+    sizes = [{size for size in (16, 24, 32, 40) if line.endswith(f"slots={size}")} for line in said["cache size"]]
     assert {24, 32, 40} <= set.union(*sizes) and len(said["move"]) > 0 and len(said["decode"]) > 3
     assert len(said["prefill"]) == len(said["cache"]) == 1
     assert 0.6 < (long_rollouts.lengths - 1).sum() / found.slot_steps < 1
@@ -318,6 +325,16 @@ def test_a_greedy_response_beside_the_votes(whole, rollouts):
     np.testing.assert_array_equal(both.of_votes(V, V + 1).tokens, alone.tokens)
 
 
+def test_responses_may_be_held_without_their_tokens(rollouts):
+    """In batches of prompts, and of some votes."""
+    light = make_sampler(rows=20)(copy(), PROMPTS, KEY, votes=V, sampling=SAMPLING, tokens=False, progress=ignore)
+    assert light.tokens.shape == light.logps.shape == (7, V, 0)
+    for got, want in ((light, rollouts), (light.of_votes(1, 3), rollouts.of_votes(1, 3))):
+        np.testing.assert_array_equal(got.lengths, want.lengths)
+        np.testing.assert_array_equal(got.truncated, want.truncated)
+        np.testing.assert_allclose(got.mean_logps, want.mean_logps, rtol=1e-4)
+
+
 def test_votes_and_questions_have_their_own_randomness(whole, rollouts):
     """Keys name the question and the vote, not the place in the batch."""
     order = [4, 2, 0, 1, 3, 6, 5]
@@ -373,7 +390,7 @@ def test_greedy_is_the_argmax_of_the_full_forward(config):
 
 def test_nothing_is_decoded_after_the_last_stop():
     drawn = []
-    rollouts = run(make_sampler(stops=tuple(range(CONFIG.vocab))), progress=drawn.append)
+    rollouts = run(make_sampler(stops=tuple(range(CONFIG.vocab))), progress=lambda *done: drawn.append(done))
     assert drawn == [] and (rollouts.lengths == 1).all() and not rollouts.truncated.any()
     assert not rollouts.tokens[..., 1:].any()
 
@@ -382,7 +399,7 @@ def test_progress_may_abandon_the_batch(whole, rollouts):
     class Leave(Exception):
         pass
 
-    def leave(tokens):
+    def leave(tokens, share):
         raise Leave
 
     with pytest.raises(Leave):
@@ -398,7 +415,7 @@ def test_logits_that_are_not_finite_end_the_batch_while_it_is_decoded(long_rollo
     broken["embed"][unseen] = np.nan
     weights, drawn = decoder.sampling_weights(jax.tree.map(jnp.asarray, broken), CONFIG, jnp.float32), []
     with pytest.raises(FloatingPointError, match="not finite, first those of question (.*) .counted from 0.") as caught:
-        run(make_sampler(max_tokens=LONG), weights=weights, progress=drawn.append)
+        run(make_sampler(max_tokens=LONG), weights=weights, progress=lambda *done: drawn.append(done))
     question = int(str(caught.value).split("question ")[1].split()[0])
     assert held[PROMPTS.uids.tolist().index(question)].any()
     assert 0 < len(drawn) < 1 + LONG // 5  # of as many segments

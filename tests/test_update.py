@@ -79,7 +79,7 @@ def make_update(
     unroll=False,
     model=None,
     reference=True,
-    announce=lambda line: None,
+    announce=lambda *told: None,
 ):
     """micro: tokens of a shard in one pass. Rows are of at most 18 tokens, on rungs of 16 and 24."""
     reference = reference_params(config) if reference is True else reference
@@ -326,12 +326,13 @@ def test_with_a_kl_term_rows_without_an_advantage_are_computed():
 
 
 def test_few_programs_are_compiled_whatever_comes():
-    lines, optimizer, rng = [], make_optimizer(**ADAM), np.random.default_rng(1)
-    update = make_update(LLAMA, optimizer, minibatch=4, micro=48, few=True, announce=lines.append)
+    said, optimizer, rng = [], make_optimizer(**ADAM), np.random.default_rng(1)
+    update = make_update(LLAMA, optimizer, minibatch=4, micro=48, few=True, announce=lambda *told: said.append(told))
     state, batch = model_of(random_params(LLAMA), optimizer), make_batch(LLAMA)
     for _ in range(4):
         state, _ = learn(update, state, rows(batch, rng.permutation(ROWS)), RATE)
-    assert [line.split()[1] for line in lines if line.startswith("compiling")] == ["score", "gradient", "optimizer"]
+    assert [program.split(",")[0] for program, _, seconds in said if seconds] == ["score", "gradient", "optimizer step"]
+    assert {program.split(", ")[-1] for program, *_ in said[:4]} == {"1 x 48 tokens"}
 
 
 @pytest.mark.parametrize(("shape", "few"), [(MESHES[0], False), (MESHES[1], True)], ids=str)
@@ -417,7 +418,7 @@ def test_the_loss_is_handed_in():
         ),
         reference=None,
         shardings=jax.tree.map(lambda leaf: leaf.sharding, model_of(params, optimizer)),
-        announce=lambda line: None,
+        announce=lambda *told: None,
     )
     model, metrics, kept = update(
         model_of(params, optimizer), rows_, {"advantages": advantages, "weights": weights}, 1e4

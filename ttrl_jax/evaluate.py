@@ -10,6 +10,11 @@ folder; without it, the config's model.path is evaluated. The model that a run b
 With the run's config, seed and devices, the numbers of its last checkpoint are those that the run itself wrote down.
 """
 
+from ttrl_jax import commands
+
+if __name__ == "__main__":  # before the other imports, which take seconds
+    ARGUMENTS = commands.begin(commands.EVALUATE, doc=__doc__)
+
 import dataclasses
 import time
 from dataclasses import dataclass
@@ -46,16 +51,6 @@ class Origin:
     step: int | None  # of the checkpoint; None without a run
 
 
-def define_flags() -> None:
-    """The flags of this command."""
-    cli.define_config_flag()
-    cli.define_out_flag()
-    cli.define_process_flags()
-    cli.define_model_flag()
-    which = "Run folder, RUN/checkpoints/STEP, or model folder; default: model.path."
-    cli.define(flags.DEFINE_string, "checkpoint", "", which)
-
-
 def main() -> int:
     began = time.monotonic()
 
@@ -69,13 +64,13 @@ def main() -> int:
     run = dataclasses.replace(run, config=run.config | {"evaluated": checkpoint_of(origin) or folder.AS_IS})
     out = distributed.together(lambda: out_folder(origin, config))
     distributed.require_same(facts(inputs, run))
-    distributed.together(lambda: folder.require_same(out, run, defaults=cli.defaults(), flag="--out"))
+    distributed.together(lambda: folder.require_same(out, run, defaults=commands.defaults(), flag="--out"))
     distributed.together(lambda: distributed.leader() and places.require_writable(out, flag="--out"))
 
     # ------------------------------------------------------------- model, then one set of questions after the other
     found, rows, undecided = {}, [], []
-    with Progress(len(inputs.sets), start=0, title="evaluated") as progress:
-        session = open_session(inputs, say=progress.line, begin=origin.run is None)
+    with Progress(len(inputs.sets), title="evaluated", compiles=config.log.compiles) as progress:
+        session = open_session(inputs, say=progress.line, compiling=progress.compiling, begin=origin.run is None)
         if origin.run is not None and origin.step is not None:
             with Checkpoints(origin.run / folder.CHECKPOINTS, keep=None) as checkpoints:
                 session = restore(session, checkpoints, origin.step)
@@ -119,9 +114,9 @@ def main() -> int:
 
 def find_inputs() -> tuple[Origin, Inputs]:
     """What the flags ask for, checked. Raises InputError."""
-    config = cli.config()
+    config = commands.config()
     origin = find_origin(flags.FLAGS.checkpoint, config.model.path)
-    inputs = read_inputs(with_model(config, origin.model), training=False, given=cli.given())
+    inputs = read_inputs(with_model(config, origin.model), training=False, given=commands.given())
     if origin.run is not None:
         folder.require_same_model(origin.run, identity(inputs).model, flag="--checkpoint")
     return origin, inputs
@@ -169,8 +164,8 @@ def out_folder(origin: Origin, config: FrozenConfigDict) -> Path:
 def default_out(origin: Origin, config: FrozenConfigDict) -> Path:
     """A folder of its own for each config, checkpoint or model, and seed."""
     if origin.run is None:
-        return Path("evals") / f"{cli.config_name()}-{Path(origin.model).absolute().name}-seed{config.seed}"
-    return origin.run / "eval" / f"{cli.config_name()}-step{origin.step}-seed{config.seed}"
+        return Path("evals") / f"{commands.config_name()}-{Path(origin.model).absolute().name}-seed{config.seed}"
+    return origin.run / "eval" / f"{commands.config_name()}-step{origin.step}-seed{config.seed}"
 
 
 def sampled(config: FrozenConfigDict) -> str:
@@ -183,4 +178,4 @@ def sampled(config: FrozenConfigDict) -> str:
 
 
 if __name__ == "__main__":
-    cli.leave(cli.run(main, doc=__doc__, define=define_flags))
+    cli.leave(cli.run(main, commands.EVALUATE, arguments=ARGUMENTS))

@@ -6,6 +6,11 @@ RUN is a run folder, DIR a new or empty one: weights as safetensors, config, tok
 numbers. The model that the run began with is found where the run had it; --model says where it has been moved to.
 """
 
+from ttrl_jax import commands
+
+if __name__ == "__main__":  # before the other imports, which take seconds
+    ARGUMENTS = commands.begin(commands.EXPORT, doc=__doc__)
+
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -40,15 +45,6 @@ class Trained:
     step: int
     evaluations: list[dict[str, Any]]  # until then, the first one before any step
     params: decoder.Params
-
-
-def define_flags() -> None:
-    """The flags of this command."""
-    cli.define_out_flag()
-    cli.define(flags.DEFINE_integer, "step", None, "Training steps of the checkpoint; default: the newest.")
-    dtypes = "float32, bit by bit what was trained, or bfloat16, rounded and half the size."
-    cli.define_model_flag()
-    cli.define(flags.DEFINE_string, "dtype", "float32", dtypes)
 
 
 def main(run: str) -> int:
@@ -126,4 +122,4 @@ def write(trained: Trained, out: Path, *, dtype: str, shard_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    cli.leave(cli.run(main, doc=__doc__, define=define_flags, takes="RUN"))
+    cli.leave(cli.run(main, commands.EXPORT, arguments=ARGUMENTS))

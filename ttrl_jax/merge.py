@@ -7,6 +7,11 @@ and dtype; tokenizer_source: base asks besides that both models have one vocabul
 DIR is a new or empty folder. Config and tokenizer are those of base_model, which t=0 gives; t=1 gives the other model.
 """
 
+from ttrl_jax import commands
+
+if __name__ == "__main__":  # before the other imports, which take seconds
+    ARGUMENTS = commands.begin(commands.MERGE, doc=__doc__)
+
 import dataclasses
 import re
 import sys
@@ -319,4 +324,4 @@ def _card(recipe: Recipe) -> str:
 
 
 if __name__ == "__main__":
-    cli.leave(cli.run(main, doc=__doc__, define=cli.define_out_flag, takes="RECIPE.yml"))
+    cli.leave(cli.run(main, commands.MERGE, arguments=ARGUMENTS))

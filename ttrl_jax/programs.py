@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from ttrl_jax.records import CRITIC, POLICY, PROCESS, Model, TrainState, padded_
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
 from ttrl_jax.rollout.shapes import Shapes, few
+from ttrl_jax.run.compiled import Announce
 
 # How a CPU orders a program: for the least memory. Its default is for the most at once, no faster where cores are few.
 _LEAST_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
@@ -98,7 +99,7 @@ def make_sampler(
     shapes: Shapes,
     *,
     stop_ids: tuple[int, ...],
-    announce: Callable[[str], None],
+    announce: Announce,
 ) -> Sampler:
     """The programs that sample, compiled for `shapes`."""
     dtype = jnp.dtype(config.model.dtype)
@@ -163,7 +164,7 @@ def make_learners(
     losses: dict[str, Loss],
     temperature: float,
     start: decoder.Params | None,
-    announce: Callable[[str], None],
+    announce: Announce,
 ) -> dict[str, Update]:
     """The programs that learn on `mesh`, of each model by name.
 

@@ -5,7 +5,7 @@ D model · N query heads · K kv heads · H head · F ffn · L layers · W vocab
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -44,15 +44,23 @@ class Rollouts:
     truncated: np.ndarray  # bool [P, V], true where no stop token came before the limit
     slot_steps: int  # slots times steps that were decoded: what lengths - 1 (the first comes before) could add up to
     texts: Sequence[Sequence[str]] = ()  # [P][V], special tokens left out; the sampler, which knows no text, gives none
+    means: np.ndarray | None = None  # float64 [P, V], `mean_logps` of responses without their tokens
 
     def of_votes(self, start: int, stop: int) -> "Rollouts":
         """Those votes of each prompt alone; slot_steps stays that of all."""
         arrays = (x[:, start:stop] for x in (self.tokens, self.lengths, self.logps, self.truncated))
-        return Rollouts(*arrays, self.slot_steps, [row[start:stop] for row in self.texts])
+        means = None if self.means is None else self.means[:, start:stop]
+        return Rollouts(*arrays, self.slot_steps, [row[start:stop] for row in self.texts], means)
+
+    def without_tokens(self) -> "Rollouts":
+        """What an evaluation needs, T = 0: the tokens of its responses, padded, may be gigabytes."""
+        return replace(self, tokens=self.tokens[..., :0], logps=self.logps[..., :0], means=self.mean_logps)
 
     @property
     def mean_logps(self) -> np.ndarray:
         """Mean log-prob of each response's tokens, float64 [P, V]."""
+        if self.means is not None:
+            return self.means
         real = np.arange(self.logps.shape[2]) < self.lengths[..., None]
         return np.where(real, self.logps, 0).sum(2, dtype=np.float64) / self.lengths
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ttrl_jax.inputs import Inputs
 from ttrl_jax.reward.history import History
 from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints, Damaged
+from ttrl_jax.run.compiled import Announce
 from ttrl_jax.run.lock import WriterLock
 from ttrl_jax.session import Session, open_session, restore
 
@@ -71,26 +72,29 @@ def take(workdir: Path, run: folder.Identity) -> contextlib.AbstractContextManag
         return taken.pop_all()
 
 
-def resume(inputs: Inputs, checkpoints: Checkpoints) -> tuple[Session, Past]:
+def resume(
+    inputs: Inputs, checkpoints: Checkpoints, *, say: Callable[[str], None], compiling: Announce
+) -> tuple[Session, Past]:
     """The session at the newest checkpoint that can be read, or at the start. One that cannot be is named, and moved
-    away. Raises InputError if there are checkpoints, and no run can go on from any."""
+    away. say: gets lines; compiling: told of each compile. Raises InputError if there are checkpoints, and no run can
+    go on from any."""
     steps = checkpoints.steps()
     distributed.require_same({"the checkpoints in --workdir": steps})
-    session = open_session(inputs, say=_say, begin=not steps)
+    session = open_session(inputs, say=say, compiling=compiling, begin=not steps)
     damaged = []
     for step in steps:
         try:
             saved = distributed.together(functools.partial(checkpoints.meta, step))
             if saved.get("weights_only"):
-                _say(f"checkpoint {step} has weights alone (checkpoint.weights_only), which no run can go on from")
+                say(f"checkpoint {step} has weights alone (checkpoint.weights_only), which no run can go on from")
                 continue
             session = distributed.together(functools.partial(restore, session, checkpoints, step))
         except Damaged as error:
             damaged.append(step)
-            _say(str(error).removesuffix(": delete it to use the one before"))
+            say(str(error).removesuffix(": delete it to use the one before"))
             continue
         for each in damaged:
-            _say(f"checkpoint {each} is now in {checkpoints.set_aside(each)}; the run goes on after step {step}")
+            say(f"checkpoint {each} is now in {checkpoints.set_aside(each)}; the run goes on after step {step}")
         return session, Past.of(saved)
     if steps:
         raise InputError(

@@ -54,7 +54,7 @@ from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
 from ttrl_jax.run import distributed
 from ttrl_jax.run.checkpoint import Checkpoints
-from ttrl_jax.run.compiled import keep_programs
+from ttrl_jax.run.compiled import Announce, keep_programs, lines
 from ttrl_jax.tasks.task import Task
 
 _FLOAT32 = 4  # bytes
@@ -117,12 +117,20 @@ def losses_of(config: FrozenConfigDict) -> dict[str, losses.Loss]:
     return {POLICY: policy}
 
 
-def open_session(inputs: Inputs, *, say: Callable[[str], None] = _to_stderr, begin: bool = True) -> Session:
+def open_session(
+    inputs: Inputs,
+    *,
+    say: Callable[[str], None] = _to_stderr,
+    compiling: Announce | None = None,
+    begin: bool = True,
+) -> Session:
     """Put the model on its mesh, and make what samples and, if the inputs were read for training, what learns.
 
     begin: hold the model as it starts; False leaves the state to `restore`, so that no two are there at once. say: gets
-    a line before and after each compile. Programs are kept on disk for other processes (run/compiled.py).
+    lines. compiling: told of each compile; by default `say` gets a line for each that takes long. Programs are kept on
+    disk for other processes (run/compiled.py).
     """
+    compiling = compiling or lines(say, details=inputs.config.log.compiles)
     keep_programs(say)
     config, mesh, training = inputs.config, inputs.mesh, inputs.problems is not None
     host, sampling = _host(inputs, say), sampling_of(config.rollout)
@@ -145,7 +153,7 @@ def open_session(inputs: Inputs, *, say: Callable[[str], None] = _to_stderr, beg
             losses=losses_of(config),
             temperature=sampling.temperature,
             start=frozen(params, jnp.dtype(config.model.dtype)) if with_start else None,
-            announce=say,
+            announce=compiling,
         )
     state = first_state(params, optimizers, layout, inputs.model, seed=config.seed) if begin else None
     if not begin:
@@ -157,7 +165,7 @@ def open_session(inputs: Inputs, *, say: Callable[[str], None] = _to_stderr, beg
         step=0,
         state=state,
         layout=layout,
-        sampler=make_sampler(config, inputs.model, shapes, stop_ids=inputs.stop_ids, announce=say),
+        sampler=make_sampler(config, inputs.model, shapes, stop_ids=inputs.stop_ids, announce=compiling),
         host=host,
         copy=make_copy(inputs.model, mesh, jnp.dtype(config.model.dtype)),
         learners=learners,
@@ -193,20 +201,23 @@ def sample(
     votes: int,
     sampling: Sampling,
     greedy: bool = False,
-    progress: Callable[[int], None] = lambda tokens: None,
+    tokens: bool = True,
+    progress: Callable[[int, float], None] = lambda tokens, share: None,
 ) -> Rollouts:
     """Draw `votes` responses to each prompt, with their texts, which are decoded while others are being drawn.
 
-    greedy: and one more, the last, at temperature 0. key: of this step, on whatever device. progress(tokens drawn so
-    far): called now and then, may raise to abandon the batch. With several processes, all get all responses. Raises
-    FloatingPointError, naming a question, where the model computed logits that are not finite.
+    greedy: and one more, the last, at temperature 0. tokens: keep the tokens and their log-probs, which training needs;
+    False: their means alone, for evaluations. key: of this step, on whatever device. progress(tokens drawn so
+    far, share of the responses that have ended): called now and then, may raise to abandon the batch. With several
+    processes, all get all responses. Raises FloatingPointError, naming a question, where the model computed logits that
+    are not finite.
     """
     inputs, mesh, host = session.inputs, session.inputs.mesh, session.host
     with jax.set_mesh(mesh):
         key, copied = key_on(mesh, key), session.copy(_at_work(session, session.state.policy.params))
-        settings = dict(votes=votes, sampling=sampling, greedy=greedy)
+        settings = dict(votes=votes, sampling=sampling, greedy=greedy, tokens=tokens)
 
-        def draw(prompts: Prompts, key: jax.Array, *, progress: Callable[[int], None]) -> Rollouts:
+        def draw(prompts: Prompts, key: jax.Array, *, progress: Callable[[int, float], None]) -> Rollouts:
             texts = [[""] * (votes + greedy) for _ in prompts.lengths]
             silent = stops.silent(inputs.tokenizer, inputs.stops)
 
@@ -218,8 +229,8 @@ def sample(
 
         try:
             if host is None:  # what progress raises, all raise: here they decode in step
-                return draw(prompts, key, progress=lambda tokens: distributed.together(lambda: progress(tokens)))
-            sizes = dict(votes=votes + greedy, max_tokens=session.sampler.max_tokens)
+                return draw(prompts, key, progress=lambda *done: distributed.together(lambda: progress(*done)))
+            sizes = dict(votes=votes + greedy, max_tokens=session.sampler.max_tokens if tokens else 0)
             return hosts.sample_shares(draw, prompts, key, host=host, **sizes, progress=progress)
         except FloatingPointError as error:
             raise FloatingPointError(f"{error}, after {session.step} training steps; {_advice(session)}") from error

@@ -7,7 +7,14 @@ update the model by GRPO, or by the algorithm that the config names. The same co
 checkpoint; on a finished run it prints its table.
 """
 
+from ttrl_jax import commands
+
+if __name__ == "__main__":  # before the other imports, which take seconds
+    ARGUMENTS = commands.begin(commands.TRAIN, doc=__doc__)
+
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +31,7 @@ from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
 from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.evidence import evidence_of
+from ttrl_jax.measure.first import example, require_answers
 from ttrl_jax.measure.generations import generations, undecided
 from ttrl_jax.measure.step import Clock, Seen, line_of, step_metrics
 from ttrl_jax.measure.summary import report, summarise
@@ -45,19 +53,14 @@ from ttrl_jax.run.interrupt import Interrupt, Interrupted
 from ttrl_jax.run.metrics import read_lines, write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
 from ttrl_jax.session import Session, encode, render, sample, save, step_key, update
+from ttrl_jax.tasks.sets import OWN
 from ttrl_jax.tasks.voting import cast_votes, judge_of
 
 LABELS = "labels.jsonl"  # of reward.label="offline"
 _NO_STEP = 2**31 - 1  # whose keys no training step has: those of the offline labels
 
-Watch = Callable[[str], Callable[[int], None]]  # what is sampled -> what sampling calls with the tokens so far
-
-
-def define_flags() -> None:
-    """The flags of this command."""
-    cli.define_config_flag()
-    cli.define_process_flags()
-    cli.define(flags.DEFINE_string, "workdir", "", "Run folder; default: runs/<config name>.")
+# What is sampled -> what sampling calls with the tokens so far and the share of the responses that have ended.
+Watch = Callable[[str], Callable[[int, float], None]]
 
 
 def main() -> int:
@@ -68,7 +71,7 @@ def main() -> int:
     inputs, workdir = distributed.together(find_inputs)
     config, total, run = inputs.config, inputs.total_steps, identity(inputs)
     distributed.require_same(facts(inputs, run) | {"--workdir": str(workdir)})
-    same = {"defaults": cli.defaults(), "flag": "--workdir"}
+    same = {"defaults": commands.defaults(), "flag": "--workdir"}
     changes = distributed.together(lambda: folder.require_same(workdir, run, **same))
     if (summary := distributed.gather(lambda: finished(workdir))[0]) is not None and summary["steps"] >= total:
         print(f"{workdir} is finished:\n{report(summary, samples=config.eval.samples, extra_k=config.eval.k)}")
@@ -82,15 +85,14 @@ def main() -> int:
         distributed.together(lambda: take(workdir, run)),
         Interrupt() as interrupt,
         Checkpoints(workdir / folder.CHECKPOINTS, keep=config.checkpoint.keep) as checkpoints,
+        Progress(total, title=workdir.name, compiles=config.log.compiles) as progress,
     ):
         with interrupt.at_once():
-            session, past = resume(inputs, checkpoints)
+            session, past = resume(inputs, checkpoints, say=progress.line, compiling=progress.compiling)
+        progress.resumed(session.step)
         lines = changes.lines(step=session.step, total=total)
         distributed.together(lambda: go_on(workdir, run, lines, step=session.step))
-        with (
-            distributed.together(lambda: Files(workdir, start_step=session.step, **logs)) as files,
-            Progress(total, start=session.step, title=workdir.name) as progress,
-        ):
+        with distributed.together(lambda: Files(workdir, start_step=session.step, **logs)) as files:
             introduce(inputs, progress.line)
             for line in said_first(session, workdir, lines):
                 progress.line(line)
@@ -102,14 +104,16 @@ def main() -> int:
     distributed.alone(lambda: conclude(workdir, past.evaluations, seconds=seconds, **ends))
     summary = distributed.gather(lambda: folder.read_summary(workdir) if distributed.leader() else None)[0]
     print(report(summary, samples=config.eval.samples, extra_k=config.eval.k))
-    print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}")
+    print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}. Next:")
+    for line in next_commands(workdir):
+        print(f"  {line}")
     return 0
 
 
 def find_inputs() -> tuple[Inputs, Path]:
     """What the flags ask for, checked, and the run folder. Raises InputError."""
-    config, given = cli.config(), cli.given()
-    workdir = places.run_folder(flags.FLAGS.workdir or f"runs/{cli.config_name()}", flag="--workdir")
+    config, given = commands.config(), commands.given()
+    workdir = places.run_folder(flags.FLAGS.workdir or f"runs/{commands.config_name()}", flag="--workdir")
     return read_inputs(as_begun(config, workdir, given=given), given=given), workdir
 
 
@@ -155,7 +159,7 @@ def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
                 verdict = distributed.first(verdict)  # comparing formulas has deadlines, which not every host keeps
                 chosen = select(verdict.rewards, samples=config.train.samples)
                 rows = train_batch(prompts, rollouts, chosen)
-                clock.lap("vote", then="updating")
+                clock.lap("vote", then="updating", next_lap="update")
                 session, advantages, credited = credit(session, rows, verdict.take(chosen))
                 session, learned = update(session, rows, {"advantages": advantages})
                 clock.lap("update")
@@ -241,16 +245,21 @@ def by_truth(session: Session) -> bool:
 
 def evaluate(session: Session, evaluations: Evaluations, files: Files, progress: Progress, watch: Watch) -> Evaluations:
     """Measure the model on every set of questions -> the evaluations with this one. The generations of the first and
-    the last are kept."""
-    step, found = session.step, {}
+    the last are kept. Raises InputError where the first has hardly any answers."""
+    step, config, found = session.step, session.config, {}
     for questions, key in zip(session.inputs.sets, task_keys(session), strict=True):
         result = measure(session, questions, key, progress=watch(f"evaluating {questions.name}"))
         found[questions.name] = result.numbers
         files.undecided({"step": step, "set": questions.name} | row for row in result.undecided)
-        if step in (0, session.inputs.total_steps) and distributed.leader():
-            files.generations(f"eval_{questions.name}_{step:06}", result.rows())
-        shown = headline(result.numbers, samples=session.config.eval.samples)
+        rows = result.rows() if step in (0, session.inputs.total_steps) and distributed.leader() else []
+        if rows:
+            files.generations(f"eval_{questions.name}_{step:06}", rows)
+        shown = headline(result.numbers, samples=config.eval.samples)
         progress.line(f"evaluation after {step} steps | {questions.name}: {shown}")
+        if step == 0 and questions.name == OWN:
+            for line in example(rows[0]) if rows else []:
+                progress.line(line)
+            require_answers(result.numbers, config)
     earlier = [each for each in evaluations if each["step"] != step]  # without one from before an interruption
     return (*earlier, {"step": step, **found})
 
@@ -288,13 +297,13 @@ def conclude(workdir: Path, evaluations: Evaluations, *, seconds: float, **ends:
 def watching(interrupt: Interrupt, progress: Progress) -> Watch:
     """What sampling calls now and then: shows its speed, and leaves if a signal came."""
 
-    def watch(what: str) -> Callable[[int], None]:
+    def watch(what: str) -> Callable[[int, float], None]:
         show = progress.tokens(what)
 
-        def tick(tokens: int) -> None:
+        def tick(tokens: int, share: float) -> None:
             if (number := distributed.signalled(interrupt.signum)) is not None:
                 raise Interrupted(number)
-            show(tokens)
+            show(tokens, share)
 
         return tick
 
@@ -329,6 +338,17 @@ def said_first(session: Session, workdir: Path, changes: Sequence[str]) -> list[
     ]
 
 
+def next_commands(workdir: Path) -> list[str]:
+    """What one does with a finished run, ready to paste."""
+    config, run = shlex.quote(commands.config_flag()), shlex.quote(str(workdir))
+    changed = "".join(f" {shlex.quote(each)}" for each in sys.argv if each.startswith("--config."))
+    return [
+        f"python -m ttrl_jax.report {run}",
+        f"python -m ttrl_jax.evaluate --config {config} --checkpoint {run}{changed}",
+        f"python -m ttrl_jax.export {run} --out {shlex.quote(str(workdir) + '-model')}",
+    ]
+
+
 def what_now(session: Session) -> str:
     """How a run that was interrupted goes on."""
     if session.config.checkpoint.weights_only:
@@ -357,4 +377,4 @@ def budget(inputs: Inputs) -> str:
 
 
 if __name__ == "__main__":
-    cli.leave(cli.run(main, doc=__doc__, define=define_flags))
+    cli.leave(cli.run(main, commands.TRAIN, arguments=ARGUMENTS))

@@ -36,7 +36,7 @@ from ttrl_jax.rollout.sampler import Sampler, _Batch
 from ttrl_jax.rollout.sampling import Sampling
 from ttrl_jax.rollout.shapes import FewShapes, few
 from ttrl_jax.rollout.slots import IDLE, Layout
-from ttrl_jax.run.compiled import in_parallel
+from ttrl_jax.run.compiled import in_parallel, lines
 from ttrl_jax.session import losses_of
 
 # Rows, tokens, heads, kv heads, head size, window: odd lengths, a group of one, windows, heads of 64 and 256.
@@ -129,7 +129,7 @@ def prepared(bench: Bench) -> tuple[ConfigDict, Sampler, decoder.Params, Prompts
     make = jax.jit(lambda key: decoder.sampling_weights(decoder.init(model, key), model, dtype), out_shardings=where)
     ids = np.random.default_rng(0).integers(1, model.vocab, (c.rollout.prompts, length)).astype(np.int32)
     prompts = Prompts(ids, np.full(len(ids), length, np.int32), np.arange(len(ids), dtype=np.uint32))
-    sampler = programs.make_sampler(c, model, shapes_of(c, mesh), stop_ids=(), announce=say)
+    sampler = programs.make_sampler(c, model, shapes_of(c, mesh), stop_ids=(), announce=lines(say))
     return c, sampler, make(jax.random.key(0)), prompts, key_on(mesh, jax.random.key(0))
 
 
@@ -217,7 +217,7 @@ def one_rollout(bench: Bench, name: str, sampler: Sampler, weights: decoder.Para
     """Until all responses have `until` tokens, or no time is left."""
     laps, rows, before, begun = [], votes * len(prompts.lengths), sampler.compile_seconds, time.perf_counter()
 
-    def lap(tokens: int) -> None:
+    def lap(tokens: int, share: float = 1.0) -> None:
         laps.append((tokens // rows, round(time.perf_counter() - begun, 3)))
         if tokens >= rows * until or time.monotonic() > bench.ends:
             raise Enough
@@ -250,7 +250,7 @@ def learner_of(c: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> tu
     where = jax.tree.map(lambda x: x.sharding, layout.policy.params)
     params = jax.jit(functools.partial(decoder.init, model), out_shardings=where)(jax.random.key(0))
     start = programs.frozen(params, jnp.dtype(c.model.dtype)) if programs.needs_start(c) else None
-    of_run = dict(losses=losses_of(c), temperature=c.rollout.temperature, start=start, announce=say)
+    of_run = dict(losses=losses_of(c), temperature=c.rollout.temperature, start=start, announce=lines(say))
     learners = programs.make_learners(c, model, mesh, optimizers, layout, **of_run)
     return learners[POLICY], programs.first_state(params, optimizers, layout, model, seed=0).policy
 

@@ -17,7 +17,7 @@ from ttrl_jax.learn.loss import Loss, Sums
 from ttrl_jax.learn.microbatch import MicroBatch
 from ttrl_jax.model import decoder
 from ttrl_jax.records import Model, TrainBatch
-from ttrl_jax.run.compiled import Compiled
+from ttrl_jax.run.compiled import Announce, Compiled
 
 Numbers = Mapping[str, np.ndarray | jax.Array]  # by name, of each response token: float32 [R, T']
 # (params, base, micro=...) -> scores and entropies of a micro-batch, float32 [X, Z, C]; base: see Update.__call__.
@@ -42,7 +42,7 @@ class Update:
 
     name: of the model, in announcements; the policy's have none. forward: what the model says of each response token.
     reference: parameters of the frozen start, or None for a loss that does not ask for them. shardings: the layout that
-    the model keeps. announce: called with a line before and after each compile. compiler_options: as in jax.jit.
+    the model keeps. announce: told of each compile. compiler_options: as in jax.jit.
     """
 
     def __init__(
@@ -55,17 +55,18 @@ class Update:
         sizes: Sizes,
         reference: decoder.Params | None,
         shardings: Model,
-        announce: Callable[[str], None],
+        announce: Announce,
         compiler_options: dict[str, Any] | None = None,
     ):
         self.loss, self.sizes, self.reference = loss, sizes, reference
         before, self._metrics = (f"{name} ", name) if name else ("", "update")
         self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=shardings.params)
         compiled = functools.partial(Compiled, announce=announce, compiler_options=compiler_options)
-        self._score = compiled(f"{before}score", functools.partial(_score, forward=forward))
+        self._score = compiled(f"{before}score", functools.partial(_score, forward=forward), words=_rows)
         self._gradient = compiled(
             f"{before}gradient",
             functools.partial(_gradient, forward=forward, loss=loss, in_place=sizes.in_place),
+            words=_rows,
             donate_argnames=("total",),
             out_shardings=(shardings.params, None, None),
         )
@@ -211,6 +212,13 @@ class Update:
     def compile_seconds(self) -> float:
         """Seconds spent compiling so far."""
         return sum(program.compile_seconds for program in (self._score, self._gradient, self._step))
+
+
+def _rows(*args: Any) -> str:
+    """What a program is compiled for, in words."""
+    micro = next(each for each in args if isinstance(each, MicroBatch))
+    rows, tokens = micro.ids.shape
+    return f"{rows} x {tokens} tokens"
 
 
 def _score(

@@ -31,7 +31,9 @@ class Measured:
     undecided: list[dict[str, Any]]  # rows of `generations.undecided`: pairs of answers to one question
 
 
-def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progress: Callable[[int], None]) -> Measured:
+def measure(
+    session: Session, questions: QuestionSet, key: jax.Array, *, progress: Callable[[int, float], None]
+) -> Measured:
     """Sample responses to questions as eval.* of the config says, and measure them.
 
     key: of this set, the same at every step, so that two models are compared on the same random numbers. progress: as
@@ -39,7 +41,7 @@ def measure(session: Session, questions: QuestionSet, key: jax.Array, *, progres
     """
     task, config, known = questions.task, session.config.eval, truths(questions.items)
     prompts, rendered = (make(session, questions.items, task=task) for make in (encode, render))
-    way = dict(votes=config.samples, sampling=sampling_of(config), greedy=config.greedy)
+    way = dict(votes=config.samples, sampling=sampling_of(config), greedy=config.greedy, tokens=False)
     try:
         drawn = sample(session, prompts, key, **way, progress=progress)
     except FloatingPointError as error:

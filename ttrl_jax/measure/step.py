@@ -21,24 +21,26 @@ from ttrl_jax.tasks.voting import in_format
 
 
 class Clock:
-    """Seconds between laps, by name. phase: told what comes then."""
+    """Seconds between laps, by name. phase: told what comes then, and the seconds that it took a step before."""
 
-    def __init__(self, phase: Callable[[str], None]) -> None:
+    def __init__(self, phase: Callable[..., None]) -> None:
         self.laps: dict[str, float] = {}
+        self._before: dict[str, float] = {}
         self._phase, self._last = phase, time.monotonic()
 
     def each(self, steps: Iterable[int]) -> Iterator[int]:
         """The steps, each with laps of its own."""
         for step in steps:
-            self.laps, self._last = {}, time.monotonic()
+            self._before, self.laps, self._last = self.laps, {}, time.monotonic()
             yield step
 
-    def lap(self, name: str, *, then: str | None = None) -> None:
+    def lap(self, name: str, *, then: str | None = None, next_lap: str = "") -> None:
+        """The part `name` is over. then: what comes now, in words; next_lap: what it will be called."""
         now = time.monotonic()
         self.laps[name] = now - self._last
         self._last = now
         if then is not None:
-            self._phase(then)
+            self._phase(then, expected=self._before.get(next_lap))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,11 @@ does not fit, the nearest settings that should are looked for, and compiled. --j
 object. Exit code 1 if nothing fits.
 """
 
+from ttrl_jax import commands
+
+if __name__ == "__main__":  # before the other imports, which take seconds
+    ARGUMENTS = commands.begin(commands.PLAN, doc=__doc__)
+
 import json
 import sys
 import time
@@ -49,16 +54,6 @@ from ttrl_jax.source import model_source, tokenizer_of
 from ttrl_jax.tasks.sets import read_questions
 
 TRIES = 3  # settings that are compiled before the search gives up
-
-
-def define_flags() -> None:
-    """The flags of this command."""
-    cli.define_config_flag()
-    where = "TPU slice or GPUs, such as v5e:4x4 or h100:8; default: the devices of this machine."
-    cli.define(flags.DEFINE_string, "topology", "", where)
-    numbers = "Numbers of questions, of the data and of each set in eval.tasks."
-    cli.define(flags.DEFINE_list, "questions", [], numbers)
-    cli.define(flags.DEFINE_bool, "json", False, "Print the plan as JSON.")
 
 
 def main() -> int:
@@ -100,8 +95,8 @@ def settings_of(change: dict[str, int]) -> str:
 
 def read(topology: str) -> Setting:
     """What the flags ask for. Where the questions are not known, as many as are sampled at once."""
-    given = cli.given()
-    config, _ = agree(cli.config(), given=given)
+    given = commands.given()
+    config, _ = agree(commands.config(), given=given)
     check(config)
     config, model, stop_ids = resolved(config)
     questions = number_of_questions(config, flags.FLAGS.questions)
@@ -234,4 +229,4 @@ def run_of(setting: Setting, seconds: dict[str, float] | None) -> dict[str, floa
 
 
 if __name__ == "__main__":
-    cli.leave(cli.run(main, doc=__doc__, define=define_flags))
+    cli.leave(cli.run(main, commands.PLAN, arguments=ARGUMENTS))

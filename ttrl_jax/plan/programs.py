@@ -27,6 +27,7 @@ from ttrl_jax.rollout import slots as places
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
 from ttrl_jax.rollout.shapes import FewShapes, Shapes
+from ttrl_jax.run.compiled import lines
 from ttrl_jax.session import losses_of
 
 Say = Callable[[str], None]
@@ -138,7 +139,7 @@ class Compiler:
             losses=losses_of(setting.config),
             temperature=programs.sampling_of(setting.config.rollout).temperature,
             start=self.start,
-            announce=say,
+            announce=lines(say),
         )
         self.micros = self._micros(self.learners[POLICY])
         self.programs: list[Program] = []
@@ -156,7 +157,7 @@ class Compiler:
             if not self.offload:
                 way = {"held": self.state - masters, "more_weights": more}
             self.compile("copy", "sample", program, **way, work=work)
-            of_run = dict(stop_ids=self.setting.stop_ids, announce=self.say)
+            of_run = dict(stop_ids=self.setting.stop_ids, announce=lines(self.say))
             sampler = programs.make_sampler(config, model, self.setting.shapes, **of_run)
             for phase, draws, sampling in self.setting.draws():
                 self.sampling(phase, sampler, copied, draws, sampling)

@@ -6,6 +6,11 @@ RUN is a run folder, of a run that is finished or not. The report has the result
 side, the checkpoints that one could choose, and the questions with their labels and generations.
 """
 
+from ttrl_jax import commands
+
+if __name__ == "__main__":  # before the other imports, which take seconds
+    ARGUMENTS = commands.begin(commands.REPORT, doc=__doc__)
+
 import sys
 
 from absl import flags
@@ -37,4 +42,4 @@ def main(*paths: str) -> int:
 
 
 if __name__ == "__main__":
-    cli.leave(cli.run(main, doc=__doc__, define=cli.define_out_flag, takes="RUN", several=True))
+    cli.leave(cli.run(main, commands.REPORT, arguments=ARGUMENTS))

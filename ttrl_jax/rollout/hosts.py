@@ -83,30 +83,32 @@ def sample_shares(
     host: jax.sharding.Mesh,
     votes: int,
     max_tokens: int,
-    progress: Callable[[int], None],
+    progress: Callable[[int, float], None],
 ) -> Rollouts:
     """Each host draws responses to its share of the prompts; returns all responses to all prompts, in all processes.
 
     draw(prompts, key, progress=...): samples on the devices of `host`, the mesh of this one. What `progress` raises in
-    one process, all raise.
+    one process, all raise. max_tokens: 0 for responses without their tokens.
     """
     own = distributed.share(len(prompts.lengths))
     numbers = np.asarray(jax.random.key_data(key))  # the key lies on all devices; the host's own need one of theirs
 
     def make() -> tuple[tuple[np.ndarray, ...], Sequence[Sequence[str]]]:
         if own.start == own.stop:  # fewer prompts than processes
-            progress(0)
+            progress(0, 1.0)
             nothing = np.zeros((0, votes), np.int32)
-            return (nothing, nothing.astype(bool), np.int64(0), np.zeros(0, np.int32), np.zeros(0, np.float32)), ()
+            counts = nothing, nothing.astype(bool), np.int64(0), nothing.astype(np.float64)
+            return (*counts, np.zeros(0, np.int32), np.zeros(0, np.float32)), ()
         with jax.set_mesh(host):
             mine = Prompts(prompts.ids[own], prompts.lengths[own], prompts.uids[own])
             rollouts = draw(mine, jax.random.wrap_key_data(numbers), progress=progress)
         real = _real(rollouts.lengths, max_tokens)
-        counts = rollouts.lengths, rollouts.truncated, np.int64(rollouts.slot_steps)
+        counts = rollouts.lengths, rollouts.truncated, np.int64(rollouts.slot_steps), rollouts.mean_logps
         return (*counts, rollouts.tokens[real], rollouts.logps[real]), rollouts.texts  # padding does not travel
 
     parts = distributed.gather(make)
-    lengths, truncated, slot_steps, tokens, logps = zip(*(numbers for numbers, _ in parts), strict=True)
+    numbers = (each for each, _ in parts)
+    lengths, truncated, slot_steps, means, tokens, logps = zip(*numbers, strict=True)
     lengths = np.concatenate(lengths)
     real = _real(lengths, max_tokens)
     whole = Rollouts(
@@ -116,6 +118,7 @@ def sample_shares(
         truncated=np.concatenate(truncated),
         slot_steps=int(sum(slot_steps)),
         texts=[group for _, texts in parts for group in texts],
+        means=None if max_tokens else np.concatenate(means),
     )
     whole.tokens[real], whole.logps[real] = np.concatenate(tokens), np.concatenate(logps)
     return whole

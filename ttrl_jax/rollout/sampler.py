@@ -27,7 +27,7 @@ from ttrl_jax.rollout.decoding import Drawn
 from ttrl_jax.rollout.sampling import Sampling
 from ttrl_jax.rollout.shapes import Shapes
 from ttrl_jax.rollout.slots import IDLE, Layout
-from ttrl_jax.run.compiled import Compiled
+from ttrl_jax.run.compiled import Announce, Compiled
 
 PyTree = Any
 
@@ -38,7 +38,7 @@ class Sampler:
     """Compiled sampling programs for one model.
 
     dtype: of the weights' copy and the cache. shapes: for which the programs are compiled, and the limits that decide
-    them. stop_ids: tokens that end a response. announce: called with a line before and after each compile.
+    them. stop_ids: tokens that end a response. announce: told of each compile.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class Sampler:
         dtype: jnp.dtype,
         shapes: Shapes,
         stop_ids: tuple[int, ...],
-        announce: Callable[[str], None],
+        announce: Announce,
     ):
         self.shapes, self.max_tokens, self.stop_ids = shapes, shapes.max_tokens, stop_ids
         program = functools.partial(Compiled, announce=announce)
         empty = functools.partial(cache.empty_suffix, config, dtype=dtype)
         segment = functools.partial(decoding.segment, config=config, stop_ids=stop_ids, max_tokens=shapes.max_tokens)
         self.config, self.dtype = config, dtype
-        self._prefill = program("prefill", functools.partial(decoding.prefill, config=config))
+        self._prefill = program("prefill", functools.partial(decoding.prefill, config=config), words=_prompts)
         self._share = program("prompts", cache.of_groups)
         self._empty = program("cache", empty, static_argnames=("prompts", "votes", "slots"))
-        self._segment = program("decode", segment, donate_argnames=("suffix",))
+        self._segment = program("decode", segment, donate_argnames=("suffix",), words=_rows)
         self._resize = program("cache size", cache.resize, static_argnames=("slots",))
         self._move = program("move", cache.move)
         self.programs = (self._prefill, self._share, self._empty, self._segment, self._resize, self._move)
@@ -72,16 +72,18 @@ class Sampler:
         votes: int,
         sampling: Sampling,
         greedy: bool = False,
-        progress: Callable[[int], None],
+        tokens: bool = True,
+        progress: Callable[[int, float], None],
         ended: Callable[[int, int, np.ndarray], None] = lambda prompt, vote, ids: None,
     ) -> Rollouts:
-        """Sample `votes` responses to each prompt; greedy: and one more, the last, at temperature 0.
+        """Sample `votes` responses to each prompt; greedy: and one more, the last, at temperature 0. tokens: keep
+        what was drawn; False: its lengths and mean log-probs alone.
 
         weights: as `decoder.sampling_weights` makes them. key: of this step; the question's uid, the vote and the
-        position are folded in here. progress(tokens drawn so far) is called between segments and may raise to abandon
-        the batch. ended(prompt, vote, its tokens int32 [length]) is called once for each response soon after its end,
-        while others are being decoded. Returns host arrays [P, V, T], the greedy one counted in V. Raises
-        FloatingPointError, within two segments, where logits were not finite.
+        position are folded in here. progress(tokens drawn so far, share of the responses that have ended) is called
+        between segments and may raise to abandon the batch. ended(prompt, vote, its tokens int32 [length]) is called
+        once for each response soon after its end, while others are being decoded. Returns host arrays [P, V, T], the
+        greedy one counted in V. Raises FloatingPointError, within two segments, where logits were not finite.
         """
         count, drawn, parts = len(prompts.lengths), 0, []
         sampling = self.settings(sampling, votes=votes, greedy=greedy)
@@ -89,13 +91,13 @@ class Sampler:
         for p in range(0, count, at_once):
             some = _take(prompts, p, at_once)
             batch = _Batch(self, weights, some, key, at_once=at_once, votes=votes + greedy, sampling=sampling)
-            parts.append(
-                batch.run(
-                    lambda tokens, before=drawn: progress(before + tokens),
-                    lambda prompt, vote, ids, before=p: ended(before + prompt, vote, ids),
-                )
-            )
-            drawn += int(parts[-1].lengths.sum())
+
+            def so_far(number: int, share: float, *, first: int = p, here: int = batch.count, before: int = drawn):
+                progress(before + number, (first + share * here) / count)
+
+            part = batch.run(so_far, lambda prompt, vote, ids, first=p: ended(first + prompt, vote, ids))
+            parts.append(part if tokens else part.without_tokens())
+            drawn += int(part.lengths.sum())
         return _concatenate(parts)
 
     def settings(self, sampling: Sampling, *, votes: int, greedy: bool) -> Sampling:
@@ -178,8 +180,8 @@ class _Batch:
         # Votes of each prompt that are in no group's queue.
         self.waiting = [np.flatnonzero(~row).tolist() for row in self.ended_at_once]
 
-    def run(self, progress: Callable[[int], None], ended: Callable[[int, int, np.ndarray], None]) -> Rollouts:
-        """Decode until every sample has ended. progress and ended: as in Sampler."""
+    def run(self, progress: Callable[[int, float], None], ended: Callable[[int, int, np.ndarray], None]) -> Rollouts:
+        """Decode until every sample has ended. progress and ended: as in Sampler, of this batch."""
         for prompt, vote in np.argwhere(self.ended_at_once):
             ended(int(prompt), int(vote), self.tokens[prompt, vote, :1])
         layout, drawn, before, slot_steps = self.layouts[0], int(self.lengths.sum()), None, 0
@@ -189,7 +191,7 @@ class _Batch:
         self.at, size = 0, self.sampler.shapes.sizes(layout)[0]
         self.suffix = self.sampler._empty(prompts=layout.groups, votes=layout.slots, slots=size)
         while (self.slots.votes != IDLE).any() or any(self.waiting):
-            progress(drawn)
+            progress(drawn, 1 - (self._busy() + self._queued()) / self.lengths.size)
             layout, watch = self._settle(layout)
             self._fit_cache(layout)
             self.suffix, slots, at, out = self.sampler._segment(
@@ -221,8 +223,7 @@ class _Batch:
     def _settle(self, layout: Layout) -> tuple[Layout, int]:
         """Move the samples where that pays. Returns the layout and how few busy slots are worth another look."""
         slots, prompts = self.slots, len(self.waiting)
-        busy = int((slots.votes != IDLE).sum())
-        queued = sum(map(len, self.waiting)) + int(np.maximum(slots.waiting - slots.taken, 0).sum())
+        busy, queued = self._busy(), self._queued()
         new, smaller = layout, [other for other in self.layouts if other.size < layout.size]
         left = self.sampler.max_tokens - (0 if queued else int(slots.lengths[slots.votes != IDLE].min()))
         worth = left > WORTH_MOVING
@@ -242,6 +243,15 @@ class _Batch:
         if queued:
             return new, max(0, busy - max(1, new.size // 8))
         return new, smaller[0] if worth and smaller and busy > smaller[0] else 0
+
+    def _busy(self) -> int:
+        """How many samples are being drawn."""
+        return int((self.slots.votes != IDLE).sum())
+
+    def _queued(self) -> int:
+        """How many samples wait for a slot."""
+        waiting = np.maximum(self.slots.waiting - self.slots.taken, 0)
+        return sum(map(len, self.waiting)) + int(waiting.sum())
 
     def _all_waiting(self) -> list[list[int]]:
         queued = places.queued(self.slots, len(self.waiting))
@@ -290,6 +300,17 @@ class _Batch:
             raise FloatingPointError(f"the log-probs of sampled tokens are not finite, {which}")
 
 
+def _prompts(weights: decoder.Params, ids: np.ndarray, *rest: PyTree, **settings: PyTree) -> str:
+    """What a program of prefill is compiled for, in words."""
+    return "{} x {} tokens".format(*ids.shape)
+
+
+def _rows(weights: decoder.Params, prefix: Prefix, suffix: cache.Suffix, *rest: PyTree, **settings: PyTree) -> str:
+    """What a program of decode is compiled for, in words."""
+    groups, slots, _, size, _ = suffix[0].k.shape
+    return f"{groups} x {slots} rows, cache {size}"
+
+
 def _take(prompts: Prompts, start: int, count: int) -> Prompts:
     part = slice(start, start + count)
     return Prompts(prompts.ids[part], prompts.lengths[part], prompts.uids[part])
@@ -303,5 +324,6 @@ def _concatenate(parts: list[Rollouts]) -> Rollouts:
         lengths=np.concatenate([part.lengths for part in parts]),
         logps=np.concatenate([part.logps for part in parts]),
         truncated=np.concatenate([part.truncated for part in parts]),
+        means=None if parts[0].means is None else np.concatenate([part.means for part in parts]),
         slot_steps=sum(part.slot_steps for part in parts),
     )

@@ -1,4 +1,4 @@
-"""jax.jit with visible compiles: each is announced with its shapes before, and with its seconds after; kept on disk."""
+"""jax.jit with visible compiles: each is announced before, and with its seconds after; programs are kept on disk."""
 
 import inspect
 import os
@@ -6,13 +6,37 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
 from ttrl_jax.run.interrupt import in_background
 
 PyTree = Any
+
+WORTH_A_LINE = 1.0  # seconds of a compile; what takes less is not said
+
+
+class Announce(Protocol):
+    """Told of each compile, before it (seconds None) and after it."""
+
+    def __call__(self, program: str, details: str, seconds: float | None) -> None:
+        """program: "decode, 8 x 64 rows, cache 512"; details: the shapes of all arguments."""
+
+
+def lines(say: Callable[[str], None], *, details: bool = False) -> Announce:
+    """Announcements as lines, one for each program that takes long; details: one for each program, with all shapes."""
+
+    def announce(program: str, arguments: str, seconds: float | None) -> None:
+        if seconds is not None and (details or seconds >= WORTH_A_LINE):
+            say(compile_line(program, arguments if details else "", seconds))
+
+    return announce
+
+
+def compile_line(program: str, details: str, seconds: float) -> str:
+    """The line that says of a program how long it took to compile."""
+    return f"compiling {program}{details and f' ({details})'} ... {seconds:.1f} s"
 
 
 def keep_programs(announce: Callable[[str], None]) -> None:
@@ -64,7 +88,8 @@ class Compiled:
         name: str,
         fn: Callable[..., PyTree],
         *,
-        announce: Callable[[str], None],
+        announce: Announce,
+        words: Callable[..., str] = lambda *args, **kwargs: "",
         static_argnames: tuple[str, ...] = (),
         donate_argnames: tuple[str, ...] = (),
         out_shardings: PyTree = None,
@@ -74,7 +99,8 @@ class Compiled:
 
         Args:
           name: what the announcements call it.
-          announce: gets "compiling NAME (SHAPES) ..." before each compile, "compiled NAME in 3.2 s" after it.
+          announce: told of each compile.
+          words: called as `fn` is; what tells this program from others of its name: "8 x 64 rows".
           static_argnames: keyword-only parameters of `fn` that are part of the program; hashable.
           donate_argnames: as in jax.jit.
           out_shardings: as in jax.jit; None leaves them to the compiler.
@@ -82,7 +108,7 @@ class Compiled:
         """
         self.name = name
         self.compile_seconds = 0.0  # all traces and compiles so far
-        self._announce = announce
+        self._announce, self._words = announce, words
         self._parameters = inspect.signature(fn)
         self._static = frozenset(static_argnames)
         for each in static_argnames:
@@ -139,13 +165,15 @@ class Compiled:
             f"{name}={value}" if name in self._static else f"{name} {_describe(value)}"
             for name, value in arguments.items()
         )
-        self._announce(f"compiling {self.name} ({shapes}) ...")
+        words = self._words(*args, **kwargs)
+        program = f"{self.name}, {words}" if words else self.name
+        self._announce(program, shapes, None)
         start = time.perf_counter()
-        program = in_background(self.lower(*args, **kwargs).compile)
+        compiled = in_background(self.lower(*args, **kwargs).compile)
         seconds = time.perf_counter() - start
         self.compile_seconds += seconds
-        self._announce(f"compiled {self.name} in {seconds:.1f} s")
-        return program
+        self._announce(program, shapes, seconds)
+        return compiled
 
 
 def _leaf_key(leaf: Any) -> Hashable:

@@ -26,7 +26,7 @@ _ABSENT: dict[str, Any] = {_ORDER: True, "rollout.end_of_turn": False}
 _USED_BY = {"critic.": "ppo", "prime.": "prime"}  # sections that no other algorithm reads
 # What a run that goes on may be given anew. The first change where it computes, and so its rounding.
 _ROUNDING = ("mesh.", "rollout.rows", "train.micro_tokens", "train.chunk_tokens", "train.remat", "model.attention")
-_BOOKKEEPING = ("checkpoint.", "log.", "eval.every", "eval.tasks", "episodes")
+_BOOKKEEPING = ("checkpoint.", "log.", "eval.every", "eval.tasks", "episodes", "reward.allow_silence")
 _SECONDS_TO_SEE = 60  # as long as network disks may believe that there is no such file
 
 
