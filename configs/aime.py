@@ -3,10 +3,11 @@
     python -m ttrl_jax.train --config configs/aime.py:Qwen/Qwen2.5-Math-7B --config.data.path=AIME-TTT.json
 
 The part after the colon is the model: a folder or a hub name. The questions are the reference's AIME-TTT/train.json
-(a list of objects with `prompt` and `answer`), or any file like it. 3 steps an episode, 240 in all, of 8 questions x
-64 votes; the reference used 8 x A100 80 GB and reports avg@16 12.9 -> 40.2 for this model.
+(a list of objects with `prompt` and `answer`), or any file like it; --config.data.path=HuggingFaceH4/aime_2024 takes
+them from the hub. An episode has 3 steps of 8 questions x 64 votes, and the run has 240 steps. The reference used 8 x
+A100 80 GB and reports avg@16 12.9 -> 40.2 for this model.
 
-How the question is put, and how the model samples, is left to the model (ttrl_jax/resolve.py).
+The model decides how the question is put, and how it samples (ttrl_jax/resolve.py).
 """
 
 from ml_collections import ConfigDict

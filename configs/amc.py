@@ -3,8 +3,9 @@
     python -m ttrl_jax.train --config configs/amc.py:Qwen/Qwen2.5-Math-7B --config.data.path=AMC-TTT.json
 
 The part after the colon is the model: a folder or a hub name. The questions are the reference's AMC-TTT/train.json
-(83 objects with `prompt` and `answer`), or any file like it. 10 steps an episode, 300 in all, of 8 questions x
-64 votes; the reference reports avg@16 35.6 -> 68.1 for this model.
+(83 objects with `prompt` and `answer`), or any file like it; --config.data.path=AI-MO/aimo-validation-amc takes them
+from the hub. An episode has 10 steps of 8 questions x 64 votes, and the run has 300 steps. The reference reports avg@16
+35.6 -> 68.1 for this model.
 """
 
 from ml_collections import ConfigDict

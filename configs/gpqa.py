@@ -2,12 +2,15 @@
 
     python -m ttrl_jax.train --config configs/gpqa.py:Qwen/Qwen2.5-Math-7B --config.data.path=GPQA-TTT.json
 
-The part after the colon is the model: a folder or a hub name. The questions are yours to bring, as their authors ask
-not to publish them again: objects with `prompt`, which has the options in lines that begin with A. to D., and `answer`,
-the letter; or the authors' own file, --config.data.path=gpqa_diamond.csv, with the columns `Question`, `Correct Answer`
-and `Incorrect Answer 1` to `3`, whose options come in an order that the seed and the question's `Record ID` decide. The
-reference (arXiv 2504.16084) gives results but no settings for it; these are its settings for AMC. With
-198 questions that is 24 steps an episode, 720 in all, of 8 questions x 64 votes.
+The part after the colon is the model: a folder or a hub name. You bring the questions, because their authors ask not to
+publish them again. A file has objects with `prompt`, in which the options are lines that begin with A. to D., and
+`answer`, the letter. The authors' own file works too, --config.data.path=gpqa_diamond.csv, or from the hub, with a
+token (docs/data.md), --config.data.path=Idavidrein/gpqa --config.data.subset=gpqa_diamond. It has the columns
+`Question`, `Correct Answer` and `Incorrect Answer 1` to `3`. The seed and the `Record ID` of a question decide the
+order of its options.
+
+The reference (arXiv 2504.16084) gives results but no settings for GPQA; these are its settings for AMC. With 198
+questions an episode has 24 steps of 8 questions x 64 votes, and the run has 720 steps.
 """
 
 from ml_collections import ConfigDict

@@ -3,11 +3,11 @@
     python -m ttrl_jax.train --config configs/math500.py:Qwen/Qwen2.5-Math-7B [--config.data.level=3]
 
 The part after the colon is the model: a folder or a hub name. The questions are a set of the hub, all of them or those
-of one level, 1 to 5. 15 steps an episode, 150 in all, of 32 questions x 64 votes; the reference reports avg@16
-46.7 -> 83.4 for this model.
+of one level, 1 to 5. An episode of all levels has 15 steps of 32 questions x 64 votes, and the run has 150 steps. The
+reference reports avg@16 46.7 -> 83.4 for this model.
 
-The reference's own files have other columns, and those of a level are a level by themselves: add
---config.data.path=MATH-TTT.json (or MATH-L3-TTT.json) --config.data.question_column=prompt.
+The reference's own files have other columns, and one file for each level: add --config.data.path=MATH-TTT.json (or
+MATH-L3-TTT.json) --config.data.question_column=prompt.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
     python -m ttrl_jax.train --config configs/quickstart_fails.py
 
 Votes scatter so far that the winner has one or two of 16, most labels are drawn from a tie, and each is another one at
-the next visit. The README has the numbers, and which of them need no truth.
+the next visit. docs/science.md has the numbers, and says which of them need no truth.
 """
 
 from ml_collections import ConfigDict

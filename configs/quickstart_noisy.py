@@ -4,7 +4,7 @@
 
 A quarter of the votes (16) at a higher temperature (1.3): one response in ten is right, and the winner has two of 16
 votes. A wrong label still gives the right 0 to all the responses that are wrong in other ways, so that rewards are far
-more often right than labels, and that is enough to learn. The README has the scores.
+more often right than labels, and that is enough to learn. docs/science.md has the scores.
 """
 
 from ml_collections import ConfigDict

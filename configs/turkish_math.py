@@ -12,10 +12,10 @@ steps an episode, 620 in all:
 The control with true labels is --config.reward.label=truth --workdir=runs/turkish_math-truth. With the same seed it has
 the same questions in the same order, and samples the same responses as long as the weights are the same.
 
-A response is to be <mantık>...</mantık> <cevap>...</cevap>, with a number as Turkish writes it in the second tag.
-Rewarded is that number, wherever the tag stands, and with a tenth of that the format. Measured are besides a strict
-reading, the numbers of responses in the format alone, and a flexible one, the tag's number or else the last one
-(docs/metrics.md). What the replication does not ask for is set as in math500.py.
+A response should be <mantık>...</mantık> <cevap>...</cevap>, with a number in the second tag, as Turkish writes it. The
+number is rewarded wherever the tag stands, and the format with a tenth of that. Two more readings are only measured
+(docs/metrics.md): a strict one counts numbers of responses in the format alone, and a flexible one takes the number in
+the tag, or else the last number. Settings that the replication does not ask for are those of math500.py.
 """
 
 from ml_collections import ConfigDict

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ttrl_jax.learn.credit import group_normalised
 from ttrl_jax.reward.audit import audit, truth_classes
 from ttrl_jax.reward.equivalence import classes
 from ttrl_jax.reward.extract import Answer, extract
 from ttrl_jax.reward.score import score, select, vote_share, with_format
 from ttrl_jax.reward.vote import Ballot, vote
+
+FAQ = (Path(__file__).parent.parent / "docs" / "faq.md").read_text()
 
 
 def ballot(*texts: str | None) -> Ballot:
@@ -23,6 +26,17 @@ def audit_vote(ballots: list[Ballot], truths: list[str], *, samples: int) -> dic
     labels = [b.label for b in ballots]
     rewards = score(ballots, labels)
     return audit(ballots, labels, rewards, select(rewards, samples=samples), truths)
+
+
+def test_a_wrong_label_and_its_right_rewards_as_the_faq_has_them() -> None:
+    """docs/faq.md: 8 answers, of which none is the truth; and rewards of +1 and -1 have the advantages of 1 and 0."""
+    found = audit_vote([ballot(*"11222456")], ["3"], samples=8)
+    assert found["label_accuracy"] == 0 and found["reward_accuracy"] == 0.625
+    rewards = np.float32([[0, 0, 1, 1, 1, 0, 0, 0]])
+    for each in (rewards, 2 * rewards - 1):
+        advantages = group_normalised(each)
+        assert advantages == pytest.approx(np.where(rewards == 1, 1.208, -0.725), abs=1e-3)
+    assert "62.5 %" in FAQ and "| +1.208 | -0.725 |" in FAQ
 
 
 def test_truth_classes() -> None:

@@ -1,5 +1,5 @@
-"""From what the samples earned to the advantages of their tokens: the algorithms of the paper's figure 5, and the
-models that PPO and PRIME train beside the policy."""
+"""From rewards of samples to advantages of tokens: the algorithms of figure 5 of the paper, and the models that PPO and
+PRIME train beside the policy."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,10 +16,11 @@ Credited = tuple[Session, np.ndarray, Found]
 
 
 def credit(session: Session, rows: TrainBatch, verdict: Verdict) -> Credited:
-    """Advantages, float32 [R, T'], by the config's algorithm; rows: the samples that are trained on, verdict: on them.
+    """Compute advantages, float32 [R, T'], with the algorithm of the config.
 
-    PPO's critic and PRIME's process model are trained here, before the policy, as in the reference: the session that
-    comes back has them. The arrays of `session` are used up then.
+    rows: the samples that are trained on. verdict: the verdict on them. PPO's critic and PRIME's process model are
+    trained here, before the policy, as in the reference: the session that is returned has them. The arrays of `session`
+    are used up then.
     """
     return ALGORITHMS[session.config.algorithm](session, rows, verdict)
 

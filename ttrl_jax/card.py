@@ -86,8 +86,9 @@ def card(
 ) -> str:
     """The card as Markdown.
 
-    config: of the run. evaluations: as its history has them, of which the first and the last are shown. hub: the name
-    there of the model that the run began with, if it has one. origin: what that says of itself (`huggingface.origin`).
+    config: the config of the run. evaluations: those of its history; the card shows the first and the last. hub: the
+    hub name of the model that the run began with, if it has one. origin: what that model says of itself
+    (`huggingface.origin`).
     """
     path = config["model"]["path"]
     base = hub or origin.get("base_model")
@@ -128,7 +129,7 @@ def _prompt(config: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Of a path only the name: where files lay on the machine of the run says nothing elsewhere."""
+    """Only the name of a path: where files were on the machine of the run says nothing elsewhere."""
     return Path(value).name if isinstance(value, str) else value
 
 

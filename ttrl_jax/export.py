@@ -65,7 +65,7 @@ def main(run: str) -> int:
 def restore(run: Path, step: int | None, *, moved: str, out: Path, itemsize: int) -> Trained:
     """Read a run's parameters from its checkpoint of `step` (None: the newest), once all else is known to be there.
 
-    moved: where the model that the run began with lies now; "" where it is in its place.
+    moved: where the model that the run began with is now; "" if it has not been moved.
 
     Raises InputError if the run, a checkpoint, the model it began with, or room for `out` is missing.
     """

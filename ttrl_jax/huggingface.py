@@ -47,11 +47,12 @@ def write(
 
     Args:
       out: a new or empty folder.
-      tensors: all of `weights.names(model)`, in that order; each is rounded to `dtype`. The host holds one file's.
+      tensors: all tensors of `weights.names(model)`, in that order. Each is rounded to `dtype`. The host holds those of
+        one file at a time.
       source: the Hugging Face folder or GGUF file that config and tokenizer are taken from; `model` is its config.
       dtype: one of DTYPES.
       card: the README, Markdown.
-      shard_bytes: of a safetensors file at most, if it holds more than one tensor.
+      shard_bytes: the largest size of a safetensors file that holds more than one tensor.
 
     Raises InputError if `out` holds something.
     """
@@ -77,8 +78,8 @@ def write(
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """As its `save_pretrained`, but for the name of its class and what came with that: as release 4 of transformers
-    wrote them, which later ones read too."""
+    """Save a tokenizer by its `save_pretrained`. The name of its class, and what belongs to that, is written as release
+    4 of transformers wrote it, which later releases read too."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -123,7 +124,7 @@ def check_room(out: Path, needed: int) -> None:
 
 
 def _config_fields(source: Path, model: ModelConfig) -> dict[str, Any]:
-    """Of config.json, with what releases 4 and 5 of transformers call by other names in both spellings."""
+    """The fields of config.json. Those that releases 4 and 5 of transformers name differently have both names."""
     if source.is_file():
         fields = {name: x for name, x in gguf.config_fields(source).items() if x is not None}
         fields = {"architectures": [f"{model.family.capitalize()}ForCausalLM"]} | fields

@@ -47,12 +47,12 @@ class Inputs:
 
     @property
     def task(self) -> Task:
-        """Of the config's own questions."""
+        """The task of the config's own questions."""
         return self.sets[0].task
 
     @property
     def total_steps(self) -> int:
-        """Of training."""
+        """How many training steps the run has."""
         return 0 if self.problems is None else self.config.episodes * self.problems.steps_per_episode
 
     @property

@@ -1,4 +1,4 @@
-"""What a program of one's own needs, under one name: `from ttrl_jax import library as ttrl`. docs/library.md shows it.
+"""All that your own program needs, under one name: `from ttrl_jax import library as ttrl`. docs/library.md shows it.
 
 Importing this defines no flags, and neither sets JAX's mesh nor touches a device.
 """

@@ -1,4 +1,4 @@
-"""The programs of a run, compiled in parallel before anything runs, for devices for which a run has few."""
+"""Compile the programs of a run in parallel before anything runs, on devices for which a run has few programs."""
 
 from collections.abc import Callable
 

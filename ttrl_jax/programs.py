@@ -48,7 +48,7 @@ def longest_row(config: ConfigDict) -> int:
 
 
 def row_tokens(config: ConfigDict) -> int:
-    """What the longest rows of the update are padded to."""
+    """The length, in tokens, to which the longest rows of the update are padded."""
     return padded_length(longest_row(config), longest_row(config))
 
 
@@ -70,7 +70,8 @@ def sampling_of(section: ConfigDict) -> Sampling:
 
 
 def shapes_of(config: ConfigDict, mesh: jax.sharding.Mesh, *, longest_prompt: int) -> Shapes:
-    """For which shapes the programs that sample on `mesh` are compiled. longest_prompt: tokens, in the whole run."""
+    """The shapes for which the programs that sample on `mesh` are compiled. longest_prompt: tokens of the longest
+    prompt in the whole run."""
     found = Shapes(
         rows=config.rollout.rows,
         max_tokens=config.rollout.max_tokens,
@@ -85,7 +86,7 @@ def shapes_of(config: ConfigDict, mesh: jax.sharding.Mesh, *, longest_prompt: in
 
 
 def evaluation_votes(config: ConfigDict) -> int:
-    """Responses to each question of an evaluation, the one at temperature 0 among them."""
+    """How many responses to each question an evaluation draws, with the one at temperature 0."""
     return config.eval.samples + config.eval.greedy
 
 
@@ -123,7 +124,7 @@ def needs_start(config: ConfigDict) -> bool:
 
 
 def make_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformation]:
-    """Of each model that is trained, by name."""
+    """The optimizer of each model that is trained, by name."""
     train = config.train
     adam = {"b1": train.b1, "b2": train.b2}
     found = {POLICY: optim.make_optimizer(**adam, weight_decay=train.weight_decay, grad_clip=train.grad_clip)}
@@ -245,6 +246,6 @@ def first_state(
 
 
 def _copied(params: decoder.Params) -> decoder.Params:
-    """The same numbers in buffers of their own: those of the policy are given away to its first update."""
+    """A copy with buffers of its own, because the buffers of the policy are given away to its first update."""
     where = jax.tree.map(lambda leaf: leaf.sharding, params)
     return jax.jit(lambda params: jax.tree.map(lambda x: jnp.array(x, copy=True), params), out_shardings=where)(params)

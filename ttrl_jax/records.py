@@ -47,7 +47,7 @@ class Rollouts:
     means: np.ndarray | None = None  # float64 [P, V], `mean_logps` of responses without their tokens
 
     def of_votes(self, start: int, stop: int) -> "Rollouts":
-        """Those votes of each prompt alone; slot_steps stays that of all."""
+        """The rollouts with only those votes of each prompt; slot_steps stays that of all votes."""
         arrays = (x[:, start:stop] for x in (self.tokens, self.lengths, self.logps, self.truncated))
         means = None if self.means is None else self.means[:, start:stop]
         return Rollouts(*arrays, self.slot_steps, [row[start:stop] for row in self.texts], means)

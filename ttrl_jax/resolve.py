@@ -1,7 +1,7 @@
-"""What a config leaves unset, decided by the model: how long it answers, how warm it samples, how it is asked; and what
-follows from a key that was set, where another has to go with it.
+"""Set the keys that a config leaves unset. The model decides how long responses are, at which temperature they are
+sampled, and how a question is asked. Where two keys have to fit each other and one of them was set, the other follows.
 
-A prompt must follow the model: asked for the box twice, or not at all, the same model scores otherwise. The values are
+A prompt must follow the model: if a model is asked for the box twice, or not at all, its scores change. The values are
 those of the paper (arXiv 2504.16084) and of its code, `verl/examples/ttrl/*/*.sh`.
 """
 
@@ -50,8 +50,8 @@ def agree(config: FrozenConfigDict, *, given: Collection[str] = ()) -> Adjusted:
     """Let keys that are coupled agree: train.samples with rollout.votes, and train.minibatch_prompts with
     rollout.prompts.
 
-    given: the keys set on the command line. What was set there stands; else what a config file has set to something
-    else than its default, which is all that can be known of a file; and the other key of the pair follows.
+    given: the keys set on the command line. A key that was set there keeps its value, and the other key of the pair
+    follows. If neither was set there, the key that a config file has changed from its default keeps its value.
 
     Raises InputError where both keys were set, and do not agree.
     """
@@ -121,11 +121,11 @@ def resolve(
     """Set what `config` leaves unset (None).
 
     template: the chat template in the model's folder, as text; None if it has none.
-    max_positions: of the model, which hold prompt and response.
+    max_positions: positions of the model, which prompt and response share.
 
-    Returns the whole config, in which no older spelling is left, and for each key that the model or such a spelling can
-    decide where its value is from, in words. A decided limit that does not fit is lowered; a given one is left to be
-    refused.
+    Returns the whole config, without older spellings of keys, and a dict that says in words where the value of a key
+    comes from, for each key that the model or an older spelling can decide. A decided limit that does not fit is
+    lowered. A given limit that does not fit is kept, and refused elsewhere.
     Raises InputError if prompt.thinking is given and the model cannot do it.
     """
     prompt = config.prompt

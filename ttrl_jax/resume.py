@@ -1,4 +1,4 @@
-"""How a run goes on: what it remembers, who may write it, and from which of its checkpoints."""
+"""How a run is resumed: what it remembers, which process may write it, and which checkpoint it continues from."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""A session: a model on its devices, and the verbs that everything is made of, each a function of one frozen record.
+"""A session: a model on its devices, and the functions that all commands are made of. Each takes one frozen record.
 
     session = open_session(read_inputs(config))
     prompts = encode(session, problems)
@@ -8,7 +8,7 @@
     save(session, checkpoints); session = restore(session, checkpoints, step)
     close(session)
 
-The verbs set JAX's mesh while they run, and leave it as it was.
+These functions set the mesh of JAX while they run, and leave it as it was.
 """
 
 import dataclasses
@@ -67,8 +67,8 @@ def _to_stderr(line: str) -> None:
 
 @dataclass(frozen=True)
 class Session:
-    """A model that samples and, opened for training, learns. Each verb that changes it returns another record; its
-    arrays, which are used up, are shared."""
+    """A model that samples and, if it was opened for training, learns. A function that changes it returns a new record.
+    The two records share arrays, which are used up."""
 
     inputs: Inputs
     sampling: Sampling  # of training; what is learned is scored at its temperature
@@ -100,7 +100,7 @@ class Session:
 
 
 def losses_of(config: FrozenConfigDict) -> dict[str, losses.Loss]:
-    """What is made smaller, of each model that is trained: `update` trains the policy."""
+    """The loss of each model that is trained, by name; `update` trains the policy."""
     train, rows = config.train, config.rollout.prompts * config.train.samples
     policy = losses.grpo(
         clip_low=train.clip_low,
@@ -246,10 +246,11 @@ def _advice(session: Session) -> str:
 
 
 def respond(session: Session, texts: Sequence[Sequence[str]]) -> Rollouts:
-    """Responses that somebody else gave, as if they had been drawn: texts [P][V], V the same for all, none empty.
+    """Make rollouts of texts that you have, as if they had been drawn. texts [P][V]: V is the same for all, and no text
+    is empty.
 
-    They are encoded as they stand, without a token that ends them; `logps`, which are not known, are zeros. Raises
-    InputError for other texts, and for one of more than rollout.max_tokens tokens.
+    Texts are encoded as they are, without a token that ends them. `logps` are not known, and are zeros. Raises
+    InputError for other texts, and for a text of more than rollout.max_tokens tokens.
     """
     ids = [[session.inputs.tokenizer(one, add_special_tokens=False)["input_ids"] for one in group] for group in texts]
     if len({len(group) for group in ids}) != 1 or not all(row for group in ids for row in group):
@@ -277,13 +278,15 @@ def score(session: Session, rows: TrainBatch, *, model: str = POLICY) -> jax.Arr
 
 
 def entropies(session: Session, rows: TrainBatch, *, model: str = POLICY) -> jax.Array:
-    """The same of the entropies, in nats, of what each token was drawn from."""
+    """Entropies, in nats, of the distributions that the tokens were drawn from; shape and errors are those of
+    `score`."""
     with jax.set_mesh(session.inputs.mesh):
         return _learner(session, model).entropies(_at_work(session, session.state.models[model].params), rows)
 
 
 def rate(session: Session, model: str = POLICY) -> float:
-    """The learning rate of a model's next update. The policy's counts training steps; others stay."""
+    """The learning rate of the next update of a model. The rate of the policy follows the schedule; others are
+    constant."""
     config, total = session.config, session.inputs.total_steps
     if model == CRITIC:
         return config.critic.learning_rate
@@ -322,9 +325,9 @@ def update(session: Session, rows: TrainBatch, numbers: Numbers) -> tuple[Sessio
 
 
 def save(session: Session, checkpoints: Checkpoints, meta: Mapping[str, Any] | None = None) -> bool:
-    """Start saving the state, under the number of finished steps, with `meta`, a JSON object beside it. Returns False,
-    with nothing done, if that step is saved already. With checkpoint.weights_only it is the policy's parameters alone,
-    which no run can go on from, and `meta` says so."""
+    """Start saving the state under the number of finished steps, with `meta`, a JSON object, beside it. Returns False,
+    and does nothing, if that step is saved already. With checkpoint.weights_only only the parameters of the policy are
+    saved. No run can continue from these, and `meta` says so."""
     if not session.config.checkpoint.weights_only:
         return checkpoints.save(session.step, session.state, meta or {})
     weights_alone = TrainState(session.state.step, {POLICY: Model(session.state.policy.params, None)})

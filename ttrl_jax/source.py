@@ -31,7 +31,7 @@ _CHECKOUT = Path(__file__).resolve().parent.parent  # whose configs/ has the qui
 
 
 def is_local(path: str) -> bool:
-    """Whether model.path is a folder or a file here, and no name on the hub."""
+    """Whether model.path is a folder or a file on this machine, not a name on the hub."""
     return Path(path).expanduser().exists()
 
 
@@ -66,8 +66,9 @@ def text_fingerprint(source: Path) -> str:
 
 
 def model_source(path: str, *, key: str = "model.path") -> Path:
-    """A local Hugging Face folder or GGUF file: `path` itself, or the hub's files of that name, downloaded (with
-    progress) or cached. Raises InputError if there is none, which calls what to change `key`."""
+    """A local Hugging Face folder or GGUF file: `path` itself, or the files of the hub's model of that name, which are
+    downloaded (with progress) or taken from the cache. Raises InputError if there is no such model; its sentence names
+    `key` as the key to change."""
     local = places.local(path, flag=key)
     if local.is_dir() or (local.is_file() and local.suffix == ".gguf"):
         return local

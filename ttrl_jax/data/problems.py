@@ -1,4 +1,4 @@
-"""Questions from a local file, a built-in task or the Hugging Face hub, and the order of their visits."""
+"""Questions from a local file, a built-in task or the Hugging Face hub, and the order in which training visits them."""
 
 import math
 import re
@@ -36,8 +36,8 @@ class Problem:
 
 
 def truths(batch: Sequence[Problem]) -> list[str | None] | None:
-    """The data set's answers to a batch, None for each question without; None alone where no question has one. Nothing
-    else reads `Problem.truth`."""
+    """The answers that the data set has for a batch, with None for a question without one; just None if no question has
+    one. Nothing else reads `Problem.truth`."""
     found = [problem.truth for problem in batch]
     return None if all(truth is None for truth in found) else found
 
@@ -45,9 +45,9 @@ def truths(batch: Sequence[Problem]) -> list[str | None] | None:
 class Problems:
     """Problems in the order of training: each episode is a fresh permutation, cut into steps of `batch`.
 
-    The order depends on (seed, episode) alone, so a resumed run needs no state. Where `batch` does not divide their
-    number, the last step of each episode has those that are left at its permutation's end, or, with `drop_last` (of the
-    reference), they are left out.
+    The order depends only on (seed, episode), so a resumed run needs no state. If `batch` does not divide the number of
+    problems, the last step of an episode has those that are left at the end of the permutation. With `drop_last`, as in
+    the reference, these are left out.
 
     Raises InputError if a step wants more problems than there are.
     """
@@ -102,17 +102,17 @@ def load(
     path: a .json or .jsonl (objects, or texts alone), .csv or .tsv (with a header), .txt (a question a line) or
         .parquet file; "builtin:NAME", a task of generate.py; a hub data set's name; or a folder in the hub's layout.
     split, subset: of a hub data set or a folder. A file and a built-in task have neither.
-    question_column, truth_column: names, with dots for what lies in a column of objects. One that has its default name
-        ("prompt", "answer") and is not there is looked for among QUESTION_COLUMNS or TRUTH_COLUMNS, and taken where
-        only one of these is. A question is text, or messages with one turn of the user. Without a truth column every
-        truth is None; a row may be without.
+    question_column, truth_column: names of columns; a name with dots leads into a column of objects. If a name is the
+        default ("prompt", "answer") and there is no such column, one of QUESTION_COLUMNS or TRUTH_COLUMNS is taken, if
+        just one of them is there. A question is text, or messages with one turn of the user. Without a truth column
+        every truth is None; a row may be without a truth.
     level: keep the rows whose column `level` is this: a number, or text such as "Level 3"; None keeps all.
     limit: keep the first so many of these; None keeps all.
-    read_truths: what becomes of the truths of all rows as they stand, before the problems have them.
-    say: gets a line on whatever was found, or is out of the ordinary.
-    seed: with the question's id, fixes the order of the options where the data has the columns of GPQA ("Question",
-        "Correct Answer", "Incorrect Answer 1" to "3"): its prompts have the options in lines, its truths are letters
-        (`options.with_options`).
+    read_truths: turns the truths of all rows, as the file has them, into those of the problems.
+    say: gets a line about a choice that was made, or about something unusual.
+    seed: if the data has the columns of GPQA ("Question", "Correct Answer", "Incorrect Answer 1" to "3"), the seed and
+        the id of a question decide the order of its options. The prompts have the options in lines, and the truths are
+        letters (`options.with_options`).
 
     Raises InputError for anything that cannot be read as asked.
     """

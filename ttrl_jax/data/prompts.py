@@ -21,8 +21,8 @@ Turn = dict[str, str]  # of a chat: "role" and "content"
 
 
 def turns(question: str, *, system: str, prefix: str, suffix: str) -> list[Turn]:
-    """The turns of a chat that ask a question: prefix + question + suffix as the user's, after a system turn unless
-    `system` is empty (a chat template may then insert its own)."""
+    """The turns of a chat that ask a question: a system turn, and a user turn with prefix + question + suffix. If
+    `system` is empty there is no system turn (a chat template may then insert its own)."""
     first = [{"role": "system", "content": system}] if system else []
     return [*first, {"role": "user", "content": prefix + question + suffix}]
 

@@ -17,8 +17,8 @@ Stops = dict[int, tuple[str, ...]]  # id -> from where it is known, in words
 
 
 def of_run(tokenizer: PreTrainedTokenizerBase, files: Stops, *, end_of_turn: bool, texts: Sequence[str]) -> Stops:
-    """What ends the responses of a run: what the files say, the end of a turn of the chat template if the prompts are
-    made by it, and what rollout.stop adds."""
+    """The tokens that end the responses of a run: those that the files name, the token that ends a turn of the chat
+    template if the template makes the prompts, and those that rollout.stop adds."""
     return joined([files, of_template(tokenizer) if end_of_turn else {}, of_texts(tokenizer, texts)])
 
 
@@ -54,7 +54,7 @@ def of_template(tokenizer: PreTrainedTokenizerBase) -> Stops:
 
 
 def of_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Stops:
-    """All tokens, special ones too, whose own text has one of `texts` in it: "\\n" gives those that end a line.
+    """All tokens, special ones too, whose text contains one of `texts`: "\\n" gives those that end a line.
 
     Raises InputError for a text that no single token has.
     """
@@ -81,7 +81,7 @@ def joined(several: Iterable[Mapping[int, tuple[str, ...]]]) -> Stops:
 
 
 def silent(tokenizer: PreTrainedTokenizerBase, stops: Iterable[int]) -> frozenset[int]:
-    """Ids that are no text of a response: those that end one and the padding, where they are special tokens."""
+    """Ids that are not part of the text of a response: special tokens that end a response or are padding."""
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(special & {*stops, tokenizer.pad_token_id})
 

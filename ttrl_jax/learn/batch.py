@@ -6,7 +6,7 @@ from ttrl_jax.records import Prompts, Rollouts, TrainBatch, padded_length
 
 
 def full_rows(rows: int, *, length: int, tokens: int) -> TrainBatch:
-    """Rows of `length` tokens, the last `tokens` of which are the response. No two have the same prompt."""
+    """Rows of `length` tokens. The last `tokens` tokens of a row are the response. No two rows have the same prompt."""
     ids = np.zeros((rows, length), np.int32)
     ids[:, 0] = np.arange(rows)
     return TrainBatch(

@@ -1,9 +1,9 @@
 """How rewards become advantages: pure functions on the host, one for each algorithm. Rewards keep the group axis,
 [P, G]; advantages, values and returns are per token, [R, T'], R = P * G, in the order of the rows.
 
-In all of them mask is float32 [R, T'], 1 on response tokens, and a verdict is that on the samples that are trained on:
-rewards and bonus float32 [P, G], scale float32 [P]. A scale of 0 takes away what a question teaches; its tokens still
-count. The bonus is added at the end.
+All functions take the same two arguments. mask is float32 [R, T'], 1 on response tokens. verdict is the verdict on the
+samples that are trained on: rewards and bonus float32 [P, G], scale float32 [P]. With a scale of 0 a question teaches
+nothing, but its tokens still count in means. The bonus is added at the end.
 """
 
 import math
@@ -22,8 +22,9 @@ Credited = tuple[np.ndarray, dict[str, float]]  # advantages float32 [R, T'], 0 
 
 
 def of_groups(verdict: Verdict, mask: np.ndarray, rule: Callable[[np.ndarray], np.ndarray]) -> Credited:
-    """scale * rule(rewards) + bonus, the same for all tokens of a response: GRPO with `group_normalised` or `entropic`,
-    Dr. GRPO with `centred`, RLOO with `leave_one_out`. Beside the advantages their mean, max and min over responses."""
+    """Advantages scale * rule(rewards) + bonus, the same for all tokens of a response, and their mean, max and min over
+    responses. The rule of GRPO is `group_normalised` or `entropic`, that of Dr. GRPO `centred`, that of RLOO
+    `leave_one_out`."""
     groups = verdict.scale[:, None] * rule(verdict.rewards) + verdict.bonus
     return groups.reshape(-1, 1) * mask, _spread(groups)
 
@@ -63,9 +64,9 @@ def leave_one_out(rewards: np.ndarray) -> np.ndarray:
 def entropic(rewards: np.ndarray) -> np.ndarray:
     """The entropic advantage of TTT-Discover (arXiv 2601.16175): float32 [P, G] -> e_i / mean of the others' e - 1.
 
-    e_i = exp(beta (r_i - max r)), with beta >= 0 so that KL(softmax(beta r) || uniform) is ln 2, found by doubling and
-    bisection, at most 1e6. A group that has no such beta is pushed as far as that goes; a unanimous group, and a group
-    of one, get zeros.
+    e_i = exp(beta (r_i - max r)). beta >= 0 is chosen so that KL(softmax(beta r) || uniform) is ln 2. It is found by
+    doubling and bisection, and is at most 1e6, also where no beta reaches ln 2. A unanimous group, and a group of one,
+    get zeros.
     """
     return np.stack([_entropic(group) for group in np.asarray(rewards, np.float64)]).astype(np.float32)
 
@@ -95,9 +96,9 @@ def ppo(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, dict[str, float]]]:
     """Generalised advantages (arXiv 1506.02438), whitened over all tokens, and the returns that the critic learns.
 
-    values float32 [R, T'], the critic's before its update; the reward comes with the last token (verl 0.4.1,
-    core_algos.compute_gae_advantage_return) -> advantages, returns float32 [R, T'], 0 where there is no token; and what
-    is worth logging, of advantages and of the critic.
+    values: float32 [R, T'], of the critic before its update. The reward comes with the last token (verl 0.4.1,
+    core_algos.compute_gae_advantage_return). Returns advantages and returns, float32 [R, T'], 0 where there is no
+    token, and metrics of the advantages and of the critic.
     """
     rewards = verdict.rewards.reshape(-1, 1) * _last(mask)
     raw = gae(rewards, values, mask, gamma=gamma, lam=lam)
@@ -141,10 +142,11 @@ def prime(
 ) -> tuple[np.ndarray, dict[str, dict[str, float]]]:
     """PRIME's advantages (arXiv 2502.01456), as its code has them (recipe/prime/prime_core_algos.py, prime_dp_rm.py).
 
-    log_ratios float32 [R, T'], log pi - log pi_start of the process model. Each token's reward is beta times its own,
-    the last one's 0, all divided by the largest sum of what is left of a response, and less the other responses' mean;
-    the outcome, agreement with the label, comes with the last token, less the others' mean. Both are weighed, summed up
-    from each token to the end, and whitened.
+    log_ratios: float32 [R, T'], log pi - log pi_start of the process model. The reward of a token is beta times its
+    log-ratio, and 0 for the last token. These rewards are divided by the largest absolute sum from any token to the end
+    of its response, and the mean of the other responses is subtracted. The outcome is agreement with the label; it
+    comes with the last token, less the mean of the other responses. Both rewards are multiplied by their weights,
+    summed up from each token to the end, and whitened.
     """
     shape, last = verdict.rewards.shape, _last(mask)
     process = beta * log_ratios * mask * (1 - last)
@@ -163,8 +165,8 @@ def prime(
 
 
 def ordered_pairs(scores: np.ndarray, rewards: np.ndarray) -> float:
-    """The share of pairs of one question with different rewards that scores [P, G] order as rewards [P, G] do; 0.5
-    without any pair. Equal scores count half."""
+    """Of the pairs of responses to one question with different rewards [P, G], the share that scores [P, G] put in the
+    same order. Equal scores count half. The result is 0.5 if there is no such pair."""
     better = rewards[:, :, None] > rewards[:, None, :]
     right = np.where(scores[:, :, None] > scores[:, None, :], 1.0, 0.5 * (scores[:, :, None] == scores[:, None, :]))
     return float(right[better].mean()) if better.any() else 0.5
@@ -176,7 +178,7 @@ def _last(mask: np.ndarray) -> np.ndarray:
 
 
 def _to_the_end(x: np.ndarray) -> np.ndarray:
-    """Of each token the sum from it to the end of its row."""
+    """For each token the sum from this token to the end of its row."""
     return np.cumsum(x[:, ::-1], 1)[:, ::-1]
 
 

@@ -16,7 +16,7 @@ Params = dict[str, Any]  # {"head": {"weight": [D], "bias": []}}, with a trunk o
 
 
 def trunk_of(params: decoder.Params) -> decoder.Params:
-    """What a critic needs of a decoder's parameters (or of their layout): all but a table of output."""
+    """The part of a decoder's parameters (or of their layout) that a critic needs: all but an output table."""
     return {name: leaf for name, leaf in params.items() if name != "head"}
 
 

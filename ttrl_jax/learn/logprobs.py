@@ -69,8 +69,9 @@ def _logits(table: jax.Array, states: jax.Array, temperature: float) -> jax.Arra
 
 
 def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both over the last axis, float32 [X, C, W] -> [X, C], in one pass: apart, XLA's CPU backend stores each several
-    times over. By columns first, since one number after the other would lose digits."""
+    """The sums of both over the last axis, float32 [X, C, W] -> [X, C], in one pass. In two passes, the CPU backend of
+    XLA would store each of them several times. Columns are added first, since adding one number after the other would
+    lose digits."""
     pad = [(0, 0), (0, 0), (0, -x.shape[-1] % VECTOR)]
     x, y = (jnp.pad(z, pad).reshape(*z.shape[:-1], -1, VECTOR) for z in (x, y))
     zeros = (jnp.zeros((), x.dtype),) * 2

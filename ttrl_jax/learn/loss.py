@@ -1,4 +1,5 @@
-"""Losses, token by token. Sums, not means: who adds up micro-batches divides by the minibatch's tokens once."""
+"""Losses of tokens. They return sums, not means: the update adds up micro-batches, and divides once by the number of
+tokens in the minibatch."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ Sums = dict[str, jax.Array]
 
 @dataclass(frozen=True)
 class Loss:
-    """What an update makes smaller, and what it has to know of it beforehand."""
+    """A loss that an update minimises, and what the update must know about it beforehand."""
 
     # (scores, entropies, numbers, mask) -> the loss summed over the tokens in mask, and sums of what is worth logging.
     # All float32 of one shape. scores: log-probs, or a critic's values, whose entropies are zeros. numbers: those of
@@ -43,9 +44,10 @@ def grpo(
     entropy_coef: float,
     row_counts: float | None = None,
 ) -> Loss:
-    """The loss of GRPO, RLOO, PPO's actor and PRIME's policy, `token_sums` with these scalars: a mean over tokens.
+    """The loss of GRPO, RLOO, PPO's actor and PRIME's policy: `token_sums` with these scalars, a mean over tokens.
 
-    row_counts: what each row counts, not its tokens: the most tokens of a response in Dr. GRPO (arXiv 2503.20783).
+    row_counts: if given, the loss is divided by the number of rows times this, not by their tokens. Dr. GRPO gives the
+    largest number of tokens that a response may have (arXiv 2503.20783).
     """
     scalars = dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
     scalars |= dict(kl_coef=kl_coef, entropy_coef=entropy_coef)
@@ -154,8 +156,9 @@ def token_sums(
 def value_sums(
     values: jax.Array, entropies: jax.Array, numbers: Mapping[str, jax.Array], mask: jax.Array, *, clip: float
 ) -> tuple[jax.Array, Sums]:
-    """Half the squared distance from the returns, of the value or of one that has moved at most `clip`, whichever is
-    farther (verl core_algos.compute_value_loss), summed over tokens.
+    """Half the squared distance between values and returns, summed over tokens. A value that has moved by more than
+    `clip` is also counted as one that has moved by `clip`, and the larger distance is taken (verl
+    core_algos.compute_value_loss).
 
     values, mask and the numbers "returns" and "old", the values before the first optimizer step: float32, of one shape.
     """

@@ -1,4 +1,4 @@
-"""Rows of like length, cut into pieces of one forward and backward pass each."""
+"""Rows of similar length, cut into micro-batches: the rows of one forward and backward pass."""
 
 import dataclasses
 import functools
@@ -20,9 +20,9 @@ WORTH_PACKING = 12  # sixteenths: with more tokens than that, whole rows cost no
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one pass, split evenly over X shards: the devices that rows are split over, so that each looks up only
-    its own. The response tokens stand apart from their rows, in Z chunks of C places for each shard; the first `chunks`
-    of them hold all that is real."""
+    """The rows of one pass, split evenly over X shards. A shard is a device (or a group of them) that has its own rows.
+    The response tokens are kept apart from the rows, in Z chunks of C places for each shard. All real tokens are in the
+    first `chunks` chunks."""
 
     ids: Any  # int32 [R, T], prompt then response, padded on the right; a shard's rows follow each other; or, packed:
     packing: Packing | None  # of the tokens `ids` [X, N], without each response's last, after which nothing is drawn
@@ -34,7 +34,7 @@ class MicroBatch:
     chunks: Any  # int32 []
 
     def take(self, numbers: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
-        """Of numbers [R, T'] those of the tokens of this micro-batch, [X, Z, C], 0 where there is none.
+        """Take from numbers [R, T'] those of the tokens of this micro-batch, [X, Z, C], 0 where there is no token.
 
         What is on the host stays there; what is on the devices goes to those that have the rows.
         """
@@ -56,7 +56,7 @@ class MicroBatch:
 
 @functools.partial(jax.jit, static_argnames=("shape",))
 def zeros(shape: tuple[int, int]) -> jax.Array:
-    """Numbers [R, T'] to `put` scores into: float32, whole on every device."""
+    """An array of zeros, float32 [R, T'], for `put`. Every device holds all of it."""
     return constrain(jnp.zeros(shape, jnp.float32), None, None)
 
 
@@ -87,10 +87,11 @@ def micro_batches(
 
 
 def few_shapes(*, tokens: int, rows: int, longest: int) -> tuple[int, list[tuple[int, int]]]:
-    """Of micro-batches that have few: the tokens of a shard, and the rows and places that they are attended to in.
+    """The shapes of micro-batches where a run has few of them: how many tokens a shard computes, and the one or two
+    shapes (rows, places) in which attention sees them.
 
-    rows: of a shard in a minibatch; their tokens are the most that there is to compute. Rows that are as long as half
-    of the longest fill one of the first kind, and a sixth of it one of the second.
+    rows: rows of a shard in a minibatch; no micro-batch is larger than their tokens. In the first shape, rows with half
+    of the greatest length fill a micro-batch; in the second, rows with a sixth of it do.
     """
     width = padded_length(longest, longest)
     half = -(-width // (2 * VECTOR)) * VECTOR
@@ -101,8 +102,8 @@ def few_shapes(*, tokens: int, rows: int, longest: int) -> tuple[int, list[tuple
 def _few(
     batch: TrainBatch, rows: np.ndarray, *, shards: int, tokens: int, chunk: int, full: int, longest: int
 ) -> list[MicroBatch]:
-    """Packed without much padding: each micro-batch takes the longest row that is left, and every row after it for
-    whose tokens it has room, its prompt's aside where that is there already."""
+    """Micro-batches of few shapes, packed without much padding. Each takes the longest row that is left. Then it takes
+    every later row for whose tokens it has room. The tokens of a prompt that it already has do not count."""
     size, kinds = few_shapes(tokens=tokens, rows=-(-full // shards), longest=longest)
     lengths = batch.prompt_lengths + batch.mask.sum(1).astype(np.int32)
     order, pieces = rows[np.argsort(-lengths[rows], kind="stable")].tolist(), []
@@ -131,10 +132,11 @@ def _few(
 def _many(
     batch: TrainBatch, rows: np.ndarray, *, shards: int, tokens: int, chunk: int, full: int, longest: int
 ) -> list[MicroBatch]:
-    """The longest come first; each micro-batch is padded to the rung of its longest (records.padded_length). How many
-    rows go together depends only on that rung and on `full`; or it is a half or a quarter of that, where no more have a
-    rung of more than half of it. Prompts that several rows have are computed once, and padding not at all, where that
-    makes a quarter of the tokens less."""
+    """Micro-batches of many shapes. The longest rows come first. All rows of a micro-batch are padded to one length,
+    the `padded_length` of its longest row. That length and `full` decide how many rows it has. If half, or a quarter,
+    as many rows are enough for all rows longer than half of that length, it has half, or a quarter, as many. Where
+    packing saves a quarter of the tokens, the rows are packed: a prompt that several rows share is computed once, and
+    there is no padding."""
     lengths = batch.prompt_lengths + batch.mask.sum(1).astype(np.int32)
     rungs = np.array([padded_length(int(length), longest) for length in lengths], np.int32)
     order = rows[np.argsort(-lengths[rows], kind="stable")]
@@ -162,7 +164,8 @@ def _many(
 
 
 def _rows(full: int, most: int) -> int:
-    """Rows of a micro-batch, so that `full` rows are cut into as few even pieces as hold `most` each."""
+    """How many rows a micro-batch has if `full` rows are cut into as few pieces as possible, all of one size, of at
+    most `most` rows."""
     return -(-full // -(-full // most))
 
 
@@ -176,7 +179,8 @@ def _whole(batch: TrainBatch, rows: np.ndarray, width: int) -> np.ndarray:
 
 
 def _packed(batch: TrainBatch, rows: np.ndarray, width: int, size: int) -> tuple[np.ndarray, Packing, int]:
-    """The tokens of the same rows, int32 [X, size], how the rows are made of them, and how many a shard has at most."""
+    """The tokens of the rows, int32 [X, size]; the packing, which says how rows are made of tokens; and the largest
+    number of tokens that a shard has."""
     shards, height = rows.shape
     ids, positions, places = (np.zeros((shards, size), np.int32) for _ in range(3))
     index = np.zeros((shards, height, width), np.int32)
@@ -203,8 +207,8 @@ def _packed(batch: TrainBatch, rows: np.ndarray, width: int, size: int) -> tuple
 def _micro_batch(
     batch: TrainBatch, rows: np.ndarray, width: int, most: int, chunk: int, ids: np.ndarray, packing: Packing | None
 ) -> MicroBatch:
-    """The rows [X, rows of a shard] of a batch, which `ids` and `packing` hold, with what is asked of each token; most:
-    response tokens that a shard may have."""
+    """A micro-batch of the rows [X, rows of a shard] of a batch, whose tokens are `ids` and `packing`. most: how many
+    response tokens a shard may have."""
     shards, height = rows.shape
     # A quarter of what there may be: little is computed in vain, and the logits' programs stay as many as the rows'.
     slots = min(chunk, -(-most // 4))

@@ -8,10 +8,10 @@ import optax
 
 
 def make_optimizer(*, b1: float, b2: float, weight_decay: float, grad_clip: float) -> optax.GradientTransformation:
-    """Clip by global norm (grad_clip 0: not at all), then AdamW (arXiv 1711.05101) but for its learning rate, which
-    `apply` gives.
+    """Clip by global norm (grad_clip 0: do not clip), then AdamW (arXiv 1711.05101) without its learning rate, which
+    `apply` takes.
 
-    The rate comes from outside because the schedule counts training steps, of which each makes several updates.
+    The rate comes from outside because the schedule counts training steps, and one training step has several updates.
     """
     return optax.chain(
         optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity(),
@@ -28,8 +28,8 @@ def apply(params: Any, updates: Any, learning_rate: jax.Array) -> Any:
 def learning_rate(step: int, *, peak: float, total_steps: int, warmup: float) -> float:
     """The rate of training step `step` (from 0): linear warm-up over int(warmup * total_steps) steps, then cosine to 0.
 
-    The first step's rate is not 0 (the reference's is). Nor is the last one's, but it is near 0, as in the reference:
-    of n steps after the warm-up about (pi / 2n)^2 of the peak, 4.5e-5 with AIME's 240.
+    The rate of the first step is not 0 (in the reference it is). The rate of the last step is near 0, as in the
+    reference: with n steps after the warm-up about (pi / 2n)^2 of the peak, which is 4.5e-5 with the 240 steps of AIME.
     """
     ramp = int(warmup * total_steps)
     if step < ramp:

@@ -1,4 +1,4 @@
-"""The update: for each minibatch the gradient, a micro-batch at a time, and one optimizer step."""
+"""The update: for each minibatch, compute the gradient one micro-batch at a time, and take one optimizer step."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ Forward = Callable[..., tuple[jax.Array, jax.Array]]
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What is computed at once, see microbatch.micro_batches: memory, not maths. Other sizes change only rounding."""
+    """How much is computed at once (microbatch.micro_batches). Sizes change memory and rounding, and no result."""
 
     minibatch_rows: int  # rows of one optimizer step
     micro_tokens: int  # tokens of a shard, padding included, in one forward and backward pass
@@ -135,7 +135,7 @@ class Update:
         return self._scores(params, base, batch, self._all(batch))[0]
 
     def entropies(self, params: decoder.Params, batch: TrainBatch) -> jax.Array:
-        """The same of the entropies of what each token was drawn from, in nats."""
+        """Entropies, in nats, of the distributions that the tokens were drawn from; shapes are those of `score`."""
         return self._scores(params, None, batch, self._all(batch))[1]
 
     def _scores(
@@ -145,8 +145,8 @@ class Update:
         batch: TrainBatch,
         work: list[list[MicroBatch]],
     ) -> tuple[jax.Array, jax.Array]:
-        """Both, of the rows that are in the micro-batches of `work`. One micro-batch after the other: a CPU would start
-        them all, and the gradients of those that are done, and hold the memory of all of them."""
+        """Scores and entropies of the rows in the micro-batches of `work`. Each micro-batch waits for the one before.
+        Otherwise a CPU would start all of them at once, and hold the memory of all of them."""
         found = microbatch.zeros(batch.mask.shape), microbatch.zeros(batch.mask.shape)
         for micro in [micro for micros in work for micro in micros]:
             own = jax.block_until_ready(self._score(params, base, micro))
@@ -192,9 +192,9 @@ class Update:
         return list(found.values())
 
     def work(self, model: Model, *, base: decoder.Params | None, rows: int) -> Iterator[Callable[[], Any]]:
-        """What compiles the programs that take long, each of its own, where a run has few. Nothing runs.
+        """Functions that each compile one of the programs that take long, if a run has few programs. Nothing runs.
 
-        model, base: jax.ShapeDtypeStructs. rows: of a training step.
+        model, base: jax.ShapeDtypeStructs. rows: how many rows a training step has.
         """
         own_old = rows > self.sizes.minibatch_rows and self.loss.asks_old and "old" not in self.loss.names
         for micro in self.kinds():

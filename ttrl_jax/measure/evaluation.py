@@ -36,8 +36,9 @@ def measure(
 ) -> Measured:
     """Sample responses to questions as eval.* of the config says, and measure them.
 
-    key: of this set, the same at every step, so that two models are compared on the same random numbers. progress: as
-    in `sample`. Raises FloatingPointError, naming the set and a question, where logits are not finite.
+    key: the random key of this set. It is the same at every step, so that two models are compared on the same random
+    numbers. progress: as in `sample`. Raises FloatingPointError, which names the set and a question, if logits are not
+    finite.
     """
     task, config, known = questions.task, session.config.eval, truths(questions.items)
     prompts, rendered = (make(session, questions.items, task=task) for make in (encode, render))

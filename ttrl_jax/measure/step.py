@@ -1,4 +1,4 @@
-"""What is written down of a training step, besides what its votes and its update say."""
+"""The metrics of a training step: those of votes and update, and those of length, time and memory."""
 
 import resource
 import sys
@@ -59,8 +59,8 @@ class Seen:
 def step_metrics(
     session: Session, seen: Seen, learned: Mapping[str, dict[str, float]], seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """All metrics of a step; docs/metrics.md has their meaning. learned: what credit and update found, by group;
-    seconds: of the step's parts."""
+    """All metrics of a step; docs/metrics.md says what they mean. learned: the metrics of credit and update, by group.
+    seconds: how long each part of the step took."""
     verdict, task = seen.verdict, session.task
     flips, formed = [visit.flipped for visit in seen.visits], in_format(seen.rollouts.texts, task.in_format)
     votes = vote_metrics(seen.ballots, verdict, seen.chosen, flips, classes=task.classes)
@@ -98,7 +98,8 @@ def named(**groups: dict[str, float]) -> dict[str, float]:
 
 
 def speed(rollouts: Rollouts, seconds: float) -> dict[str, float]:
-    """Of sampling: tokens a second, and the share of the slots' steps that drew one (none where all end at once)."""
+    """Tokens that were sampled in a second, and the share of decode steps of all slots that drew a token (missing where
+    all samples end at once)."""
     found = {"sample_tokens_per_s": float(rollouts.lengths.sum() / seconds)}
     if rollouts.slot_steps:
         found["slot_use"] = float((rollouts.lengths - 1).sum() / rollouts.slot_steps)
@@ -115,7 +116,7 @@ def lengths(prompts: Prompts, rollouts: Rollouts) -> dict[str, float]:
 
 
 def memory() -> dict[str, float]:
-    """The most memory held so far, GB: of the first device where it says so, else of this process on the host."""
+    """The most memory held so far, in GB: that of the first device if JAX knows it, else that of this process."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return {"peak_gb": stats["peak_bytes_in_use"] / 1e9}

@@ -1,4 +1,4 @@
-"""What a run ends with."""
+"""The summary with which a run ends."""
 
 import textwrap
 from collections.abc import Mapping, Sequence

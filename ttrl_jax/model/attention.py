@@ -1,7 +1,7 @@
-"""The one door to attention: over a whole row (training, prefill) and of one new token over the cache (decoding).
+"""Attention: over a whole row (in training and prefill), and of one new token over the cache (in decoding).
 
-Whole rows go through one of three kernels. Which, is chosen once for a run and kept in ModelConfig.attention:
-"splash" on TPU and "cudnn" on NVIDIA GPUs never hold the scores [T, T] of a row; "xla" runs everywhere and does, of a
+One of three kernels computes whole rows. It is chosen once for a run, and kept in ModelConfig.attention. "splash" on
+TPUs and "cudnn" on NVIDIA GPUs never hold the scores [T, T] of a row. "xla" runs everywhere, and holds those of one
 layer at a time.
 """
 
@@ -26,8 +26,9 @@ _SPLASH_BLOCKS = (512, 256, 128)  # tokens; the last is a TPU's vector width, wh
 def choose(wanted: str, *, device: jax.Device, config: ModelConfig, dtype: jnp.dtype, length: int) -> tuple[str, str]:
     """The kernel for whole rows, and why, in words.
 
-    wanted: "auto", "xla", "cudnn" or "splash". device: one of those that the programs are compiled for. dtype: of
-    queries, keys and values. length: of the longest row, padding included. Raises InputError if `wanted` cannot run.
+    wanted: "auto", "xla", "cudnn" or "splash". device: one of the devices that the programs are compiled for. dtype:
+    the type of queries, keys and values. length: tokens of the longest row, with padding. Raises InputError if `wanted`
+    cannot run.
     """
     name = {"tpu": "splash", "gpu": "cudnn"}.get(device.platform, "xla") if wanted == "auto" else wanted
     obstacle = _obstacle(name, device, config, dtype, length)
@@ -60,7 +61,8 @@ def _obstacle(name: str, device: jax.Device, config: ModelConfig, dtype: jnp.dty
 
 
 def windows(config: ModelConfig, length: int) -> tuple[int | None, ...]:
-    """The window of each layer; None where it is not shorter than a row of `length` tokens, so that it hides none."""
+    """The window of each layer; None for a window that is not shorter than a row of `length` tokens, and hides
+    nothing."""
     each = config.windows or (None,) * config.layers
     return tuple(None if window is None or window >= length else window for window in each)
 

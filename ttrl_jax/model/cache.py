@@ -1,4 +1,4 @@
-"""The records that hold keys and values while sampling. Prompts are stored once and shared by their votes."""
+"""Records that hold keys and values while sampling. Each prompt is stored once, and all its votes share it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ def empty_suffix(config: ModelConfig, *, prompts: int, votes: int, slots: int, d
 
 
 def resize(layer: LayerCache, at: jax.Array, *, slots: int) -> LayerCache:
-    """The same ring of a layer with `slots` places, of which the first hold its last tokens, oldest first.
+    """The ring of a layer, resized to `slots` places. The first places hold the last tokens, the oldest first.
 
     at int32 []: the place that was to be written next; now it is min(slots, places before), modulo `slots`.
     """
@@ -72,6 +72,6 @@ def resize(layer: LayerCache, at: jax.Array, *, slots: int) -> LayerCache:
 
 
 def move(layer: LayerCache, source: jax.Array) -> LayerCache:
-    """The same cache of a layer with other slots: source int32 [G', S'] numbers the slots [G, S] they come from."""
+    """The cache of a layer, moved to other slots: source int32 [G', S'] says which slots [G, S] they come from."""
     group, slot = jnp.divmod(source, layer.k.shape[1])
     return jax.tree.map(lambda x: _pinned(x[group, slot]), layer)

@@ -1,8 +1,7 @@
 """ModelConfig: the shape of a decoder, read from a Hugging Face `config.json`.
 
-Each field of the file is used, or known not to change the numbers, or known to change them: then it must hold the one
-value that this decoder computes, and any other is an error that names it. Fields that nobody here has heard of are
-passed over, and told (`passed_over`).
+Each known field of the file is used, or it does not change the numbers, or it must hold the one value that this decoder
+computes; any other value is an error that names the field. Unknown fields are ignored, and named (`passed_over`).
 """
 
 import json
@@ -17,7 +16,7 @@ from ttrl_jax.model.rope import Rope, parse_rope
 
 @dataclass(frozen=True)
 class Family:
-    """How a model type differs from llama: in what it computes, and in what its config.json leaves unsaid."""
+    """How a model type differs from llama: in what it computes, and in the defaults of its config.json."""
 
     qkv_bias: bool = False
     qk_norm: bool = False  # RMSNorm of each head's queries and keys, before they are rotated
@@ -247,8 +246,7 @@ def _allowed(name: str, family: Family) -> tuple[Any, ...]:
 
 
 def passed_over(source: Path) -> list[str]:
-    """The fields of a folder's config.json that nobody here has heard of, of which it is not known that they change
-    nothing."""
+    """The unknown fields of a folder's config.json, which are ignored although they might change the numbers."""
     if source.is_file():
         return []
     fields = _fields(source / "config.json")

@@ -88,7 +88,7 @@ class Tensor:
         return np.asarray(gguf.dequantize(data[rows], kind)[:, *columns], np.float32)
 
     def _stored_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Where the rows, counted as in Hugging Face's tensor, lie in the file's."""
+        """Where the rows of the Hugging Face tensor are in the tensor of the file."""
         size = self._shape[0] // self._heads
         head, (half, i) = rows // size, np.divmod(rows % size, size // 2)
         return head * size + 2 * i + half

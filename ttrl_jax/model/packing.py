@@ -1,4 +1,4 @@
-"""Rows made of tokens that are computed once though several rows have them, and without padding."""
+"""Packing: a token that several rows share is computed once, and there is no padding."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from ttrl_jax.model.sharding import constrain
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Packing:
-    """X shards (the devices that rows are split over) of N tokens, which are those of R rows of T places."""
+    """How the N tokens of each of X shards (the devices that rows are split over) make R rows of T places."""
 
     positions: Any  # int32 [X, N], of each token in its row
     rows: Any  # int32 [X, R, T], which token is at each place of each row; any at the places of padding
@@ -27,7 +27,7 @@ class Packing:
         return _by_rows(_spread(x.reshape(*x.shape[:2], -1), self).reshape(shards * rows, length, *x.shape[2:]))
 
     def gather(self, x: jax.Array) -> jax.Array:
-        """The other way: values at the places of the rows [X * R, T, ...] -> those of the tokens [X, N, ...]."""
+        """The inverse of `spread`: values at the places of rows [X * R, T, ...] -> values of the tokens [X, N, ...]."""
         shards, rows, length = self.rows.shape
         found = _gather(x.reshape(shards, rows * length, -1), self)
         return found.reshape(*found.shape[:2], *x.shape[2:])

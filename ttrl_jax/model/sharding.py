@@ -121,13 +121,14 @@ def of_hosts(mesh: Mesh) -> Mesh:
 
 
 def on_this_host(x: jax.Array) -> jax.Array:
-    """What this host holds of an array on a mesh of hosts that each hold it whole, as an array of this host alone."""
+    """The copy that this host has of an array, as an array of this host alone. The mesh is one of hosts that each hold
+    the whole array."""
     sharding = NamedSharding(x.sharding.mesh.local_mesh, x.sharding.spec)
     return jax.make_array_from_single_device_arrays(x.shape, sharding, [part.data for part in x.addressable_shards])
 
 
 def stands_for_this_host(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The same as `on_this_host` for what stands for an array."""
+    """`on_this_host` for the shape, dtype and sharding of an array."""
     sharding = NamedSharding(x.sharding.mesh.local_mesh, x.sharding.spec)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 

@@ -34,7 +34,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: signature, and t
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a file, as lazy as a slice of safetensors."""
+    """A tensor of a file. Like a slice of safetensors it is read only when it is indexed."""
 
     dtype: str
     array: np.ndarray  # mapped from the disk

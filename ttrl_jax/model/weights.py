@@ -65,7 +65,7 @@ class Entry:
         return [axis for group in self.axes for axis in group]
 
     def _stored(self, group: tuple[int, ...], spans: list[range]) -> slice:
-        """Where the spans of our axes lie in the dimension there that runs over them."""
+        """Where the spans of our axes are in the dimension of the stored tensor that covers them."""
         first, *rest = group
         if any(len(spans[axis]) != self.ours[axis] for axis in rest):
             raise ValueError(f"{self.name}: a part of our axes {rest} is scattered over the stored tensor")
@@ -198,8 +198,8 @@ def stream_out(params: decoder.Params, config: ModelConfig) -> Iterator[tuple[st
 
 
 def fingerprint(source: Path) -> str:
-    """Tell one set of weights from another without reading them whole: SHA-256 over the config of a folder and, for
-    each weight file, its size and the first and last MiB."""
+    """A hash that tells one set of weights from another without reading them all: SHA-256 over the config of a folder
+    and, for each weight file, its size and the first and last MiB."""
     source = Path(source)
     digest = hashlib.sha256(b"" if source.is_file() else (source / "config.json").read_bytes())
     for path in [source] if source.is_file() else _files(source):
@@ -281,8 +281,9 @@ def _open(source: Path) -> dict[str, Any]:
 
 
 def read_model(source: Path) -> ModelConfig:
-    """The model that a Hugging Face folder or a GGUF file holds: what `read_config` says, but for a tied config beside
-    an output projection of its own that is another than the embedding table: that one is used, as transformers 5 does.
+    """The model that a Hugging Face folder or a GGUF file holds, as `read_config` says. There is one exception: if the
+    config is tied, but the files have an output projection that differs from the embedding table, the output projection
+    is used, as in transformers 5.
 
     Raises InputError as `read_config` does, and for weights that cannot be opened.
     """

@@ -132,7 +132,7 @@ def setting_of(
     questions: tuple[int, ...] | None,
     stop_ids: tuple[int, ...],
 ) -> Setting:
-    """questions: None where they are not known."""
+    """What is planned for. questions: None if they are not known."""
     most = max(1, config.rollout.rows // min(config.eval.samples, SHARING))
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor, devices=devices)
     require_fit(mesh, heads=model.heads)
@@ -142,7 +142,8 @@ def setting_of(
 
 
 def number_of_questions(config: FrozenConfigDict, given: list[str]) -> tuple[int, ...] | None:
-    """Of the data, and of each of eval.tasks; None if they are neither given nor here. Raises InputError."""
+    """The number of questions of the data, and of each of eval.tasks. None if they are neither given nor on this
+    machine. Raises InputError."""
     if given:
         sets = 1 + len(config.eval.tasks)
         if len(given) != sets or not all(number.isdigit() and int(number) > 0 for number in given):

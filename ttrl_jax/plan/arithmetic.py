@@ -1,7 +1,7 @@
-"""What the programs of a step compute and move, from the model's shape alone.
+"""How many operations the programs of a step take, and how many bytes they move, from the shape of the model alone.
 
-Padding, idle slots and what remat computes again count: chips spend time on them. XLA's own count takes the body of a
-loop once, so that it says nothing of a scan over layers or of a decode loop.
+Padding, idle slots and what remat computes again count, because chips spend time on them. XLA's own count takes the
+body of a loop once, so it cannot be used for a scan over layers or for a decode loop.
 """
 
 import math
@@ -19,19 +19,19 @@ from ttrl_jax.rollout.shapes import Shapes
 
 @dataclass(frozen=True)
 class Work:
-    """Of all chips together."""
+    """Operations and bytes of all chips together."""
 
     flops: float
     moved: float  # bytes from and to memory
 
     def seconds(self, chip: Chip, chips: int) -> float:
-        """The roofline: no less than the operations take, and no less than the bytes."""
+        """The roofline: the time for the operations or for the bytes, whichever is longer."""
         return max(self.flops / chip.flops, self.moved / chip.bandwidth) / chips
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Responses that are sampled together in a run: so many to each of so many questions, decoded on slots."""
+    """Responses that are sampled together in a run: `votes` responses to each of `questions` questions, on slots."""
 
     questions: int
     votes: int
@@ -46,7 +46,7 @@ class Draw:
 
     @property
     def parts(self) -> int:
-        """Prefills of a batch."""
+        """How many prefills a batch has."""
         return -(-self.at_once // self.prefill)
 
 
@@ -59,33 +59,34 @@ def draw(*, questions: int, votes: int, shapes: Shapes, length: int) -> Draw:
 
 
 def count(params: Any) -> int:
-    """Numbers in a tree of arrays."""
+    """How many numbers a tree of arrays has."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def chip_bytes(tree: Any) -> int:
-    """Bytes of a tree of laid out arrays on one chip."""
+    """How many bytes of a tree of arrays with shardings are on one chip."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def copies(mesh: jax.sharding.Mesh) -> int:
-    """Groups of chips that have the whole weights between them while they compute."""
+    """How many groups of chips there are that together hold all weights while they compute."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def pair_flops(model: ModelConfig) -> int:
-    """Of one token that looks at one token, in all layers: a product with its key and one with its value."""
+    """Operations for one token that attends to one token, in all layers: a product with its key and one with its
+    value."""
     return 4 * model.layers * model.heads * model.head_dim
 
 
 def cache_bytes(model: ModelConfig, tokens: int, *, itemsize: int) -> int:
-    """Of the keys and values of so many tokens."""
+    """Bytes of the keys and values of so many tokens."""
     return 2 * itemsize * model.layers * model.kv_heads * model.head_dim * tokens
 
 
 def forward_flops(model: ModelConfig, rows: int, length: int, *, logits: int, tokens: int | None = None) -> int:
-    """Of rows of `length` tokens, of which each sees those before it; logits: how many tokens in all have them; tokens:
-    how many the layers compute, where that is less than what the rows have."""
+    """Operations of a forward pass over rows of `length` tokens, in which a token sees those before it. logits: for how
+    many tokens logits are computed. tokens: how many tokens the layers compute, if fewer than the rows have."""
     tokens = rows * length if tokens is None else tokens
     weights = 2 * count(decoder.shapes(model)["blocks"]) * tokens
     pairs = rows * (length * (length - 1) // 2)
@@ -93,12 +94,13 @@ def forward_flops(model: ModelConfig, rows: int, length: int, *, logits: int, to
 
 
 def copy_work(model: ModelConfig, mesh: jax.sharding.Mesh, *, itemsize: int) -> Work:
-    """Of float32 masters, for each group of chips, into the type that samples."""
+    """The work of copying the float32 masters into the type that samples, for each group of chips."""
     return Work(0, (4 + itemsize) * count(decoder.shapes(model)) * copies(mesh))
 
 
 def prefill_work(model: ModelConfig, drawn: Draw, mesh: jax.sharding.Mesh, *, length: int, itemsize: int) -> Work:
-    """Of all questions, padded to `length` tokens. Each is computed by all chips that share its votes (fsdp)."""
+    """The work of the prefill of all questions, padded to `length` tokens. All chips that share the votes on a question
+    (fsdp) compute its prompt."""
     computed = drawn.batches * drawn.parts * drawn.prefill * mesh.shape["fsdp"]
     weights = drawn.batches * drawn.parts * itemsize * count(decoder.shapes(model)) * copies(mesh)
     cache = cache_bytes(model, computed * length, itemsize=itemsize)
@@ -108,8 +110,9 @@ def prefill_work(model: ModelConfig, drawn: Draw, mesh: jax.sharding.Mesh, *, le
 def decode_work(
     model: ModelConfig, drawn: Draw, mesh: jax.sharding.Mesh, *, length: int, tokens: int, itemsize: int
 ) -> Work:
-    """Of all responses of `tokens` tokens to prompts padded to `length`. Each step computes a token for each slot, and
-    reads the weights, a prompt's cache once on each chip that has votes of it, and the places of each slot's own."""
+    """The work of decoding all responses of `tokens` tokens to prompts padded to `length`. Each step computes a token
+    for each slot. It reads the weights, the cache of a prompt once on each chip that has votes on it, and the own cache
+    of each slot."""
     rounds = drawn.batches * -(-drawn.at_once * drawn.votes // drawn.slots.size)
     places_read = sum(next(size for size in drawn.sizes if size >= made) for made in range(1, tokens))
     seen = drawn.slots.size * (places_read + (tokens - 1) * length)
@@ -123,5 +126,5 @@ def decode_work(
 
 
 def step_work(parameters: int, steps: int) -> Work:
-    """Of optimizer steps: the gradient is read; masters and two moments in float32 are read and written."""
+    """The work of optimizer steps: the gradient is read; masters and two moments in float32 are read and written."""
     return Work(0, 4 * 7 * parameters * steps)

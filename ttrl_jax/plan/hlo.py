@@ -1,4 +1,4 @@
-"""What XLA made of a program, read out of its text: what its loops move, copy and start."""
+"""Read the text of a program that XLA has compiled: what its loops move, copy and start."""
 
 import re
 from collections import Counter
@@ -35,7 +35,7 @@ def loop_collectives(hlo: str) -> list[dict[str, Any]]:
 
 
 def loop_copies(hlo: str) -> list[dict[str, Any]]:
-    """Likewise the copies, from one memory or layout to another."""
+    """The copies inside a program's loops, from one memory or layout to another, as for `loop_collectives`."""
     return _listed(hlo, COPY)
 
 
@@ -71,7 +71,7 @@ def _listed(hlo: str, pattern: re.Pattern) -> list[dict[str, Any]]:
 
 
 def _bytes(shape: str) -> int:
-    """Of the largest array of a type as XLA writes it."""
+    """Bytes of the largest array in a type as XLA writes it."""
     sizes = [
         BYTES[dtype] * int(np.prod([int(n) for n in dims.split(",") if n]))
         for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape)

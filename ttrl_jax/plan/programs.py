@@ -165,7 +165,7 @@ class Compiler:
                 self.learning(name)
 
     def _micros(self, learner: Update) -> list[MicroBatch]:
-        """Those of an optimizer step, all of whose responses reach their limit."""
+        """The micro-batches of an optimizer step in which all responses reach their limit."""
         prompt, tokens = self.setting.config.prompt.max_tokens, self.setting.config.rollout.max_tokens
         batch = full_rows(learner.sizes.minibatch_rows, length=prompt + tokens, tokens=tokens)
         return learner.micro_batches(batch, np.arange(len(batch.mask)))
@@ -330,7 +330,7 @@ class Compiler:
         return _outputs(lowered, done)
 
     def _compiled(self, lowered: jax.stages.Lowered, label: str) -> jax.stages.Compiled:
-        """Where a run has few programs, an evaluation's are those of a step."""
+        """Compile the programs of an evaluation; if a run has few programs, they are those of a training step."""
         text = lowered.as_text()
         if text not in self._done:
             try:
@@ -350,7 +350,7 @@ def total(works: Any) -> Work:
 
 
 def _forward_flops(model: ModelConfig, micro: MicroBatch, length: int) -> int:
-    """Of a micro-batch whose rows are padded to `length`, on all shards."""
+    """Operations of a forward pass over a micro-batch whose rows are padded to `length`, on all shards."""
     shards, _, slots = micro.tokens.shape
     rows = micro.packing.rows.shape[0] * micro.packing.rows.shape[1] if micro.packing else len(micro.ids)
     logits = shards * int(micro.chunks) * slots

@@ -1,4 +1,5 @@
-"""Where the settings do not fit: the nearest that should, by arithmetic. XLA has the last word (programs.py)."""
+"""Find the nearest settings that should fit, by arithmetic, if those of the config do not. XLA decides
+(programs.py)."""
 
 import dataclasses
 import itertools
@@ -28,7 +29,7 @@ class Estimate:
 
 
 def estimates(setting: Setting) -> dict[str, Estimate]:
-    """Of the programs that may need the most, by name."""
+    """The estimates for the programs that may need most memory, by name."""
     layout = setting.layout()
     state, start = chip_bytes((layout, setting.start(layout))), chip_bytes(setting.start(layout))
     copied = chip_bytes(copies.layout(setting.model, setting.mesh, setting.dtype))
@@ -98,8 +99,8 @@ def changed(setting: Setting, change: dict[str, int]) -> Setting:
 
 
 def _prefill_bytes(setting: Setting, drawn: Draw) -> float:
-    """Of keys and values that come out, and of what one layer computes; and of the table of embeddings, which is
-    gathered where the vocabulary is split."""
+    """Bytes of the keys and values that a prefill returns, of what one layer computes, and of the embedding table,
+    which is gathered if the vocabulary is split."""
     model, mesh, item = setting.model, setting.mesh, setting.dtype.itemsize
     tokens = drawn.prefill * setting.prompt_tokens / mesh.shape["data"]
     kept = (drawn.parts - 1) * tokens * _token_bytes(setting)
@@ -109,7 +110,8 @@ def _prefill_bytes(setting: Setting, drawn: Draw) -> float:
 
 
 def _decode_bytes(setting: Setting, drawn: Draw) -> float:
-    """Of the keys and values of prompts, as they are and for each group of slots, and of responses; and of logits."""
+    """Bytes of the keys and values of prompts (once for each prompt, and once for each group of slots) and of
+    responses, and bytes of the logits."""
     config, mesh = setting.config, setting.mesh
     prompts = (drawn.parts * drawn.prefill + drawn.slots.groups) / mesh.shape["data"] * setting.prompt_tokens
     slots = drawn.slots.size / (mesh.shape["data"] * mesh.shape["fsdp"])
@@ -118,16 +120,16 @@ def _decode_bytes(setting: Setting, drawn: Draw) -> float:
 
 
 def _token_bytes(setting: Setting) -> float:
-    """Keys and values of one token on a chip: kv heads are split over tensor where that divides them."""
+    """Bytes of the keys and values of one token on a chip. kv heads are split over `tensor` if it divides them."""
     tensor, model = setting.mesh.shape["tensor"], setting.model
     parts = tensor if model.kv_heads % tensor == 0 else 1
     return cache_bytes(model, 1, itemsize=setting.dtype.itemsize) / parts
 
 
 def _gradient_bytes(setting: Setting, params: int) -> float:
-    """Of the longest micro-batch on its way back: its own gradient, and the weights in the type that computes; what
-    goes into each layer, twice, its places split over tensor; what a layer needs (all of it at once without remat); a
-    chunk of logits."""
+    """Bytes that the backward pass of the longest micro-batch needs: the gradient, the weights in the type that
+    computes, the inputs of all layers (twice, with places split over tensor), what a layer computes (without remat,
+    what all layers compute), and a chunk of logits."""
     config, model, tensor = setting.config, setting.model, setting.mesh.shape["tensor"]
     tokens = max(config.train.micro_tokens, programs.row_tokens(config))
     item, layers = setting.dtype.itemsize, 1 if config.train.remat else model.layers

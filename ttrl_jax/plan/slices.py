@@ -15,7 +15,7 @@ TPUS = ("v5e", "v5p", "v6e")
 
 
 def devices(topology: str) -> list[jax.Device]:
-    """Those that --topology names, or of this machine. Raises InputError for what cannot be planned for."""
+    """The devices that --topology names, or those of this machine. Raises InputError if it names no known devices."""
     if not topology:
         return distributed.devices()
     kind, colon, shape = topology.partition(":")
@@ -32,7 +32,7 @@ def devices(topology: str) -> list[jax.Device]:
 
 
 def _slice(topology: str, sizes: list[int]) -> list[jax.Device]:
-    """Those of a TPU slice."""
+    """The devices of a TPU slice."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             '--topology needs the TPU compiler, libtpu, which is not installed; run: pip install -e ".[tpu]"'

@@ -1,4 +1,4 @@
-"""Compare votes and rewards with the truth. For people to read: nothing here is trained on."""
+"""Compare votes and rewards with the truth. The numbers are for people to read: nothing is trained on them."""
 
 from collections.abc import Callable, Sequence
 
@@ -43,9 +43,9 @@ def audit(
     Returns means over the questions that have a truth. Correct means: in the class of the truth.
       truths                      how many have one; only where others have none
       label_accuracy              share of questions whose label is the truth
-      reward_accuracy             share of the chosen samples that agree with the label (1) or do not (0) as they do
-                                  with the truth. So it says the same of the vote whatever the rewards add to that
-                                  or make of it: a format, a vote share
+      reward_accuracy             share of the chosen samples whose agreement with the label (1 or 0) is the same as
+                                  their agreement with the truth. The format and the vote share, which may also be
+                                  part of a reward, do not count
       ground_truth_reward         share of the chosen samples that are correct
       pass@{G}                    share of questions with a correct sample among the chosen (no estimator)
       votes_reward_accuracy, votes_ground_truth_reward, pass@{V}   the same over all V votes

@@ -1,4 +1,4 @@
-"""What a ballot means: which answer is the label, and what a vote earns. Nothing here can see a truth.
+"""What a ballot means: which answer is the label, and which reward a vote gets. Nothing here can see a truth.
 
 A rule is a pure function of a step's ballots, their labels, the evidence beside each vote and the history of the
 questions.
@@ -49,18 +49,18 @@ class Verdict:
     bonus: np.ndarray  # float32 [P, V], added to advantages
 
     def take(self, chosen: np.ndarray) -> "Verdict":
-        """The same of the chosen votes, int [P, G]: rewards and bonus [P, G]."""
+        """The verdict on the chosen votes, int [P, G]: rewards and bonus become [P, G]."""
         rewards, bonus = (np.take_along_axis(x, chosen, axis=1) for x in (self.rewards, self.bonus))
         return replace(self, rewards=rewards, bonus=bonus)
 
 
 def majority(ballots: Sequence[Ballot], labels: Labels, evidence: Evidence, history: History) -> Verdict:
-    """1 for a vote in the class of its question's label, else 0 (arXiv 2504.16084)."""
+    """Reward 1 for a vote in the class of the label of its question, else 0 (arXiv 2504.16084)."""
     return _plain(labels, score(ballots, labels))
 
 
 def share(ballots: Sequence[Ballot], labels: Labels, evidence: Evidence, history: History) -> Verdict:
-    """The share of all votes that are in a vote's class (arXiv 2504.05812)."""
+    """The reward of a vote is the share of all votes that are in its class (arXiv 2504.05812)."""
     return _plain(labels, vote_share(ballots))
 
 
@@ -123,7 +123,7 @@ class Judge:
 
 
 def winners(ballots: Sequence[Ballot], draw: Draw, *, ties: str) -> Labels:
-    """The most common class of each ballot, None if nobody answered.
+    """The most common class of each ballot, None if no response has an answer.
 
     A tie goes to the answer seen first (ties="first"), as in the reference (`Counter.most_common` over the rollouts,
     `verl/verl/trainer/ppo/ttrl_utils.py`), or is drawn among the most common ones ("random").

@@ -106,7 +106,7 @@ def read(text: str) -> Form:
 
 
 def _as_spelled(text: str) -> Form:
-    """Of odd text: it is compared as it is spelled."""
+    """The form of odd text, which is compared as it is spelled."""
     spelled = _IDLE_SPACE.sub("", re.sub(r"\{([0-9])\}(?![0-9 ])", r"\1", text))
     return Form(f"s:{spelled}" if spelled else "", "", (), True, spelled)
 

@@ -9,7 +9,7 @@ from ttrl_jax.reward.vote import Ballot
 
 
 def score(ballots: Sequence[Ballot], labels: Sequence[int | None]) -> np.ndarray:
-    """Return rewards, float32 [P, V]: 1 where a vote is in the class of its question's label, else 0.
+    """Return rewards, float32 [P, V]: 1 where a vote is in the class of the label of its question, else 0.
 
     A label of None gives its question zeros. All ballots have the same V.
     Raises ValueError for a class that its ballot does not have.

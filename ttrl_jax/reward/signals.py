@@ -1,4 +1,4 @@
-"""What can be said of a step's votes without any truth."""
+"""Metrics of the votes of a step that need no truth."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ def vote_metrics(
 
     Args:
       verdict: on these ballots; chosen: int [P, G], the samples that are trained on.
-      flips: [P] whether the winner is another than at the question's last visit; None: it had none.
+      flips: [P], whether the winner differs from the one at the last visit of the question; None: it had no visit.
       classes: which answers are the same, as the votes were counted.
 
     Returns, with c1 and c2 the two largest counts and the names of the reference where it has one:

@@ -39,7 +39,7 @@ Found = tuple[bool | None, float]  # whether a pair is equal, and the processor 
 
 @dataclass(frozen=True)
 class Limits:
-    """What comparing may take. Processor time decides, as it is the same on a busy machine; the clock is a backstop.
+    """Limits of a comparison. They are in processor time, which is the same on a busy machine; the clock is a backstop.
 
     A question whose pairs are all hard takes `question_seconds` and at most `cpu_seconds` of each worker besides. So no
     batch comes near its end on a machine that gives its workers a tenth of a processor.
@@ -68,7 +68,7 @@ class Undecided:
 
 @dataclass
 class Question:
-    """What the comparisons that belong to one question have cost, and which of them were not decided."""
+    """How much processor time the comparisons of one question have taken, and which pairs were not decided."""
 
     seconds: float  # processor time that is left
     undecided: list[Undecided] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Question:
 
 @contextmanager
 def question(seconds: float | None = None) -> Iterator[Question]:
-    """All comparisons of this block are of one question, which they may take this much processor time together.
+    """All comparisons in this block belong to one question. Together they may take this much processor time.
 
     None: `Limits.question_seconds`. Without such a block each call of `equal` is a question of its own. Pairs that
     were not decided in a block within another one are of both.

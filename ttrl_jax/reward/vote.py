@@ -1,4 +1,4 @@
-"""Let the answers to a question vote (arXiv 2504.16084, section 2). What the votes are worth, `judge.py` decides."""
+"""Let the answers to a question vote (arXiv 2504.16084, section 2). `judge.py` decides which rewards the votes get."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,10 +62,10 @@ def vote(group: Sequence[Answer | None], *, classes: Callable[[Sequence[Answer |
 def classes_of(
     ballots: Sequence[Ballot], answers: Sequence[Answer | None], *, same: Callable[[Answer, Answer], bool] = same
 ) -> list[int | None]:
-    """Return the class of each answer [P] in its question's ballot, None if nobody gave it or there is no answer.
+    """Return the class of each answer [P] in the ballot of its question, None if no vote has it or there is no answer.
 
-    One that is written alike goes before one that has the same key, and that before one that is the same by a rule of
-    the ballot: a truth of `50\\%` is 1/2 where that was voted, and 50 elsewhere.
+    A vote with the same spelling is taken first, then one with the same key, then one that is the same by a rule of the
+    ballot: a truth of `50\\%` is 1/2 if that was voted, and else 50.
     """
     found = []
     for ballot, answer in zip(ballots, answers, strict=True):

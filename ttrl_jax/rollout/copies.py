@@ -1,5 +1,5 @@
-"""The weights that sampling likes, made anew of the masters after each update: layers apart, in the type that computes,
-and not split over fsdp."""
+"""The copy of the weights that samples. After each update it is made from the master weights: each layer by itself, in
+the type of the computation, and not split over fsdp."""
 
 import functools
 from collections.abc import Callable
@@ -25,12 +25,13 @@ def layout(model: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> dec
 
 
 def of_the_mesh(model: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> Copy:
-    """One jitted program that makes it as `layout` has it."""
+    """A jitted program that makes the copy with the shardings of `layout`."""
     return jax.jit(_make(model, dtype), out_shardings=_shardings(layout(model, mesh, dtype)))
 
 
 def of_each_host(model: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> Copy:
-    """The same for a host that samples by itself: whole on the devices of each, as arrays of this one's alone."""
+    """A function that makes the copy for hosts that sample by themselves: whole on the devices of each host, and
+    returned as arrays of this host alone."""
     make = _make(model, dtype)
     axes, shapes = decoder.sampling_axes(model), jax.eval_shape(make, decoder.shapes(model))
     cast = jax.jit(make, out_shardings=shardings(axes, shapes, mesh))

@@ -1,4 +1,4 @@
-"""What a sampler's devices compute: prompts, and segments of decode steps."""
+"""What the devices of a sampler compute: the prefill of prompts, and segments of decode steps."""
 
 import dataclasses
 from dataclasses import dataclass

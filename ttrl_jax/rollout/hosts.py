@@ -1,7 +1,7 @@
 """Where responses are sampled when there are several processes: on each host by itself, or on all devices together.
 
-A host by itself decodes without a word to the others, its share of the questions alone, and all responses to a question
-are on one host. What was drawn is then known to all.
+A host that samples by itself decodes its share of the questions without any exchange with the others. All responses to
+a question are drawn on one host. Afterwards all hosts get all responses.
 """
 
 import math

@@ -101,7 +101,7 @@ class Sampler:
         return _concatenate(parts)
 
     def settings(self, sampling: Sampling, *, votes: int, greedy: bool) -> Sampling:
-        """As the programs take it: a temperature for each of the votes that there is room for."""
+        """The sampling as the programs take it: with a temperature for each vote that they have room for."""
         temperatures = np.full(self.shapes.votes(votes + greedy), sampling.temperature, np.float32)
         temperatures[votes:] = 0
         return dataclasses.replace(sampling, temperature=temperatures, top_p=np.float32(sampling.top_p))
@@ -109,9 +109,9 @@ class Sampler:
     def work(
         self, weights: decoder.Params, key: jax.Array, *, sampling: Sampling, prompts: int
     ) -> Iterator[Callable[[], Any]]:
-        """What compiles the programs that take long, each of its own, where `shapes` are few. Nothing runs.
+        """Functions that each compile one of the programs that take long, if `shapes` are few. Nothing runs.
 
-        weights: jax.ShapeDtypeStructs. prompts: of a batch.
+        weights: jax.ShapeDtypeStructs. prompts: how many prompts a batch has.
         """
         shapes, length = self.shapes, self.shapes.prompt_tokens(1)
         sampling = self.settings(sampling, votes=1, greedy=False)
@@ -138,7 +138,7 @@ class Sampler:
 
 
 class _Batch:
-    """Prompts whose samples are decoded together: what has been drawn, and which slots it is drawn on."""
+    """Prompts whose samples are decoded together, with what has been drawn so far and the slots it is drawn on."""
 
     def __init__(
         self,

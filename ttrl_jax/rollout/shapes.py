@@ -1,4 +1,4 @@
-"""For which shapes a sampler's programs are compiled. Arithmetic of the host."""
+"""Decide, on the host, for which shapes the programs of a sampler are compiled."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,15 +9,16 @@ from ttrl_jax.rollout.slots import SHARING, SMALLEST, Layout
 
 FIRST_CACHE = 64  # tokens; the cache grows as the responses do, and shrinks, so that short ones never pay for long ones
 
-# Of FewShapes: by which part of the slots is decoded, and for it the sizes of the cache, in shares of max_tokens. Where
-# every response reaches the limit, quarters read a quarter more than there is, and the many sizes of Shapes a fifth.
-# tests/test_few_programs.py says what is read in other tasks; other ladders of six were tried, and are no better there.
+# The programs of FewShapes: by which number the slots are divided, and the sizes of the cache for them, as shares of
+# max_tokens. If every response reaches the limit, quarters read a quarter more than is there, and the many sizes of
+# Shapes a fifth more. tests/test_few_programs.py says what is read in other tasks. Other ladders of six programs were
+# tried, and are no better there.
 LADDER = ((1, (1 / 4, 1 / 2, 3 / 4, 1)), (4, (1,)), (16, (1,)))
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Those that suit each batch best: many, for devices that take a second to compile one, as CPUs."""
+    """The shapes that suit each batch best. There are many; they are for CPUs, which compile a program in a second."""
 
     rows: int  # slots, the most samples decoded at once
     max_tokens: int  # of a response
@@ -30,7 +31,7 @@ class Shapes:
         return places.prompts_at_once(prompts=prompts, votes=votes, rows=self.rows)
 
     def layouts(self, *, prompts: int, votes: int) -> list[Layout]:
-        """Of the slots: the one to start with, and smaller ones for the tail."""
+        """The layouts of the slots: the first to start with, and smaller ones for when few samples are left."""
         return places.layouts(
             prompts=prompts,
             votes=votes,
@@ -40,14 +41,14 @@ class Shapes:
         )
 
     def sizes(self, layout: Layout) -> list[int]:
-        """Of the cache of such slots, in tokens of a response, ascending to max_tokens."""
+        """The sizes of the cache of such slots, in tokens of a response, ascending to max_tokens."""
         found = [min(padded_length(FIRST_CACHE), self.max_tokens)]
         while found[-1] < self.max_tokens:
             found.append(min(padded_length(found[-1] + 1), self.max_tokens))
         return found
 
     def prompt_tokens(self, longest: int) -> int:
-        """What prompts of up to `longest` tokens are padded to."""
+        """The length to which prompts of up to `longest` tokens are padded."""
         return padded_length(longest)
 
     def prefill_prompts(self, *, prompts: int, tokens: int) -> int:
@@ -62,10 +63,8 @@ class Shapes:
 
 @dataclass(frozen=True)
 class FewShapes(Shapes):
-    """Those that a whole run does with, evaluations included, for devices that take long to compile one: GPUs and TPUs.
-
-    Six decode programs at most, see LADDER.
-    """
+    """The few shapes that a whole run needs, with its evaluations. They are for GPUs and TPUs, which take long to
+    compile a program. There are at most six decode programs (LADDER)."""
 
     longest_prompt: int  # tokens; a prompt that is longer needs programs of its own
     prompts: int  # of a training step
@@ -73,7 +72,8 @@ class FewShapes(Shapes):
 
     @property
     def whole(self) -> Layout:
-        """All slots, in groups as small as sharing a prompt's cache allows: so few are idle."""
+        """The layout of all slots. Groups are as small as sharing the cache of a prompt allows, so that few slots are
+        idle."""
         slots = -(-min(SHARING, max(1, self.rows // self.prompt_multiple)) // self.vote_multiple) * self.vote_multiple
         return Layout(max(1, self.rows // (slots * self.prompt_multiple)) * self.prompt_multiple, slots)
 
@@ -96,7 +96,7 @@ class FewShapes(Shapes):
         return max(votes, self.most_votes)
 
     def _ladder(self) -> dict[Layout, list[int]]:
-        """Sizes of the cache of each layout."""
+        """The sizes of the cache for each layout."""
         found, slots = {}, max(2, self.vote_multiple)
         for part, shares in LADDER:
             layout = self.whole
@@ -110,7 +110,7 @@ class FewShapes(Shapes):
 
 
 def few(shapes: Shapes, *, longest_prompt: int, prompts: int, most_votes: int) -> FewShapes:
-    """The same limits, with few shapes. The arguments are those of FewShapes."""
+    """FewShapes with the limits of `shapes`. The other arguments are those of FewShapes."""
     return FewShapes(
         **dataclasses.asdict(shapes), longest_prompt=longest_prompt, prompts=prompts, most_votes=most_votes
     )

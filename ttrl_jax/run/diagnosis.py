@@ -1,4 +1,4 @@
-"""What the metrics of a run say of it where nobody knows a truth: does it learn, is it done, stuck or falling apart?
+"""Judge a run by metrics that need no truth: does it learn, has it converged, is it stuck, or does it collapse?
 
 Only votes, lengths and updates are read, never `audit/*` or `eval/*`. What the votes agree on may still be wrong.
 """

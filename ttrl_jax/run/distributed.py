@@ -1,8 +1,8 @@
 """Several processes, one on each host, as one program: JAX's own multi-controller runtime.
 
-All processes run the same lines with the same values. They meet in programs over arrays of the whole mesh, and in the
-functions below, which every process must call in the same order. Process 0 writes and speaks for all. Everything here
-does nothing, or the obvious, where there is a single process.
+All processes run the same lines with the same values. They wait for each other in programs over arrays of the whole
+mesh, and in the functions below, which every process must call in the same order. Process 0 writes files and prints.
+With a single process, these functions do nothing, or just call what they are given.
 """
 
 import ctypes
@@ -47,11 +47,11 @@ _noted: Exception | None = None  # what `alone` has failed with, until all have 
 def start(*, coordinator: str, num_processes: int | None, process_id: int | None) -> None:
     """Join the other processes of this job, if there are any; before the first use of a device.
 
-    coordinator: HOST:PORT of process 0, or "". With none of the three, what has started several processes is found by
-    its environment variables or, on a Cloud TPU VM, by its metadata: Cloud TPU, GKE, SLURM (srun) and Open MPI, as
-    `jax.distributed.initialize` knows them. With neither there is one process, and the network is not touched. Stdout
-    of all but process 0 is closed after one line. Raises InputError if the three do not fit together; ends the process
-    with RESTART if the others have not come after JOIN seconds.
+    coordinator: HOST:PORT of process 0, or "". If none of the three arguments is given, a launcher of several processes
+    is recognised by its environment variables or, on a Cloud TPU VM, by its metadata: Cloud TPU, GKE, SLURM (srun) and
+    Open MPI, as `jax.distributed.initialize` knows them. Without arguments and without a launcher there is one process,
+    and the network is not used. All processes but process 0 close their stdout after one line. Raises InputError if the
+    three arguments do not fit together. Ends the process with RESTART if the others have not come after JOIN seconds.
     """
     global _last_words
     given = {"--coordinator": coordinator or None, "--num_processes": num_processes, "--process_id": process_id}
@@ -138,10 +138,10 @@ def leader() -> bool:
 
 
 def gather(make: Callable[[], T]) -> list[T]:
-    """What make() returns in each process, in their order, for all of them.
+    """Give all processes what make() returns in each of them, in their order.
 
-    What it raises in one, all raise (in several: what the first of them raised), so that none waits for one that has
-    left. The results travel by pickle.
+    If make() raises in a process, all raise the same (if it raises in several, what the first of them raised), so that
+    no process waits for one that has left. The results are sent as pickles.
     """
     if not several():
         return [make()]
@@ -163,7 +163,7 @@ def gather(make: Callable[[], T]) -> list[T]:
 
 
 def together(make: Callable[[], T]) -> T:
-    """What make() returns here, once it has returned in all processes; what it raises in one, all raise."""
+    """Return what make() returns in this process, after it has returned in all. If it raises in one, all raise."""
     kept = []
     gather(lambda: kept.append(make()))
     return kept[0]
@@ -175,10 +175,10 @@ def first(value: T) -> T:
 
 
 def alone(work: Callable[[], None]) -> None:
-    """What process 0 alone does, such as writing a file, between two meetings: what it raises, all raise at the next.
+    """Run what process 0 alone does, such as writing a file. If it raises, all processes raise at their next exchange.
 
-    So no process waits for one that has left, and no step costs one more meeting. Until then nothing further is done
-    here: what comes after a failure must not be there without what it failed at.
+    So no process waits for one that has left, and no step needs one more exchange. After a failure nothing more is done
+    here until then, because what comes later must not be written without what failed.
     """
     global _noted
     if not leader() or _noted is not None:
@@ -192,7 +192,7 @@ def alone(work: Callable[[], None]) -> None:
 
 
 def share(count: int) -> slice:
-    """Which of `count` items are this process's; shares differ by one at most."""
+    """Which of `count` items this process does. The shares of processes differ by one item at most."""
     if not several():
         return slice(0, count)
     processes, index = jax.process_count(), jax.process_index()
@@ -200,13 +200,13 @@ def share(count: int) -> slice:
 
 
 def each(work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
-    """work(item) of all items, in their order, for all processes; each is done by one of them."""
+    """The results of work(item) for all items, in their order, in all processes. Each item is done by one process."""
     parts = gather(lambda: [work(item) for item in items[share(len(items))]])
     return [result for part in parts for result in part]
 
 
 def require_same(facts: Mapping[str, Any]) -> None:
-    """Raise InputError, in all processes, if one of these facts (JSON) is another in one of them."""
+    """Raise InputError, in all processes, if one of these facts (JSON) differs between processes."""
     digests = gather(lambda: {name: _digest(value) for name, value in facts.items()})
     for process, digest in enumerate(digests):
         differing = sorted(name for name in facts.keys() | digest.keys() if digest.get(name) != digests[0].get(name))
@@ -218,10 +218,10 @@ def require_same(facts: Mapping[str, Any]) -> None:
 
 
 def signalled(own: int | None) -> int | None:
-    """The number of a signal that came to this process (`own`) or to another one; None if none did.
+    """The number of a signal that came to this process (`own`) or to another one; None if none came.
 
-    No meeting: processes may ask at any time, and learn of it at different ones. So each host can stop what it does by
-    itself, before all agree in a `gather`.
+    Processes need not call this together: each may ask at any time, and they may learn of a signal at different times.
+    So each host can stop its own work before all agree in a `gather`.
     """
     if not several():
         return own
@@ -268,7 +268,7 @@ def _digest(value: Any) -> str:
 
 
 def _all_bytes(sent: bytes) -> list[bytes]:
-    """What each process sent, for all: through the devices, which have the fastest way."""
+    """Send what each process has to all: through the devices, which have the fastest connection."""
     sizes = multihost_utils.process_allgather(np.int32(len(sent))).tolist()
     pieces = []
     while (at := sum(piece.shape[1] for piece in pieces)) < max(sizes):

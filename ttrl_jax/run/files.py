@@ -1,5 +1,5 @@
-"""What a run writes into its folder as it goes on: metrics, votes and generations. Process 0 writes, the others do
-nothing."""
+"""The files that a run writes into its folder step by step: metrics, votes and generations. Process 0 writes, the
+others do nothing."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

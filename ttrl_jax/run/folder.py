@@ -32,7 +32,7 @@ _SECONDS_TO_SEE = 60  # as long as network disks may believe that there is no su
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run is a run of. Two are the same run whatever the paths that lead to their files."""
+    """The config, model and questions of a run. Paths do not count: files that were moved are the same files."""
 
     config: dict[str, Any]  # every key, in plain values
     model: dict[str, Any]  # its shape, and the fingerprints of its files
@@ -42,7 +42,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Changes:
-    """What a run that goes on was given anew: key -> (value before, value now), and the sets of questions added."""
+    """The changes to a run that is resumed: key -> (value before, value now), and the sets of questions added."""
 
     keys: dict[str, tuple[Any, Any]]
     added: tuple[str, ...] = ()
@@ -63,11 +63,11 @@ class Changes:
 
 
 def require_same(folder: Path, now: Identity, *, defaults: Mapping[str, Any], flag: str) -> Changes:
-    """What the run in `folder`, which `flag` sets, may be given anew by `now`, and is. Writes nothing.
+    """The changes that `now` makes to the run in `folder`, all of which are allowed. Writes nothing.
 
-    defaults: of all keys. Each key begins as what the program did before it was there, so that a run without it is one
-    with its default, but for those of `as_begun`. Raises InputError if the folder holds something else than a run of
-    this config, model and questions.
+    flag: what sets `folder`, for messages. defaults: those of all keys. A run that lacks a key has its default, since
+    the default of a new key is what the program did before; the exceptions are in `as_begun`. Raises InputError if the
+    folder holds something else than a run of this config, model and questions.
     """
     if not folder.exists():
         return Changes({})
@@ -188,8 +188,8 @@ def find_run(path: Path) -> tuple[Path, int | None] | None:
 
 
 def claim(folder: Path, now: Identity, *, leader: bool = True) -> None:
-    """Make the folder a run of `now`, if it is none yet. One process does, the leader; the others wait until they see
-    it. Raises InputError where they do not."""
+    """Make the folder a run of `now`, if it is no run yet. The leader does this; the other processes wait until they
+    see it. Raises InputError if they do not see it."""
     if not leader:
         _await_claim(folder)
     elif not (folder / CONFIG).is_file():

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl always, TensorBoard and Weights & Biases on request, and JSON files.
+"""The files of metrics: a run always writes metrics.jsonl, and TensorBoard or Weights & Biases on request; JSON files.
 
 JSON is strict here: NaN and the infinities, which JSON does not have, become null.
 """

@@ -36,7 +36,8 @@ def local(path: str, *, flag: str) -> Path:
 
 
 def run_folder(path: str, *, flag: str) -> Path:
-    """As `local`, or gs://BUCKET/FOLDER. Raises InputError for other addresses, and if the bucket cannot be read."""
+    """A path as by `local`, or gs://BUCKET/FOLDER. Raises InputError for other addresses, and if the bucket cannot be
+    read."""
     if not in_bucket(path):
         if _SCHEME.match(path):
             raise InputError(f"{flag}: {path} cannot be used; give a path on this machine, or gs://BUCKET/FOLDER")

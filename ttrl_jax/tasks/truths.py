@@ -1,4 +1,4 @@
-"""The answers in what a data set has as truths, which may be worked solutions."""
+"""Read the answers from the truths of a data set, which may be worked solutions."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -26,9 +26,10 @@ def read_truths(
 ) -> Sequence[str | None]:
     """The answers in truths as they stand, None where one is missing or cannot be read.
 
-    way: hash, or one of extract's strategies, by which each is read; "": as they stand, or by hash where each of them
-    ends in #### and an answer. path: of the data, in messages. of_formulas: answers are compared as mathematics, which
-    solutions cannot be. say: gets a line on what was done. key: what sets the way, in messages.
+    way: how each truth is read: hash, or a strategy of `extract`. "": truths are answers already, or they are read by
+    hash if each of them ends in #### and an answer. path: the path of the data, for messages. of_formulas: whether
+    answers are compared as mathematics, as solutions cannot be. say: gets a line about what was done. key: the key that
+    sets the way, for messages.
 
     Raises InputError for an unknown way, and where no truth can be read as an answer.
     """

@@ -14,9 +14,9 @@ from ttrl_jax.tasks.task import Task
 
 
 def cast_votes(task: Task, texts: Sequence[Sequence[str]], *, questions: Sequence[str] | None = None) -> list[Ballot]:
-    """The ballots [P] on the answers in responses [P][V]. Of several processes each reads a share of the questions.
+    """The ballots [P] on the answers in responses [P][V]. If there are several processes, each reads a share of them.
 
-    questions: [P], by which a task may read (`Task.reader`), such as a choice among the letters that are offered.
+    questions: [P]. A task may need the question to read an answer (`Task.reader`), such as the letters that it offers.
     """
     asked = [None] * len(texts) if questions is None else questions
 
@@ -29,7 +29,8 @@ def cast_votes(task: Task, texts: Sequence[Sequence[str]], *, questions: Sequenc
 
 
 def judge_of(config: ConfigDict, task: Task, *, offline: Mapping[int, Answer | None] | None = None) -> Judge:
-    """The judge that a config asks for. The oracle is none of them: with reward.label="truth" it is the majority's.
+    """The judge that a config asks for. There is none for the oracle: with reward.label="truth" it is the judge of the
+    majority.
 
     offline: question -> label, for reward.label="offline".
     """
