@@ -95,11 +95,14 @@ def test_rows_are_there_once_flushed_and_later_ones_are_dropped(place: Place):
     assert read_lines(path)[0][1:] == [{"step": 1}, {"step": 2, "again": True}]
 
 
+ROW = {"question": "1 + 1?", "majority": "2", "samples": [{"response": "2", "answer": "2"}]}
+
+
 def test_files_of_a_run(place: Place):
     where = place("run")
     with Files(where, start_step=0, tensorboard=True, wandb_project=None) as files:
         files.write(0, {"a": 0.5}, [{"step": 0}])
-        files.generations("train_000000", [{"id": 1}])
+        files.generations("train", 0, [ROW])
         files.flush()
         assert names(where) >= {"metrics.jsonl", "votes.jsonl", "rollouts"}
         files.write(1, {"a": float("nan")})

@@ -73,14 +73,21 @@ def test_a_foreign_file_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\nhello\n{"step": 1}\n'
 
 
+def events_of(path):
+    """The events of a file, in the order written. TFRecord: length, its CRC, the event, its CRC."""
+    data, events = path.read_bytes(), []
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return events
+
+
 def read_events(folder):
     """[(step, tag, value)] in the order written, and the steps that TensorBoard is told to purge from."""
     scalars, purges = [], []
     for path in sorted(folder.glob("events.out.tfevents.*"), key=lambda p: p.stat().st_mtime_ns):
-        data = path.read_bytes()
-        while data:
-            length = int.from_bytes(data[:8], "little")  # TFRecord: length, its CRC, the event, its CRC
-            event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+        for event in events_of(path):
             scalars += [(event.step, each.tag, each.simple_value) for each in event.summary.value]
             if event.HasField("session_log"):
                 purges.append(event.step)
@@ -101,6 +108,19 @@ def test_tensorboard_gets_every_row_and_the_step_to_purge_from(tmp_path):
         log.write(1, {"vote/majority_ratio": 1.0})
     scalars, purges = read_events(tmp_path / "tensorboard")
     assert (scalars[-1], purges) == ((1, "vote/majority_ratio", 1.0), [0, 1])
+
+
+def test_tensorboard_shows_the_settings_and_texts_as_they_stand(tmp_path):
+    settings = {"rollout.votes": 64, "reward.label": "majority"}
+    with MetricsLog(tmp_path, start_step=0, tensorboard=True, wandb_project=None, config=settings) as log:
+        log.text("responses/train", "# 1 + 1\n\n<b>2</b>", 3)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    texts = {}
+    for event in events_of(file):
+        texts |= {v.tag: (event.step, v.tensor.string_val[0].decode()) for v in event.summary.value}
+    config, response = texts["config/text_summary"], texts["responses/train/text_summary"]
+    assert config == (0, "    rollout.votes = 64\n    reward.label = 'majority'\n")
+    assert response == (3, "    # 1 + 1\n    \n    <b>2</b>\n")
 
 
 def test_missing_wandb_names_the_extra_and_nothing_is_touched(tmp_path, monkeypatch):

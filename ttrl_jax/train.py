@@ -92,7 +92,9 @@ def main() -> int:
         progress.resumed(session.step)
         lines = changes.lines(step=session.step, total=total)
         distributed.together(lambda: go_on(workdir, run, lines, step=session.step))
-        with distributed.together(lambda: Files(workdir, start_step=session.step, **logs)) as files:
+        with distributed.together(
+            lambda: Files(workdir, start_step=session.step, config=folder.flat(run.config), **logs)
+        ) as files:
             introduce(inputs, progress.line)
             for line in said_first(session, workdir, lines):
                 progress.line(line)
@@ -253,7 +255,7 @@ def evaluate(session: Session, evaluations: Evaluations, files: Files, progress:
         files.undecided({"step": step, "set": questions.name} | row for row in result.undecided)
         rows = result.rows() if step in (0, session.inputs.total_steps) and distributed.leader() else []
         if rows:
-            files.generations(f"eval_{questions.name}_{step:06}", rows)
+            files.generations(f"eval_{questions.name}", step, rows)
         shown = headline(result.numbers, samples=config.eval.samples)
         progress.line(f"evaluation after {step} steps | {questions.name}: {shown}")
         if step == 0 and questions.name == OWN:
@@ -273,7 +275,7 @@ def write(session: Session, files: Files, step: int, seen: Seen, metrics: Mappin
         verdict, rendered, known = seen.verdict, render(session, seen.batch), truths(seen.batch)
         made = {"labels": verdict.labels, "winners": verdict.winners, "rewards": verdict.rewards, "truths": known}
         rows = generations(seen.batch, rendered, seen.rollouts, seen.ballots, **made, same=session.task.same)
-        files.generations(f"train_{step:06}", rows)
+        files.generations("train", step, rows)
 
 
 def keep(session: Session, opened: Opened, past: Past, *, now: bool = False) -> None:

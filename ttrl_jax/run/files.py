@@ -1,7 +1,7 @@
 """The files that a run writes into its folder step by step: metrics, votes and generations. Process 0 writes, the
 others do nothing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,11 +23,19 @@ def require_files(folder: Path, *, flag: str, wandb_project: str | None) -> None
 class Files:
     """The files of one run that grow. A run that goes on drops first what an earlier process wrote too many of."""
 
-    def __init__(self, folder: Path, *, start_step: int, tensorboard: bool, wandb_project: str | None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start_step: int,
+        tensorboard: bool,
+        wandb_project: str | None,
+        config: Mapping[str, Any] | None = None,
+    ):
         """As MetricsLog; votes.jsonl has a line for each question and step."""
         self.folder, self._metrics, self._votes, self._undecided = folder, None, None, None
         if distributed.leader():
-            logs = {"tensorboard": tensorboard, "wandb_project": wandb_project}
+            logs = {"tensorboard": tensorboard, "wandb_project": wandb_project, "config": config}
             self._metrics = MetricsLog(folder, start_step=start_step, **logs)
             self._votes = Lines(folder / VOTES, start_step=start_step)
             self._undecided = Lines(folder / UNDECIDED, start_step=start_step, most=MOST_UNDECIDED)
@@ -45,9 +53,15 @@ class Files:
         if self._undecided is not None:
             self._undecided.write(rows)
 
-    def generations(self, name: str, rows: Iterable[Any]) -> None:
-        """rollouts/NAME.jsonl."""
-        distributed.alone(lambda: write_jsonl(self.folder / ROLLOUTS / f"{name}.jsonl", rows))
+    def generations(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """rollouts/NAME_STEP.jsonl; the first response of the first row is also a text in TensorBoard."""
+        distributed.alone(lambda: self._generations(name, step, rows))
+
+    def _generations(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        write_jsonl(self.folder / ROLLOUTS / f"{name}_{step:06}.jsonl", rows)
+        row, sample = rows[0], rows[0]["samples"][0]
+        read = f"read as {sample['answer']!r}, majority {row['majority']!r}"
+        self._metrics.text(f"responses/{name}", f"{row['question']}\n\n{sample['response']}\n\n{read}", step)
 
     def flush(self) -> None:
         """Write what waits, as rows for a bucket do, and raise in all processes what process 0 could not write.

@@ -73,7 +73,15 @@ class Lines:
 class MetricsLog:
     """The metrics of one run, one row per `write`. Only process 0 makes one."""
 
-    def __init__(self, folder: Path, *, start_step: int, tensorboard: bool, wandb_project: str | None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start_step: int,
+        tensorboard: bool,
+        wandb_project: str | None,
+        config: Mapping[str, Any] | None = None,
+    ):
         """Open the logs in `folder`, made if need be, and drop the rows that a killed run left too many.
 
         Args:
@@ -82,14 +90,22 @@ class MetricsLog:
             this step and later are dropped: they will be written again.
           tensorboard: also write events through tensorboardX.
           wandb_project: also log to this Weights & Biases project; None does not.
+          config: key -> value of every setting, which both show.
 
         Raises:
           InputError: a package that was asked for is not installed, or metrics.jsonl is not one.
         """
         # The optional package first: if it is missing, nothing has been written or dropped yet.
-        self._wandb = _open_wandb(folder, wandb_project) if wandb_project is not None else None
+        self._wandb = _open_wandb(folder, wandb_project, config) if wandb_project is not None else None
         self._lines = Lines(folder / "metrics.jsonl", start_step=start_step)
         self._events = _Events(folder / "tensorboard", start_step=start_step) if tensorboard else None
+        if self._events is not None and config:
+            self._events.text("config", "\n".join(f"{key} = {value!r}" for key, value in config.items()), start_step)
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Show a text in TensorBoard, as it stands."""
+        if self._events is not None:
+            self._events.text(name, text, step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one row {"step": step, **metrics}; written as `Lines.write` does.
@@ -140,6 +156,10 @@ class _Events:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
+    def text(self, name: str, text: str, step: int) -> None:
+        # TensorBoard reads Markdown, in which indented lines stand as they are.
+        self._writer.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()), step)
+
     def flush(self) -> None:
         if self._scratch is not None:
             for file in Path(self._scratch.name).iterdir():
@@ -163,7 +183,7 @@ def require_wandb(project: str) -> None:
         )
 
 
-def _open_wandb(folder: Path, project: str) -> Any:
+def _open_wandb(folder: Path, project: str, config: Mapping[str, Any] | None) -> Any:
     require_wandb(project)
     import wandb
 
@@ -174,7 +194,10 @@ def _open_wandb(folder: Path, project: str) -> Any:
         write_text(id_file, uuid.uuid4().hex)
     run_id = id_file.read_text(encoding="utf-8")
     home = None if places.in_bucket(folder) else str(folder)  # None: ./wandb
-    return wandb.init(project=project, name=folder.name, id=run_id, resume="allow", dir=home)
+    shown = {} if config is None else dict(config)
+    return wandb.init(
+        project=project, name=folder.name, id=run_id, resume="allow", dir=home, config=shown, allow_val_change=True
+    )
 
 
 def _drop_from(path: Path, start_step: int) -> None:
