@@ -65,8 +65,15 @@ def run(name: str, folder: Path, source: Path, parameters: str) -> list[str]:
 
 
 def the_quickstart_and_its_report(folder: Path, source: Path) -> None:
-    *_, train, report, shown = run("quickstart", folder, source, f"SETTINGS = {QUICK}")
-    assert "avg@4" in train and "1 steps in" in train and "wrote runs/quickstart.html" in report
+    steps = 16
+    *_, train, report, shown = run("quickstart", folder, source, f"SETTINGS = {[*QUICK, f'--config.episodes={steps}']}")
+    assert "avg@4" in train and f"{steps} steps in" in train
+    # A notebook keeps every line: cursors do not go up there.
+    lines = train.splitlines()
+    at = [i for i, line in enumerate(lines) if line.startswith("quickstart ") and f"/{steps} | " in line]
+    assert len(at) == steps and len(lines) <= 120 and "\x1b" not in train
+    assert max(b - a - 1 for a, b in zip(at, at[1:], strict=False)) <= 2, train
+    assert "wrote runs/quickstart.html" in report
     summary = json.loads((folder / "runs" / "quickstart" / "summary.json").read_text())
     assert "<iframe" in shown and summary["verdict"] in shown
     where = [str(folder / "env" / "bin" / "python"), "-c", "import ttrl_jax; print(*ttrl_jax.__path__)"]
