@@ -44,6 +44,8 @@ INSTALL = [
     "sympy>=1.14,<1.15",  # algebra for both; what a worker lets it compile is checked against this series
     "mpmath>=1.3,<1.4",  # below: as tested; above: as sympy has it
     "PyYAML>=6.0.3,<7",  # recipes of merges; a major release may read scalars otherwise
+    "plotly>=7.1,<8",  # its script draws the report's charts; a major release may rename what they ask for
+    "latex2mathml>=3.81.1,<4",  # formulas in the report; what we let through are the element names of this series
     "rich>=15,<16",  # the progress bar; its renderables may move with a major release
 ]
 
@@ -73,6 +75,7 @@ EXTRAS["test"] = [
     "hypothesis>=6.170,<7",  # random input for keys and extraction; a major release may change its settings
     "nbclient>=0.11,<0.12",  # runs the notebooks of colab/; a minor release may run cells otherwise
     "nbformat>=5.11,<6",  # reads them; a major release may read another format
+    "uv>=0.13,<1",  # what the notebooks install with; 1 may name its commands otherwise
     "ipykernel>=7.4,<8",  # the kernel that they run in; a major release may change what it captures of a shell command
     "scipy>=1.14,<2",  # chi-square tests; below: as jax has it; above: drops what 1 deprecated
 ]
@@ -85,7 +88,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ttrl_jax", "ttrl_jax.*"]),
-    package_data={"ttrl_jax.report": ["page.css", "page.js"]},
+    package_data={"ttrl_jax.report": ["*.css", "*.js"]},
     entry_points={"console_scripts": ["ttrl = ttrl_jax.__main__:main"]},
     install_requires=INSTALL,
     extras_require=EXTRAS,

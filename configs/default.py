@@ -157,6 +157,7 @@ def get_config() -> ConfigDict:
 
     c.log = ConfigDict()
     c.log.generations_every = 10  # training steps between written generations; 0: never
+    c.log.token_logps = False  # keep each token's text and log-prob with these; about ten times the size
     c.log.compiles = False  # say of each program that is compiled what its arguments are, also where it takes no time
     c.log.tensorboard = True  # event files beside metrics.jsonl
     c.log.wandb_project = ""  # empty: off (extra: wandb)

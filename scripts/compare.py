@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from statistics import fmean, median
 
@@ -26,9 +25,9 @@ sys.path.insert(0, str(ROOT))  # the package of this checkout
 
 from ttrl_jax.errors import InputError  # noqa: E402
 from ttrl_jax.report import svg  # noqa: E402
+from ttrl_jax.report.chart import Chart, Line  # noqa: E402
 from ttrl_jax.report.data import Group, by_seed, metric_at, read_runs  # noqa: E402
-from ttrl_jax.report.page import spread  # noqa: E402
-from ttrl_jax.report.svg import Line  # noqa: E402
+from ttrl_jax.report.table import spread  # noqa: E402
 from ttrl_jax.run import places  # noqa: E402
 from ttrl_jax.run.metrics import write_text  # noqa: E402
 from ttrl_jax.tasks.sets import OWN  # noqa: E402
@@ -185,10 +184,9 @@ def picture(groups: dict[str, Group]) -> str:
     label, group = next(iter(groups.items()))
     told = [Line(text, i, mean_curve(group, name)) for i, (text, name) in enumerate(CURVES.items())]
     told_of = f"Labels by {LABELS[label]}" if label in LABELS else TITLES[label]
-    charts = [("Correct samples in training", correct), (told_of, told)]
-    charts = [(title, [line for line in drawn if line.points]) for title, drawn in charts]
-    style = resources.files("ttrl_jax.report").joinpath("page.css").read_text(encoding="utf-8")
-    return svg.picture([chart for chart in charts if chart[1]], style, most=POINTS)
+    charts = [("correct", "Correct samples in training", correct), ("labels", told_of, told)]
+    drawn = [(name, title, [line for line in lines if line.points]) for name, title, lines in charts]
+    return svg.picture([Chart(name, title, lines, "share", True) for name, title, lines in drawn if lines], most=POINTS)
 
 
 def mean_curve(group: Group, name: str) -> list[tuple[float, float]]:

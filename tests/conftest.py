@@ -53,7 +53,7 @@ def fresh_flags() -> Iterator[Callable[[], None]]:
             flags.FLAGS["config"].value = None
             flags.FLAGS["config"].present = 0
         sys.modules.pop("config_config", None)  # the last --config file, over which the next one would be loaded
-        for name in {"workdir", "checkpoint", "out"} & set(flags.FLAGS):
+        for name in {"workdir", "checkpoint", "out", "images"} & set(flags.FLAGS):
             flags.FLAGS[name].value = ""
 
     yield forget

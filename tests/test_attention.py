@@ -87,8 +87,16 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)], ids=["f32", "bf16"])
-@pytest.mark.parametrize(("shape", "window", "mesh"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "shape", "window", "mesh"),
+    [
+        pytest.param(
+            *kind, *case, id=f"{name}-{case}", marks=[pytest.mark.slow] * (name == "bf16" and case != CASES[0])
+        )
+        for name, kind in (("f32", (jnp.float32, 1e-5)), ("bf16", (jnp.bfloat16, 2e-2)))
+        for case in CASES
+    ],
+)
 def test_splash_agrees_with_xla(interpreted, shape, window, mesh, dtype, tolerance):
     arrays = inputs(*shape, dtype)
     with on_mesh(mesh) if mesh else contextlib.nullcontext():

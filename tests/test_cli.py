@@ -372,7 +372,7 @@ def test_the_command_itself_exits_with_2(tmp_path: Path):
     ("platform", "command"),
     [
         ("cuda", ["train", f"--config={ROOT / 'configs' / 'quickstart.py'}"]),
-        ("nonsense", ["export", "run", "--out=hf"]),
+        pytest.param("nonsense", ["export", "run", "--out=hf"], marks=pytest.mark.slow),
         pytest.param("nonsense", ["plan", f"--config={ROOT / 'configs' / 'quickstart.py'}"], marks=pytest.mark.slow),
     ],
     ids=lambda given: given[0] if isinstance(given, list) else given,

@@ -73,7 +73,7 @@ def test_helpfull_lists_every_key_with_its_comment(monkeypatch, capsys):
     out = capsys.readouterr().out
     shown = re.findall(r"^  --config\.([\w.]+)=", out, re.MULTILINE)
     assert sorted(shown) == sorted(flat(default.get_config().to_dict()))
-    assert "  --config.rollout.votes=64\n      responses to each, all of which vote\n" in out
+    assert "  --config.rollout.votes=64\n      responses to each question; all of them vote\n" in out
     assert "  --config.rollout.max_tokens=<int, by the model>\n" in out and out.startswith("What it does.")
 
 

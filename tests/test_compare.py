@@ -136,11 +136,8 @@ def test_picture_has_the_mean_of_the_seeds(groups):
     ("arguments", "words"),
     [
         (["--labels", "majority,gold"], "'gold'"),
-        (["--algorithms", "grpo,sarsa"], "'sarsa'"),
-        (["--seeds", "0,x"], "'x'"),
         (["--seeds", "0,0"], "once"),
         (["--config.seed=1"], "--seeds"),
-        (["--config.reward.label=truth"], "--labels"),
         (["rest"], "'rest'"),
     ],
 )

@@ -48,7 +48,9 @@ def interrupt(child: subprocess.Popen, *, behind: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("command", "behind"),
     [
-        *[(command, "jax") for command in ("train", "evaluate", "export", "merge", "plan", "report")],
+        ("train", "jax"),
+        ("export", "jax"),
+        *[pytest.param(each, "jax", marks=pytest.mark.slow) for each in ("evaluate", "merge", "plan", "report")],
         ("train", "absl.flags"),
         ("train", "numpy"),
         pytest.param("train", "orbax.checkpoint", marks=pytest.mark.slow),  # among the last

@@ -197,6 +197,7 @@ def test_two_steps_with_a_format_in_turkish(kind: str, call, tmp_path: Path):
         "--config.rollout.votes=32", "--config.rollout.temperature=4.0", "--config.eval.temperature=4.0",
         "--config.reward.extract=('tag:cevap',)", "--config.reward.format=('mantık', 'cevap')",
         "--config.reward.locale=tr", f"--config.{kind}", "--config.reward.format_weight=0.5",
+        "--config.reward.allow_silence=True",
     )  # fmt: skip
     assert code == 0, printed
     steps, read = metrics("aime"), set()

@@ -245,6 +245,16 @@ def test_generations_say_what_became_of_each_response():
         "reward": 0.0,
     }  # fmt: skip
 
+    formed = np.array([[True, True, False, False]])
+    more |= {"truths": None, "formed": formed, "spelled": lambda token: f"<{token}>"}
+    [kept] = generations(*made, **more)
+    assert [sample["in_format"] for sample in kept["samples"]] == [True, True, False, False]
+    for sample, tokens, logps in zip(kept["samples"], rollouts.tokens[0], rollouts.logps[0], strict=True):
+        expected = [
+            (f"<{token}>", pytest.approx(float(logp), abs=1e-4)) for token, logp in zip(tokens, logps, strict=True)
+        ]
+        assert sample["token_logps"] == expected[: sample["tokens"]]  # the padding left out
+
 
 def test_table_has_a_column_for_each_result_and_a_dash_for_what_one_lacks():
     columns = {

@@ -3,11 +3,13 @@
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from ttrl_jax.errors import InputError
+from ttrl_jax.run.files import STARTS, Files
 from ttrl_jax.run.metrics import Lines, MetricsLog, write_json, write_jsonl
 
 
@@ -168,3 +170,12 @@ def test_files_are_replaced_whole(tmp_path):
     text = (tmp_path / "summary.json").read_text()
     assert json.loads(text) == {"after": {"avg@16": 0.85, "maj@16": None}}
     assert text.startswith('{\n  "after"') and text.endswith("}\n")
+
+
+def test_each_start_is_kept(tmp_path):
+    """Semantics: with its devices and versions; a run that goes on from an earlier step had no later starts."""
+    for step in (0, 4, 4, 8, 6):  # killed at 4; a checkpoint lost
+        Files(tmp_path, start_step=step, tensorboard=False, wandb_project=None).close()
+    rows = [json.loads(line) for line in (tmp_path / STARTS).read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 4, 4, 6]
+    assert {(row["devices"], row["processes"], row["jax"]) for row in rows} == {("8 x cpu", 1, jax.__version__)}

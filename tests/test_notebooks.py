@@ -55,7 +55,8 @@ def run(name: str, folder: Path, source: Path, parameters: str) -> list[str]:
     notebook = read(name)
     tagged(notebook, "address").source = f'ADDRESS, INSTALL = "{source}", "checkout"'
     tagged(notebook, "parameters").source += f"\n{parameters}"
-    client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}})
+    resources = {"metadata": {"path": folder}}
+    client = NotebookClient(notebook, timeout=900, startup_timeout=300, kernel_name="python3", resources=resources)
     client.execute()
     return [
         "".join(str(output.get("text", output.get("data", ""))) for output in cell.outputs)

@@ -51,7 +51,8 @@ def steps(tmp_path, *, offload: bool, algorithm: str = "grpo") -> tuple[list, li
     return tokens, left
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", pytest.param("ppo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 def test_offloading_changes_no_number(tmp_path, algorithm):
     (tokens, left), (others, rest) = (
         steps(tmp_path / "runs", offload=offload, algorithm=algorithm) for offload in (False, True)

@@ -86,7 +86,7 @@ def test_the_home_folder(call: Call, tmp_path: Path, command: str, arguments: li
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["compare.py", "--config=~/none.py", "--out=~/out"],
+        pytest.param(["compare.py", "--config=~/none.py", "--out=~/out"], marks=pytest.mark.slow),
         ["prepare_word_problems.py", "sample", "none.json", "--out=~/out"],
     ],
 )

@@ -41,6 +41,7 @@ def test_metrics_by_hand() -> None:
             "rewards/mean": 3 / 8,
             "rewards/max": 1.0,
             "rewards/min": 0.0,
+            "accuracy_reward": 3 / 8,
             "no_answer_rate": 7 / 16,
             "no_label_rate": 1 / 4,
             "tie_rate": 1 / 4,

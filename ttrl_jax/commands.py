@@ -30,6 +30,7 @@ _FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "workdir": (flags.DEFINE_string, "", "Run folder; default: runs/<config name>."),
     "checkpoint": (flags.DEFINE_string, "", "Run folder, RUN/checkpoints/STEP, or model folder; default: model.path."),
     "out": (flags.DEFINE_string, "", "Folder to write; of a report, the file."),
+    "images": (flags.DEFINE_string, "", "Folder in which each chart is written as an SVG file."),
     "step": (flags.DEFINE_integer, None, "Training steps of the checkpoint; default: the newest."),
     "dtype": (flags.DEFINE_string, "float32", "float32, bit by bit what was trained, or bfloat16, half the size."),
     "topology": (flags.DEFINE_string, "", "TPU slice or GPUs: v5e:4x4, h100:8; default: this machine's devices."),
@@ -74,7 +75,7 @@ TRAIN = Command("train", "a model improves itself on unlabelled questions", ("co
 EVALUATE = Command("evaluate", "measure a model or a run", ("config", "checkpoint", "out", "model", *PROCESSES))
 PLAN = Command("plan", "will a run fit, and how long does it take", ("config", "topology", "questions", "json"))
 LOOK = Command("look", "a run in the terminal, while it trains or afterwards", ("follow",), takes="RUN")
-REPORT = Command("report", "one page on a run or several", ("out",), takes="RUN", several=True)
+REPORT = Command("report", "one page on a run or several", ("out", "images"), takes="RUN", several=True)
 EXPORT = Command("export", "a trained model as a Hugging Face folder", ("out", "step", "dtype", "model"), takes="RUN")
 MERGE = Command("merge", "one model out of two", ("out",), takes="RECIPE.yml")
 NO_FLAGS = Command()

@@ -32,7 +32,7 @@ from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.evidence import evidence_of
 from ttrl_jax.measure.first import example, require_answers
-from ttrl_jax.measure.generations import generations, undecided
+from ttrl_jax.measure.generations import generations, spelling, undecided
 from ttrl_jax.measure.step import Clock, Seen, line_of, step_metrics
 from ttrl_jax.measure.summary import report, summarise
 from ttrl_jax.measure.tables import headline
@@ -54,7 +54,7 @@ from ttrl_jax.run.metrics import read_lines, write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
 from ttrl_jax.session import Session, encode, render, sample, save, step_key, update
 from ttrl_jax.tasks.sets import OWN
-from ttrl_jax.tasks.voting import cast_votes, judge_of
+from ttrl_jax.tasks.voting import cast_votes, in_format, judge_of
 
 LABELS = "labels.jsonl"  # of reward.label="offline"
 _NO_STEP = 2**31 - 1  # whose keys no training step has: those of the offline labels
@@ -274,6 +274,7 @@ def write(session: Session, files: Files, step: int, seen: Seen, metrics: Mappin
     if every and step % every == 0 and distributed.leader():
         verdict, rendered, known = seen.verdict, render(session, seen.batch), truths(seen.batch)
         made = {"labels": verdict.labels, "winners": verdict.winners, "rewards": verdict.rewards, "truths": known}
+        made |= {"formed": in_format(seen.rollouts.texts, session.task.in_format), "spelled": spelling(session)}
         rows = generations(seen.batch, rendered, seen.rollouts, seen.ballots, **made, same=session.task.same)
         files.generations("train", step, rows)
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ttrl_jax.data.problems import truths
-from ttrl_jax.measure.generations import generations, undecided
+from ttrl_jax.measure.generations import generations, spelling, undecided
 from ttrl_jax.programs import sampling_of
 from ttrl_jax.records import Rollouts
 from ttrl_jax.reward.audit import having, truth_classes
@@ -57,6 +57,7 @@ def measure(
         for rollouts, ballots in sets:
             won = [ballot.label for ballot in ballots]
             made = {"labels": won, "winners": won, "rewards": None, "truths": known, "same": task.same}
+            made |= {"formed": in_format(rollouts.texts, task.in_format), "spelled": spelling(session)}
             of_sets.append(generations(questions.items, rendered, rollouts, ballots, **made))
         if not config.greedy:
             return of_sets[0]

@@ -1,6 +1,7 @@
 """What a run folder says of its run, as far as it can be read: a run may be unfinished, or its files damaged."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from ttrl_jax.errors import InputError
 from ttrl_jax.run import folder, places
+from ttrl_jax.run.files import STARTS
 from ttrl_jax.run.metrics import finite, read_lines
 from ttrl_jax.tasks.sets import OWN
 
@@ -24,12 +26,38 @@ class Run:
     finished: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl, by step
     evaluations: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)  # step -> task -> name -> value
+    questions: dict[str, int] = field(default_factory=dict)  # of each set, how many
+    starts: list[dict[str, Any]] = field(default_factory=list)  # of each start: when, on which devices and versions
+    seconds: float | None = None  # that the finished run took
     notes: list[str] = field(default_factory=list)  # what could not be read
 
     @property
     def oracle(self) -> bool:
         """Whether true labels made the rewards: not the method, but what it could reach."""
         return self.settings.get("reward.label") == "truth"
+
+    @property
+    def steps(self) -> int:
+        """Training steps that are done."""
+        return 1 + max((row["step"] for row in self.rows if "vote/majority_ratio" in row), default=-1)
+
+    @property
+    def episode(self) -> int | None:
+        """Steps of one pass over the questions; None where the folder does not say how many questions there are."""
+        count, prompts = self.questions.get(OWN), self.settings.get("rollout.prompts")
+        if not count or type(prompts) is not int or prompts < 1:
+            return None
+        # A run from before the key was there left out what was no whole step.
+        drops = self.settings.get("data.drop_last", True)
+        return max(1, count // prompts if drops else math.ceil(count / prompts))
+
+    @property
+    def total(self) -> int | None:
+        """Training steps that the run is to have; None where the folder does not say."""
+        if self.finished:
+            return max(self.steps, *self.evaluations, 0)
+        episodes = self.settings.get("episodes")
+        return self.episode * episodes if self.episode and type(episodes) is int else None
 
     @property
     def tasks(self) -> list[str]:
@@ -48,7 +76,9 @@ class Group:
     def title(self) -> str:
         """The run's name, or what the names have in common, with the role where it is not the method."""
         names = [run.name for run in self.runs]
-        name = names[0] if len(names) == 1 else f"{os.path.commonprefix(names)}* ({len(names)} seeds)"
+        common = os.path.commonprefix(names)
+        several = f"{common}*" if common else ", ".join(names)
+        name = names[0] if len(names) == 1 else f"{several} ({len(names)} seeds)"
         return name + _ROLES.get(self.runs[0].settings.get("reward.label", "majority"), "")
 
     @property
@@ -57,11 +87,12 @@ class Group:
         return list(dict.fromkeys(task for run in self.runs for task in run.tasks))
 
     def ends(self, task: str) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-        """The numbers of a task's first and last evaluation: name -> one value of each run that has it."""
+        """The numbers of a task's first and last evaluation: name -> one value of each run that has it. Those of a run
+        that was evaluated once are the first; there is no last then."""
         first: dict[str, list[float]] = {}
         last: dict[str, list[float]] = {}
         for run in self.runs:
-            for found, step in zip((first, last), ends(run, task) or (), strict=False):
+            for found, step in zip((first, last), dict.fromkeys(ends(run, task) or ()), strict=False):
                 for name, value in run.evaluations[step][task].items():
                     found.setdefault(name, []).append(value)
         return first, last
@@ -75,12 +106,14 @@ _ROLES = {
 
 
 def by_seed(runs: Sequence[Run]) -> list[Group]:
-    """Put runs together that differ in their seed alone, in the order given."""
+    """Put runs together that differ in their seed alone, in the order given. They have come equally far: a mean over
+    different runs at the start and at the end would show a change that no run has had."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         settings = {name: value for name, value in run.settings.items() if name != "seed"}
+        same = [settings, run.finished, run.steps, sorted(run.evaluations)]
         # A run whose settings are unknown stays alone.
-        found.setdefault(json.dumps(settings, sort_keys=True) if settings else f"{run.path}", []).append(run)
+        found.setdefault(json.dumps(same, sort_keys=True) if settings else f"{run.path}", []).append(run)
     return [Group(tuple(each)) for each in found.values()]
 
 
@@ -106,9 +139,12 @@ def read_run(path: Path, name: str) -> Run:
         raise InputError(f"{path} is not a run folder (no {folder.CONFIG}); give the --workdir of a training run")
     run = Run(name, path)
     try:
-        run.settings = flat(folder.made_with(path, flag="RUN").config)
-    except InputError:
+        made = folder.made_with(path, flag="RUN")
+        run.settings = folder.flat(made.config)
+        run.questions = {name: of["count"] for name, of in made.questions.items()}
+    except (InputError, KeyError, TypeError, AttributeError):
         run.notes.append(f"{folder.CONFIG} is damaged: the settings are unknown")
+    run.starts, _ = read_lines(path / STARTS)
     rows, unreadable = read_lines(path / "metrics.jsonl")
     by_step = {row["step"]: finite(row) for row in rows if isinstance(row.get("step"), int)}
     run.rows = [by_step[step] for step in sorted(by_step)]
@@ -117,15 +153,12 @@ def read_run(path: Path, name: str) -> Run:
     run.evaluations = {row["step"]: found for row in run.rows if (found := evaluation_of(row))}
     try:
         summary = folder.read_summary(path)
-        run.finished = summary is not None
         add_summary(run.evaluations, summary or {})
+        run.finished, run.seconds = summary is not None, finite(summary or {}).get("seconds")
     except (ValueError, KeyError, TypeError, AttributeError):
         run.notes.append(f"{folder.SUMMARY} is damaged and left out")
     if not run.rows:
         run.notes.append("metrics.jsonl has no row that can be read: there are no curves")
-    if not run.finished:
-        steps = run.rows[-1]["step"] if run.rows else 0
-        run.notes.append(f"the run is not finished: this is what there was after step {steps}")
     return run
 
 
@@ -175,12 +208,4 @@ def choices(run: Run) -> dict[str, int]:
         rated = {step: numbers[kind] for step, numbers in own.items() if kind in numbers}
         if rated:
             found[title] = max(rated, key=lambda step: rated[step])
-    return found
-
-
-def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as "section.key" -> value."""
-    found = {}
-    for name, value in section.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return found

@@ -1,46 +1,46 @@
-"""The questions of a run with their labels over time and their generations, as the page shows them."""
+"""The questions of a run with their votes over time and their generations, as the page shows them."""
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ttrl_jax.report.data import Run
-from ttrl_jax.reward.equivalence import key
+from ttrl_jax.reward.equivalence import key, same
 from ttrl_jax.reward.extract import Answer
+from ttrl_jax.run.files import ROLLOUTS, VOTES
 from ttrl_jax.run.metrics import read_lines
+from ttrl_jax.tasks.sets import OWN
 
-# The page stays under 8 MB: this much for questions and labels, and for generations.
-QUESTION_BYTES, RESPONSE_BYTES = 2_000_000, 4_000_000
+TRAINING = "training"  # the set of the visits of training steps
 _LONGEST = 8_000  # characters of a text; the answer is near the end of a response, so the middle is left out
+_BARS = 40  # answers of a ballot that are listed
 
 Question = dict[str, Any]
 
 
 def read_questions(run: Run) -> list[Question]:
-    """The questions that the files in rollouts/ hold, in their order. Adds to `run.notes` what cannot be read.
+    """The questions that the files in rollouts/ hold, those of training first. Adds to `run.notes` what cannot be read.
 
-    Each: run, set ("training" or the name of a task), id, question, prompt (as the
-    model sees it; None where that was not written down), truth (text, None where it is not known), judged
-    (whether the truth is known), wrong (its last label is not the truth), flipped (its majority changed between two
-    visits that were written down) and visits. A visit: step, label (that was rewarded), majority (the votes' answer;
-    runs from before that was written down have it as their label), share and majority_share (of the votes, for these),
-    votes, right (whether the label is the truth; None where that is not known), and samples, each [response, answer,
-    class, reward, tokens, truncated, right]. Majorities are compared by key.
+    Each: run, set ("training" or the name of a task), id, question, prompt (as the model sees it; None where that was
+    not written down), truth (text, None where it is not known), judged (whether the truth is known), visits as `visit`
+    makes them, history as `course` makes it, and the flags of `flags`.
     """
     questions: dict[tuple[str, str, str], Question] = {}
-    for path in sorted((run.path / "rollouts").glob("*.jsonl")):
+    order: list[tuple[str, str]] = []  # of the run's own questions
+    for path in sorted((run.path / ROLLOUTS).glob("*.jsonl")):
         match = re.fullmatch(r"(train|eval_(.+))_(\d+)", path.stem)
         if match is None:
             continue
         rows, damaged = read_lines(path)
+        names = []
         for row in rows:
             try:
                 made = visit(row, int(match[3]))
-                place = (match[2] or "training", str(row["id"]), str(row["question"]))
+                place = (match[2] or TRAINING, str(row["id"]), str(row["question"]))
             except (KeyError, TypeError, ValueError, IndexError):
                 damaged += 1
                 continue
+            names.append(place[1:])
             known = questions.setdefault(place, _question(run.name, *place))
             known["visits"].append(made)
             if "prompt" in row:
@@ -49,12 +49,28 @@ def read_questions(run: Run) -> list[Question]:
                 known["truth"], known["judged"] = row["truth"], True
         if damaged:
             run.notes.append(f"{damaged} of the rows of rollouts/{path.name} cannot be read and are left out")
-    for question in questions.values():
-        visits = question["visits"] = sorted(question["visits"], key=lambda each: each["step"])
-        won = [None if each["majority"] is None else key(Answer(each["majority"])) for each in visits]
-        question["flipped"] = any(a != b for a, b in zip(won, won[1:], strict=False))
-        question["wrong"] = visits[-1]["right"] is False
-    return sorted(questions.values(), key=lambda question: question["set"] != "training")
+        elif match[2] == OWN and len(names) == run.questions.get(OWN):
+            order = names
+    votes = _votes(run, order)
+    for name in votes:  # those of which no step wrote the generations down are known from the evaluations
+        known = questions.setdefault((TRAINING, *name), _question(run.name, TRAINING, *name))
+        if not known["visits"]:
+            known |= {each: questions[OWN, *name][each] for each in ("prompt", "truth", "judged")}
+    for (which, *name), question in questions.items():
+        question["visits"].sort(key=lambda each: each["step"])
+        told = votes.get(tuple(name), []) if which == TRAINING else []
+        question["history"] = course(question, told, own_task=bool(run.settings.get("task")))
+        question |= flags(question)
+        if told:
+            last = max(told, key=lambda row: row["step"])
+            question |= {"silent": last["no_answer"], "length": round(last["length"], 1)}
+    number = {name: i for i, name in enumerate(order)}
+    return sorted(questions.values(), key=lambda each: (each["set"] != TRAINING, _place(each, number)))
+
+
+def _place(question: Question, number: Mapping[tuple[str, str], int]) -> int:
+    """The number in the data of a question of training, as far as it is known; others stay in their order."""
+    return number.get((question["id"], question["question"]), 0) if question["set"] == TRAINING else 0
 
 
 def _question(run: str, which: str, name: str, text: str) -> Question:
@@ -62,29 +78,52 @@ def _question(run: str, which: str, name: str, text: str) -> Question:
     return known | {"prompt": None, "truth": None, "judged": False, "visits": []}
 
 
-def visit(row: dict[str, Any], step: int) -> dict[str, Any]:
-    """One row of generations. Raises KeyError, TypeError, ValueError or IndexError if it is not one."""
+def _votes(run: Run, order: list[tuple[str, str]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """Every visit of votes.jsonl by (id, text) of its question. order: these of all questions, by their numbers;
+    without it nothing is known, as votes.jsonl has the numbers alone."""
+    rows, damaged = read_lines(run.path / VOTES)
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if not _is_vote(row):
+            damaged += 1
+        elif 0 <= row["question"] < len(order):
+            found.setdefault(order[row["question"]], []).append(row)
+    if damaged:
+        run.notes.append(f"{damaged} of the lines of {VOTES} cannot be read and are left out")
+    return found
+
+
+def _is_vote(row: Mapping[str, Any]) -> bool:
+    kinds = {"step": int, "question": int, "label": str | None, "share": int | float, "flipped": bool | None}
+    kinds |= {"no_answer": int, "length": int | float}
+    return kinds.keys() <= row.keys() and all(isinstance(row[name], kind) for name, kind in kinds.items())
+
+
+def visit(row: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """What the page shows of one row of generations. Raises KeyError, TypeError, ValueError or IndexError if it is
+    none.
+
+    Returns step; label (that was rewarded), majority (the votes' answer; runs from before that was written down have
+    it as their label), share and majority_share (of the votes, for these), votes, right and majority_right (whether
+    they are the truth; None where that is not known); no_answer, unformed (responses without an answer, and out of the
+    format; None without a format), length (tokens of a response, mean); ballot, [class, answer, votes, right] by votes,
+    at most 40, and others, [answers, votes] of the rest; samples, [response, answer, class, reward, tokens, truncated,
+    right, formed, tokens' texts and log-probs or None] each.
+    """
     label = row["label"]
     majority = row["majority"] if "majority" in row else label
     if not all(each is None or isinstance(each, str) for each in (label, majority)):
         raise TypeError("a label is a text or null")
     counts, judged = [int(count) for count in row["counts"]], "truth" in row
     right = row["right"] if judged else None
-    samples = [
-        [
-            short(sample["response"]),
-            sample["answer"],
-            sample["class"],
-            sample["reward"] if "reward" in sample else None,
-            sample["tokens"],
-            sample["truncated"],
-            sample["class"] is not None and sample["class"] == right if judged else None,
-        ]
-        for sample in row["samples"]
-    ]
+    samples = [_sample(sample, judged, right) for sample in row["samples"]]
     # The label's class is that of the samples with its text: of several with the most votes, ties may have drawn one.
-    classes = {answer: kind for _, answer, kind, *_ in reversed(samples) if answer is not None}
+    classes = {sample[1]: sample[2] for sample in reversed(samples) if sample[1] is not None}
+    texts = {sample[2]: sample[1] for sample in reversed(samples) if sample[2] is not None}
     label_class, won = (classes[each] if each in classes else None for each in (label, majority))
+    ranked = sorted(texts, key=lambda kind: (-counts[kind], kind))
+    formed = [sample[7] for sample in samples if sample[7] is not None]
+    is_right = lambda kind: kind is not None and kind == right if judged else None  # noqa: E731
     return {
         "step": step,
         "label": label,
@@ -92,8 +131,84 @@ def visit(row: dict[str, Any], step: int) -> dict[str, Any]:
         "share": 0.0 if label_class is None else round(counts[label_class] / len(samples), 4),
         "majority_share": 0.0 if won is None else round(counts[won] / len(samples), 4),
         "votes": len(samples),
-        "right": label_class is not None and label_class == right if judged else None,
+        "right": is_right(label_class),
+        "majority_right": is_right(won),
+        "no_answer": len(samples) - sum(counts),
+        "unformed": formed.count(False) if formed else None,
+        "length": round(sum(sample[4] for sample in samples) / len(samples), 1),
+        "ballot": [[kind, texts[kind], counts[kind], is_right(kind)] for kind in ranked[:_BARS]],
+        "others": [len(ranked[_BARS:]), sum(counts[kind] for kind in ranked[_BARS:])],
         "samples": samples,
+    }
+
+
+def _sample(sample: Mapping[str, Any], judged: bool, right: int | None) -> list[Any]:
+    kind, answer = sample["class"], sample["answer"]
+    if not (answer is None or isinstance(answer, str)):
+        raise TypeError("an answer is a text or null")
+    return [
+        short(sample["response"]),
+        answer,
+        kind,
+        sample["reward"] if "reward" in sample else None,
+        sample["tokens"],
+        sample["truncated"],
+        kind is not None and kind == right if judged else None,
+        sample["in_format"] if "in_format" in sample else None,
+        sample["token_logps"] if "token_logps" in sample else None,
+    ]
+
+
+def course(question: Question, votes: list[Mapping[str, Any]], *, own_task: bool = False) -> list[list[Any]]:
+    """[step, majority's answer, its share, whether that is the truth (None: not known), flipped] of every visit.
+
+    votes: the question's lines of votes.jsonl; without them, of the visits that were written down. Whether an answer of
+    votes.jsonl is the truth is known where generations have judged it; else it is compared with the truth, unless the
+    run has a task of its own, whose way to compare is not at hand.
+    """
+    if votes:
+        seen = {}
+        for each in question["visits"]:
+            seen |= {answer: right for _, answer, _, right in each["ballot"] if right is not None}
+        for row in votes:
+            label, truth = row["label"], question["truth"]
+            if question["judged"] and label not in seen and not own_task:
+                seen[label] = isinstance(label, str) and isinstance(truth, str) and same(Answer(label), Answer(truth))
+        return [
+            [row["step"], row["label"], round(row["share"], 4), seen.get(row["label"]), row["flipped"]]
+            for row in sorted(votes, key=lambda row: row["step"])
+        ]
+    found: list[list[Any]] = []
+    before = None
+    for each in question["visits"]:
+        won = None if each["majority"] is None else key(Answer(each["majority"]))
+        flipped = None if not found else won != before
+        found.append([each["step"], each["majority"], each["majority_share"], each["majority_right"], flipped])
+        before = won
+    return found
+
+
+def flags(question: Question) -> dict[str, Any]:
+    """What one filters and sorts by: wrong (its last label that was written down is not the truth), flips (times that
+    its majority changed), became_right and became_wrong (its majority, from the first visit to the last), silent and
+    unformed (responses of the last visit without an answer, and out of the format), share (of the last majority),
+    change (of that since the first visit) and length (tokens of a response at the last visit)."""
+    history = question["history"]
+    first, now = history[0][3], history[-1][3]
+    # Where nothing was written down, what the majority says.
+    last = (
+        question["visits"][-1] if question["visits"] else {"right": now, "no_answer": 0, "unformed": None, "length": 0}
+    )
+    return {
+        "wrong": last["right"] is False,
+        "flips": sum(flipped is True for *_, flipped in history),
+        "became_right": first is False and now is True,
+        "became_wrong": first is True and now is False,
+        "silent": last["no_answer"],
+        "unformed": last["unformed"],
+        "share": history[-1][2],
+        "change": round(history[-1][2] - history[0][2], 4),
+        "length": last["length"],
     }
 
 
@@ -104,53 +219,3 @@ def short(text: str) -> str:
         return text
     half = _LONGEST // 2
     return f"{text[:half]}\n[... {left_out} characters left out ...]\n{text[-half:]}"
-
-
-def embed(value: Any) -> str:
-    """JSON that can stand in a <script> element: without any <, so that no text can end the element."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
-def size(value: Any) -> int:
-    """Bytes of `embed`."""
-    return len(embed(value).encode("utf-8", errors="backslashreplace"))
-
-
-def fit(questions: Sequence[Question]) -> tuple[list[Question], list[str]]:
-    """The questions with as many generations as the page has room for, evenly spaced, and a sentence on what is left.
-
-    The questions themselves are thinned out likewise if there are too many. Nothing given is changed.
-    """
-    notes = []
-    bare = [question | {"visits": [each | {"samples": []} for each in question["visits"]]} for question in questions]
-    kept = evenly([size(each) for each in bare], QUESTION_BYTES)
-    if len(kept) < len(questions):
-        notes.append(f"{len(kept)} of {len(questions)} questions are shown, evenly spaced: all are too many for a page")
-    shown = [bare[i] for i in kept]
-    samples = [
-        (visit, sample)
-        for i, question in zip(kept, shown, strict=True)
-        for visit, source in zip(question["visits"], questions[i]["visits"], strict=True)
-        for sample in source["samples"]
-    ]
-    chosen = evenly([size(sample) for _, sample in samples], RESPONSE_BYTES)
-    for i in chosen:
-        samples[i][0]["samples"].append(samples[i][1])
-    if len(chosen) < len(samples):
-        notes.append(
-            f"{len(chosen)} of {len(samples)} generations are shown, evenly spaced: all are too many for a page; "
-            "labels and shares are of all votes"
-        )
-    return shown, notes
-
-
-def evenly(sizes: Sequence[int], budget: int) -> list[int]:
-    """Indices, evenly spaced, of entries that take at most `budget` together: all, if they fit."""
-    kept = list(range(len(sizes)))
-    total = sum(sizes) + len(sizes)  # a comma after each
-    share = 1.0
-    while total > budget:
-        share *= min(0.98, budget / total)
-        kept = [i for i in range(len(sizes)) if int((i + 1) * share) > int(i * share)]
-        total = sum(sizes[i] for i in kept) + len(kept)
-    return kept

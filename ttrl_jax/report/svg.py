@@ -1,115 +1,120 @@
-"""Line and bar charts as SVG. Colours are the page's (--c0, --c1, ...), so that they follow its light or dark theme."""
+"""Charts as SVG files of their own, from the same values as the page's. Their colours are the page's, and follow the
+reader's light or dark theme as these do."""
 
 import html
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib import resources
 
-WIDTH, HEIGHT = 420, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26  # margins around the plot
+from ttrl_jax.report.chart import Bars, Chart, Line, thinned
+
+WIDTH, HEIGHT = 480, 240
+LEFT, RIGHT, TOP, BOTTOM = 56, 10, 10, 42  # margins around the plot
 COLORS = 8  # that the page has
+_ROW, _TITLE = 16, 22  # heights of a line of the legend and of a title
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line through points (step, value), or across the whole chart if it is a bound."""
-
-    name: str
-    color: int
-    points: Sequence[tuple[float, float]]
-    style: str = ""  # "", "dashed" or "bound"
-    key: str = ""  # in the legend, once for all lines that share it with colour and style; empty: the name
-
-
-def lines(title: str, drawn: Sequence[Line], *, most: int) -> str:
-    """A chart of lines over training steps, at most `most` points each, with a legend; "" if there is nothing to draw.
-
-    Of more points, neighbours are averaged. The element tells its axes in data-axes (first and last step, lowest and
-    highest value), from which the page's script reads values back under the pointer.
-    """
-    drawn = [line for line in drawn if line.points]
-    if not drawn:
-        return ""
-    parts, axes = _plot(drawn, most)
-    return _figure(title, parts, _legend(drawn), axes)
-
-
-def picture(charts: Sequence[tuple[str, Sequence[Line]]], style: str, *, most: int) -> str:
-    """Charts of lines (title, lines) side by side as an SVG file of its own, in the colours of the style sheet `style`.
-
-    Each has its title above and its legend below. Every chart must have something to draw.
-    """
-    top, row = 22, 16  # heights of a title and of a line of the legend
-    height = top + HEIGHT + row * max(len(_legend(drawn)) for _, drawn in charts) + 6
-    width = WIDTH * len(charts)
+def picture(charts: Sequence[Chart | Bars], *, most: int) -> str:
+    """Charts side by side as an SVG file, each with its title above and its legend below; of lines with more than
+    `most` points, neighbours are averaged. Every chart must have something to draw."""
+    keys = [_keys(chart) for chart in charts]
+    height, width = _TITLE + HEIGHT + _ROW * max(map(len, keys)) + 6, WIDTH * len(charts)
     body = f'<rect width="{width}" height="{height}" style="fill: var(--back)"/>'
-    for i, (title, drawn) in enumerate(charts):
-        parts, _ = _plot(drawn, most)
-        keys = ""
-        for j, (name, color, kind) in enumerate(_legend(drawn)):
-            y = top + HEIGHT + row * j + 8
-            keys += f'<polyline class="k{color % COLORS} {kind}" points="{LEFT},{y} {LEFT + 22},{y}"/>'
-            keys += _text(LEFT + 28, y + 4, name, "start")
-        caption = f'<text class="title" x="{LEFT}" y="15">{html.escape(title)}</text>'
-        plot = f'<g transform="translate(0 {top})">{"".join(parts)}</g>'
-        body += f'<g transform="translate({i * WIDTH} 0)">{caption}{plot}{keys}</g>'
-    sheet = style + "svg text.title { font: 600 13px system-ui, sans-serif; fill: var(--front); }\n"
-    sheet += "svg text { font-family: system-ui, sans-serif; }\n"
+    for i, (chart, key) in enumerate(zip(charts, keys, strict=True)):
+        legend = ""
+        for j, (name, color, kind) in enumerate(key):
+            y = _TITLE + HEIGHT + _ROW * j + 8
+            mark = f'<polyline class="k{color % COLORS} {kind}" points="{LEFT},{y} {LEFT + 22},{y}"/>'
+            dot = f'<circle class="k{color % COLORS}" cx="{LEFT + 11}" cy="{y}" r="2.5"/>'
+            legend += dot if kind == "dots" else mark
+            legend += _text(LEFT + 28, y + 4, name, "start")
+        caption = f'<text class="title" x="{LEFT}" y="15">{html.escape(chart.title)}</text>'
+        parts = _bars(chart) if isinstance(chart, Bars) else _lines(chart, most)
+        plot = f'<g transform="translate(0 {_TITLE})">{"".join(parts)}{_axes(chart)}</g>'
+        body += f'<g transform="translate({i * WIDTH} 0)">{caption}{plot}{legend}</g>'
+    files = resources.files("ttrl_jax.report")
+    sheet = "".join(files.joinpath(name).read_text(encoding="utf-8") for name in ("colors.css", "svg.css"))
     size = f'viewBox="0 0 {width} {height}" style="width: {width}px; height: {height}px"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>\n{sheet}</style>\n{body}</svg>\n'
 
 
-def _legend(drawn: Sequence[Line]) -> list[tuple[str, int, str]]:
-    return list(dict.fromkeys((line.key or line.name, line.color, line.style) for line in drawn))
+def _keys(chart: Chart | Bars) -> list[tuple[str, int, str]]:
+    """Name, colour and kind of each entry of the legend."""
+    if isinstance(chart, Bars):
+        return [(name, i, "") for i, (name, _) in enumerate(chart.series)]
+    return list(dict.fromkeys((line.name, line.color, _kind(line)) for line in chart.lines))
 
 
-def _plot(drawn: Sequence[Line], most: int) -> tuple[list[str], str]:
-    """The elements of a chart of lines, and its axes for `_figure`."""
-    x1 = max(1, *(x for line in drawn for x, _ in line.points))
-    marks = ticks([y for line in drawn for _, y in line.points])
+def _kind(line: Line) -> str:
+    return line.style if line.style in ("bound", "dots") else "dashed" if line.dashed else ""
+
+
+def _lines(chart: Chart, most: int) -> list[str]:
+    """The elements of a chart of lines: ranges below, then lines, then points."""
+    x1 = max(1, *(x for line in chart.lines for x, _ in line.points))
+    values = [y for line in chart.lines for _, y in line.points]
+    values += [y for line in chart.lines for each in line.ranges if each for y in each]
+    marks = [0, 0.2, 0.4, 0.6, 0.8, 1.0] if chart.share else ticks(values)
     low, high = marks[0], marks[-1]
     parts = [_grid(marks)]
-    for step in (0, x1 // 2, x1):
-        anchor = "start" if step == 0 else "end" if step == x1 else "middle"
-        parts.append(_text(_x(step, x1), HEIGHT - 8, f"{step:g}", anchor))
-    for line in drawn:
-        points = [(0.0, line.points[0][1]), (x1, line.points[0][1])] if line.style == "bound" else line.points
-        places = [(_x(x, x1), _y(y, low, high)) for x, y in thinned(points, most)]
-        path = " ".join(f"{x:.1f},{y:.2f}" for x, y in places)
-        kind = f"k{line.color % COLORS} {line.style}".strip()
-        parts.append(f'<polyline class="{kind}" data-name="{html.escape(line.name)}" points="{path}"/>')
-        if len(places) < 12 and line.style != "bound":
-            parts += [f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.2f}" r="2.5"/>' for x, y in places]
-    axes = f"0 {x1:g} {low!r} {high!r}"
-    return parts, axes
+    for step in sorted({int(x) for x in ticks([0, x1]) if x <= x1}):
+        parts.append(_text(_x(step, x1), HEIGHT - BOTTOM + 14, f"{step}", "middle" if step < 0.97 * x1 else "end"))
+    for line in chart.lines:
+        places = [(_x(x, x1), _y(y, low, high)) for x, y in thinned(line.points, most)]
+        parts += _ranges(line, x1, low, high)
+        if line.style != "dots" or len(places) > 2:  # between two evaluations nothing was measured
+            path = " ".join(f"{x:.1f},{y:.2f}" for x, y in places)
+            name = html.escape(line.name)
+            kind = f"k{line.color % COLORS} {_kind(line)}".strip()
+            parts.append(f'<polyline class="{kind}" data-name="{name}" points="{path}"/>')
+        if line.style != "bound" and (line.style == "dots" or len(places) < 12):
+            parts += [f'<circle class="k{line.color % COLORS}" cx="{x:.1f}" cy="{y:.2f}" r="2.5"/>' for x, y in places]
+    return parts
 
 
-def bars(title: str, groups: Sequence[str], series: Sequence[tuple[str, Sequence[float | None]]]) -> str:
-    """A chart of shares, 0 to 1, as bars side by side: for each group one of each series (name, values)."""
-    marks = [0.0, 0.25, 0.5, 0.75, 1.0]
+def _ranges(line: Line, x1: float, low: float, high: float) -> list[str]:
+    """The ranges of a line's points: bars of those that stand alone, else a band."""
+    known = [(x, each) for (x, _), each in zip(line.points, line.ranges, strict=False) if each]
+    if not known:
+        return []
+    if line.style == "dots":
+        return [
+            f'<line class="range k{line.color % COLORS}" x1="{_x(x, x1):.1f}" x2="{_x(x, x1):.1f}" '
+            f'y1="{_y(a, low, high):.2f}" y2="{_y(b, low, high):.2f}"/>'
+            for x, (a, b) in known
+        ]
+    edge = [(x, b) for x, (_, b) in known] + [(x, a) for x, (a, _) in reversed(known)]
+    path = " ".join(f"{_x(x, x1):.1f},{_y(y, low, high):.2f}" for x, y in edge)
+    return [f'<polygon class="k{line.color % COLORS}" points="{path}"/>']
+
+
+def _bars(chart: Bars) -> list[str]:
+    marks = [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     parts = [_grid(marks)]
-    width = (WIDTH - LEFT - RIGHT) / max(1, len(groups))
-    bar = width * 0.8 / len(series)
-    for g, group in enumerate(groups):
+    width = (WIDTH - LEFT - RIGHT) / max(1, len(chart.groups))
+    bar = width * 0.8 / len(chart.series)
+    for g, group in enumerate(chart.groups):
         begin = LEFT + g * width + width * 0.1
-        parts.append(_text(begin + width * 0.4, HEIGHT - 8, group, "middle"))
-        for s, (name, values) in enumerate(series):
+        parts.append(_text(begin + width * 0.4, HEIGHT - BOTTOM + 14, group, "middle"))
+        for s, (name, values) in enumerate(chart.series):
             value = values[g]
             if value is not None:
                 y = _y(value, 0, 1)
                 parts.append(
-                    f'<rect class="k{s}" x="{begin + s * bar:.1f}" y="{y:.2f}" width="{bar:.1f}" '
+                    f'<rect class="k{s % COLORS}" x="{begin + s * bar:.1f}" y="{y:.2f}" width="{bar:.1f}" '
                     f'height="{HEIGHT - BOTTOM - y:.2f}"><title>{html.escape(f"{name}, {group}: {value:.3f}")}</title>'
                     "</rect>"
                 )
-    return _figure(title, parts, [(name, s, "") for s, (name, _) in enumerate(series)], "")
+    return parts
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """The points; if there are more than `most`, the means of equal stretches of neighbours."""
-    stretch = math.ceil(len(points) / most)
-    pieces = [points[i : i + stretch] for i in range(0, len(points), stretch)]
-    return [(sum(x for x, _ in piece) / len(piece), sum(y for _, y in piece) / len(piece)) for piece in pieces]
+def _axes(chart: Chart | Bars) -> str:
+    """The names of the axes."""
+    middle = TOP + (HEIGHT - TOP - BOTTOM) / 2
+    upright = (
+        f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">{html.escape(chart.y)}</text>'
+    )
+    return upright + _text(LEFT + (WIDTH - LEFT - RIGHT) / 2, HEIGHT - 8, chart.x, "middle")
 
 
 def ticks(values: Sequence[float]) -> list[float]:
@@ -143,16 +148,3 @@ def _grid(marks: Sequence[float]) -> str:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_text(LEFT - 5, y + 4, f"{round(mark, 12):.4g}", "end"))
     return "".join(parts)
-
-
-def _figure(title: str, parts: Sequence[str], legend: Sequence[tuple[str, int, str]], axes: str) -> str:
-    keys = "".join(
-        f'<span class="key"><i class="k{color % COLORS} {style}"></i>{html.escape(name)}</span>'
-        for name, color, style in legend
-    )
-    data = f' data-axes="{axes}"' if axes else ""
-    return (
-        f"<figure><figcaption>{html.escape(title)}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}"{data}>{"".join(parts)}</svg>'
-        f'<div class="legend">{keys}</div><div class="readout"></div></figure>'
-    )

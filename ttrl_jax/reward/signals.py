@@ -31,6 +31,7 @@ def vote_metrics(
       runner_up_margin        (c1 - c2) / V
       majority_voting_reward  mean reward of the chosen samples
       rewards/mean, max, min  over all P x G chosen samples
+      accuracy_reward         share of these that agree with the label, whatever format and rule make of the reward
       no_answer_rate          share of the P x V votes without an answer
       no_label_rate           share of questions that nobody answered
       tie_rate, unanimous     share of questions with a tie for the label; where all V votes agree
@@ -53,6 +54,7 @@ def vote_metrics(
         "rewards/mean": np.mean(trained, dtype=np.float64),
         "rewards/max": np.max(trained),
         "rewards/min": np.min(trained),
+        "accuracy_reward": np.mean(_agreed(ballots, verdict.labels, chosen)),
         "no_answer_rate": 1 - answered.sum() / votes.sum(),
         "no_label_rate": np.mean([b.label is None for b in ballots]),
         "tie_rate": np.mean([b.tied for b in ballots]),
@@ -69,6 +71,15 @@ def vote_metrics(
     if known:
         metrics["flip_rate"] = np.mean(known)
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _agreed(ballots: Sequence[Ballot], labels: Sequence[int | None], chosen: np.ndarray) -> list[bool]:
+    """Of each chosen sample, whether its answer is the label."""
+    return [
+        label is not None and ballot.classes[v] == label
+        for ballot, label, picked in zip(ballots, labels, chosen, strict=True)
+        for v in picked
+    ]
 
 
 def _entropy(counts: Sequence[int]) -> float:

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from ttrl_jax.run import distributed, places
+from ttrl_jax.run import distributed, machine, places
 from ttrl_jax.run.metrics import Lines, MetricsLog, require_wandb, write_jsonl
 
 VOTES, METRICS, ROLLOUTS, UNDECIDED = "votes.jsonl", "metrics.jsonl", "rollouts", "undecided.jsonl"
+STARTS = "starts.jsonl"  # on what the run was computed
 MOST_UNDECIDED = 10_000  # lines of undecided.jsonl; later ones are left out, and count in the metrics alone
 
 
@@ -32,13 +33,16 @@ class Files:
         wandb_project: str | None,
         config: Mapping[str, Any] | None = None,
     ):
-        """As MetricsLog; votes.jsonl has a line for each question and step."""
+        """As MetricsLog; votes.jsonl has a line for each question and step, starts.jsonl one for each start."""
         self.folder, self._metrics, self._votes, self._undecided = folder, None, None, None
         if distributed.leader():
             logs = {"tensorboard": tensorboard, "wandb_project": wandb_project, "config": config}
             self._metrics = MetricsLog(folder, start_step=start_step, **logs)
             self._votes = Lines(folder / VOTES, start_step=start_step)
             self._undecided = Lines(folder / UNDECIDED, start_step=start_step, most=MOST_UNDECIDED)
+            # A start at a step that is gone on from again, after a kill, stays: it computed what came before.
+            with Lines(folder / STARTS, start_step=start_step + 1) as starts:
+                starts.write([{"step": start_step} | machine.facts()])
 
     def write(self, step: int, metrics: Mapping[str, float], votes: Iterable[Mapping[str, Any]] = ()) -> None:
         """The metrics of a step, and its votes as JSON objects with a "step"."""
