@@ -10,6 +10,7 @@ import pytest
 from ttrl_jax.data.problems import Problem
 from ttrl_jax.measure import evaluation
 from ttrl_jax.measure.generations import generations, undecided
+from ttrl_jax.measure.step import line_of
 from ttrl_jax.measure.tables import table
 from ttrl_jax.records import Rollouts
 from ttrl_jax.reward import numbers
@@ -286,3 +287,13 @@ def test_table_shows_the_readings_of_a_format_with_the_k_that_were_asked_for():
         ["strict_pass@8", "0.800"],
         ["flexible_avg@8", "0.750"],
     ]
+
+
+def test_the_line_of_a_step_names_silence_where_it_is_high():
+    """Truths and entropies are not always known."""
+    metrics = {"vote/majority_ratio": 0.5, "vote/majority_voting_reward": 0.25, "audit/label_accuracy": 1.0}
+    silent = {"vote/no_answer_rate": 0.05, "length/truncation_rate": 0.049}
+    cut = {"vote/no_answer_rate": 0.0, "length/truncation_rate": 0.5}
+    begins = "majority ratio 0.500, reward 0.250, label accuracy 1.000"
+    assert line_of(metrics | silent) == f"{begins}, no answer 0.050"
+    assert line_of(metrics | cut) == f"{begins}, cut 0.500"

@@ -19,6 +19,8 @@ from ttrl_jax.reward.vote import Ballot
 from ttrl_jax.session import Session
 from ttrl_jax.tasks.voting import in_format
 
+WORTH_SAYING = 0.05  # share of responses
+
 
 class Clock:
     """Seconds between laps, by name. phase: told what comes then, and the seconds that it took a step before."""
@@ -80,7 +82,7 @@ def step_metrics(
 
 
 def line_of(metrics: Mapping[str, float]) -> str:
-    """The main numbers of a step on one line."""
+    """The main numbers of a step on one line; shares of responses without an answer, or cut, where they are high."""
     shown = {
         "majority ratio": "vote/majority_ratio",
         "reward": "vote/majority_voting_reward",
@@ -89,7 +91,11 @@ def line_of(metrics: Mapping[str, float]) -> str:
         "entropy": "update/entropy",  # unknown where no row was computed
         "grad norm": "update/grad_norm",
     }
-    return ", ".join(f"{title} {metrics[name]:.3f}" for title, name in shown.items() if name in metrics)
+    parts = [f"{title} {metrics[name]:.3f}" for title, name in shown.items() if name in metrics]
+    for title, name in (("no answer", "vote/no_answer_rate"), ("cut", "length/truncation_rate")):
+        if metrics[name] >= WORTH_SAYING:
+            parts.append(f"{title} {metrics[name]:.3f}")
+    return ", ".join(parts)
 
 
 def named(**groups: dict[str, float]) -> dict[str, float]:
