@@ -61,7 +61,6 @@ EXTRAS = {
     "docs": [
         "mkdocs>=1.6.1,<2",  # below: the first that checks anchors; above: 2 is another program, without plugins
         "mkdocs-material>=9.8,<10",  # the theme; a major release may rename its settings
-        "latex2mathml>=3.81,<4",  # formulas without a script or a network; a major release may convert otherwise
     ],
 }
 EXTRAS["test"] = [
