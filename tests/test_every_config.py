@@ -187,6 +187,19 @@ def samples_of(name: str, file: str) -> list[tuple[dict, dict]]:
     return [(row, sample) for row in map(json.loads, lines) for sample in row["samples"]]
 
 
+@pytest.mark.parametrize("episodes", [0, 1])
+def test_silence_stops_a_run_before_it_trains(episodes: int, call, tmp_path: Path):
+    """One that only evaluates ends as ever."""
+    (tmp_path / "data.json").write_text(json.dumps([{"prompt": f"What is {i}?"} for i in range(4)]))
+    few = ["--config.rollout.max_tokens=1", f"--config.episodes={episodes}"]
+    code, printed = call("aime", f"--config.data.path={tmp_path / 'data.json'}", *few)
+    assert code == (2 if episodes else 0), printed
+    assert ("rollout.max_tokens=1: raise it" in printed) == (episodes == 1) and "example   prompt" in printed
+    run = Path("runs/aime")
+    assert (run / "rollouts" / "eval_data_000000.jsonl").is_file() and not (run / "votes.jsonl").read_text()
+    assert (run / "summary.json").is_file() == (episodes == 0)
+
+
 @pytest.mark.parametrize("kind", ["judge.rule=majority", "judge.rule=vote_share", "reward.kind=vote_share"])
 def test_two_steps_with_a_format_in_turkish(kind: str, call, tmp_path: Path):
     """Semantics: each reward that was written down is what the settings say, worked out again from the responses."""
