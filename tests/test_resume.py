@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from ttrl_jax.inputs import read_inputs
 from ttrl_jax.resume import Past, resume
 from ttrl_jax.run.checkpoint import Checkpoints
+from ttrl_jax.run.compiled import lines
 from ttrl_jax.run.diagnosis import diagnose
 from ttrl_jax.session import open_session, restore
 
@@ -285,7 +286,7 @@ def test_a_state_is_restored_whole_or_the_one_before(tmp_path: Path, algorithm: 
         content = (newest / name).read_bytes()
         (copy / "checkpoints" / "3" / name).write_bytes(content[: len(content) // 2])
         with Checkpoints(copy / "checkpoints", keep=2) as checkpoints:
-            session, past = resume(inputs, checkpoints)
+            session, past = resume(inputs, checkpoints, say=print, compiling=lines(print))
         state, meta = want[session.step]
         assert jax.tree.structure(session.state) == jax.tree.structure(state)
         assert all(
