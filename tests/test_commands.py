@@ -11,7 +11,6 @@ import pytest
 from configs import default
 from ttrl_jax import commands
 from ttrl_jax.errors import InputError
-from ttrl_jax.run.folder import flat
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"
@@ -64,6 +63,8 @@ def test_flags_that_are_right_pass(monkeypatch: pytest.MonkeyPatch):
     assert commands.parse(commands.TRAIN, doc="") == []
     config = commands.config()
     assert (config.mesh.offload, config.log.tensorboard, config.seed) == (True, False, 3)
+    want = {"--config.mesh.offload=True", "--config.log.tensorboard=False", "--config.seed=3"}
+    assert set(commands.overrides()) == want
 
 
 def test_helpfull_lists_every_key_with_its_comment(monkeypatch, capsys):
@@ -72,7 +73,7 @@ def test_helpfull_lists_every_key_with_its_comment(monkeypatch, capsys):
         commands.parse(commands.TRAIN, doc="What it does.")
     out = capsys.readouterr().out
     shown = re.findall(r"^  --config\.([\w.]+)=", out, re.MULTILINE)
-    assert sorted(shown) == sorted(flat(default.get_config().to_dict()))
+    assert sorted(shown) == sorted(commands.flat(default.get_config().to_dict()))
     assert "  --config.rollout.votes=64\n      responses to each question; all of them vote\n" in out
     assert "  --config.rollout.max_tokens=<int, by the model>\n" in out and out.startswith("What it does.")
 

@@ -7,7 +7,7 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.measure.first import example, require_answers, silence
 
 
-def config(**rollout):
+def config():
     made = default.get_config()
     made.rollout.max_tokens, made.prompt.thinking, made.prompt.suffix = 48, False, "Think."
     return made

@@ -168,7 +168,7 @@ def test_a_row_of_a_control_has_the_label_that_was_rewarded_and_the_majority(ope
     evidence = ttrl.evidence_of(opened, prompts, given, judge := ttrl.Judge(label="random"))
     verdict, chosen = judge(ballots, evidence, ttrl.History(), draw), np.tile(np.arange(4), (len(batch), 1))
     with contextlib.closing(Files(tmp_path, start_step=0, tensorboard=False, wandb_project=None)) as files:
-        train.write(opened, files, 0, Seen(batch, prompts, given, ballots, verdict, chosen, ()), {})
+        train.write(opened, files, 0, Seen(batch, prompts, given, ballots, evidence, verdict, chosen, ()), {})
     rows = list(map(json.loads, (tmp_path / "rollouts" / "train_000000.jsonl").read_text().splitlines()))
     assert {row["label"] for row in rows} == {"5", "6"} and {row["majority"] for row in rows} == {"5"}
     for row in rows:
@@ -184,8 +184,9 @@ def test_pairs_that_were_not_decided_are_written_down(opened, tmp_path):
     ballots = ttrl.cast_votes(opened.task, given.texts)
     ballots[1:2] = [dataclasses.replace(ballots[1], undecided=3, pairs=pairs)]
     draw = ttrl.Draw(0, 4, [problem.index for problem in batch])
-    verdict = ttrl.Judge()(ballots, ttrl.evidence_of(opened, prompts, given, ttrl.Judge()), ttrl.History(), draw)
-    seen = Seen(batch, prompts, given, ballots, verdict, np.tile(np.arange(2), (len(batch), 1)), ())
+    evidence = ttrl.evidence_of(opened, prompts, given, judge := ttrl.Judge())
+    verdict = judge(ballots, evidence, ttrl.History(), draw)
+    seen = Seen(batch, prompts, given, ballots, evidence, verdict, np.tile(np.arange(2), (len(batch), 1)), ())
     with contextlib.closing(Files(tmp_path, start_step=0, tensorboard=False, wandb_project=None)) as files:
         train.write(opened, files, 4, seen, {})
     rows = list(map(json.loads, (tmp_path / "undecided.jsonl").read_text().splitlines()))

@@ -8,7 +8,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -139,6 +139,11 @@ def defaults() -> dict[str, Any]:
     return importlib.import_module(_DEFAULTS).get_config().to_dict()
 
 
+def overrides() -> list[str]:
+    """The keys that the command line sets, as flags with their values."""
+    return [f"--config.{key}={flags.FLAGS[f'config.{key}'].value}" for key in given()]
+
+
 def config_flag() -> str:
     """The value of --config: the file, with its argument if it has one."""
     return config_flags.get_config_filename(flags.FLAGS["config"])
@@ -187,7 +192,7 @@ def _parse(argv: list[str], command: Command) -> list[str]:
 
 def _require_known(argv: list[str], command: Command) -> None:
     """Raises InputError for a flag that is none, or a key that is none, with the one that may be meant."""
-    keys = [key for key, _ in _flat(defaults())]
+    keys = list(flat(defaults()))
     for argument in argv[1:]:
         if not argument.startswith("--") or argument == "--":
             continue
@@ -246,12 +251,12 @@ def keys_help() -> Iterator[str]:
         above = []
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one, with names such as "model.path"."""
+    found = {}
+    for name, value in section.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def _config_argument(argv: list[str]) -> str | None:

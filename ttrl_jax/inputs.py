@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from ttrl_jax import commands
 from ttrl_jax.check import check
 from ttrl_jax.data import prompts as text
 from ttrl_jax.data import stops
@@ -157,7 +158,7 @@ def _digest(questions: QuestionSet) -> dict[str, Any]:
 def facts(inputs: Inputs, run: folder.Identity) -> dict[str, Any]:
     """What must be the same in all processes of a command, by the name that an error gives it: the settings, the
     questions, the model's files, the version of jax."""
-    found = {f"--config.{name}": value for name, value in folder.flat(run.config).items()}
+    found = {f"--config.{name}": value for name, value in commands.flat(run.config).items()}
     found |= {f"the questions of {each.path}": run.questions[each.name] for each in inputs.sets}
     return found | {"the files of model.path": run.model, "the version of jax": jax.__version__}
 

@@ -5,7 +5,6 @@ A prompt must follow the model: if a model is asked for the box twice, or not at
 those of the paper (arXiv 2504.16084) and of its code, `verl/examples/ttrl/*/*.sh`.
 """
 
-import importlib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from ttrl_jax import commands
 from ttrl_jax.check import OLD_RULES
 from ttrl_jax.errors import InputError
-from ttrl_jax.run import folder
 
 # The reference's scripts write "\n" where nothing turns it into a line break, so that its models see a back-slash and
 # an n. Here it is a line break. DeepSeek, too, recommends to ask its reasoning models for the box in the user's turn.
@@ -55,7 +54,7 @@ def agree(config: FrozenConfigDict, *, given: Collection[str] = ()) -> Adjusted:
 
     Raises InputError where both keys were set, and do not agree.
     """
-    defaults = folder.flat(importlib.import_module("configs.default").get_config().to_dict())
+    defaults = commands.flat(commands.defaults())
 
     def follower(one: str, other: str, sentence: str) -> str:
         ranks = {key: 2 if key in given else int(_get(config, key) != defaults[key]) for key in (one, other)}

@@ -14,7 +14,6 @@ if __name__ == "__main__":  # before the other imports, which take seconds
 
 import json
 import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,7 +53,7 @@ from ttrl_jax.run.metrics import read_lines, write_json, write_jsonl
 from ttrl_jax.run.progress import Progress
 from ttrl_jax.session import Session, encode, render, sample, save, step_key, update
 from ttrl_jax.tasks.sets import OWN
-from ttrl_jax.tasks.voting import cast_votes, in_format, judge_of
+from ttrl_jax.tasks.voting import cast_votes, judge_of
 
 LABELS = "labels.jsonl"  # of reward.label="offline"
 _NO_STEP = 2**31 - 1  # whose keys no training step has: those of the offline labels
@@ -93,7 +92,7 @@ def main() -> int:
         lines = changes.lines(step=session.step, total=total)
         distributed.together(lambda: go_on(workdir, run, lines, step=session.step))
         with distributed.together(
-            lambda: Files(workdir, start_step=session.step, config=folder.flat(run.config), **logs)
+            lambda: Files(workdir, start_step=session.step, config=commands.flat(run.config), **logs)
         ) as files:
             introduce(inputs, progress.line)
             for line in said_first(session, workdir, lines):
@@ -167,7 +166,7 @@ def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
                 clock.lap("update")
             visits = history.visits_of(step, ids, ballots, verdict.winners, rollouts.lengths, same=judge.same)
             history = history.add(visits := distributed.first(visits))
-            seen = Seen(batch, prompts, rollouts, ballots, verdict, chosen, visits)
+            seen = Seen(batch, prompts, rollouts, ballots, evidence, verdict, chosen, visits)
             metrics = step_metrics(session, seen, credited | {"update": learned}, clock.laps)
             write(session, files, step, seen, metrics | measured(evaluations, step))
             keep(session, opened, Past(history, evaluations, past.seconds))
@@ -275,7 +274,7 @@ def write(session: Session, files: Files, step: int, seen: Seen, metrics: Mappin
     if every and step % every == 0 and distributed.leader():
         verdict, rendered, known = seen.verdict, render(session, seen.batch), truths(seen.batch)
         made = {"labels": verdict.labels, "winners": verdict.winners, "rewards": verdict.rewards, "truths": known}
-        made |= {"formed": in_format(seen.rollouts.texts, session.task.in_format), "spelled": spelling(session)}
+        made |= {"formed": seen.evidence.in_format, "spelled": spelling(session)}
         rows = generations(seen.batch, rendered, seen.rollouts, seen.ballots, **made, same=session.task.same)
         files.generations("train", step, rows)
 
@@ -345,7 +344,7 @@ def said_first(session: Session, workdir: Path, changes: Sequence[str]) -> list[
 def next_commands(workdir: Path) -> list[str]:
     """What one does with a finished run, ready to paste."""
     config, run = shlex.quote(commands.config_flag()), shlex.quote(str(workdir))
-    changed = "".join(f" {shlex.quote(each)}" for each in sys.argv if each.startswith("--config."))
+    changed = "".join(f" {shlex.quote(each)}" for each in commands.overrides())
     return [
         f"python -m ttrl_jax.report {run}",
         f"python -m ttrl_jax.evaluate --config {config} --checkpoint {run}{changed}",

@@ -13,11 +13,10 @@ from ttrl_jax.data.problems import Problem, truths
 from ttrl_jax.records import Prompts, Rollouts
 from ttrl_jax.reward.audit import audit
 from ttrl_jax.reward.history import Visit
-from ttrl_jax.reward.judge import Verdict
+from ttrl_jax.reward.judge import Evidence, Verdict
 from ttrl_jax.reward.signals import vote_metrics
 from ttrl_jax.reward.vote import Ballot
 from ttrl_jax.session import Session
-from ttrl_jax.tasks.voting import in_format
 
 WORTH_SAYING = 0.05  # share of responses
 
@@ -53,6 +52,7 @@ class Seen:
     prompts: Prompts
     rollouts: Rollouts
     ballots: Sequence[Ballot]
+    evidence: Evidence
     verdict: Verdict
     chosen: np.ndarray  # int32 [P, G], the votes that were trained on
     visits: Sequence[Visit]
@@ -64,7 +64,7 @@ def step_metrics(
     """All metrics of a step; docs/metrics.md says what they mean. learned: the metrics of credit and update, by group.
     seconds: how long each part of the step took."""
     verdict, task = seen.verdict, session.task
-    flips, formed = [visit.flipped for visit in seen.visits], in_format(seen.rollouts.texts, task.in_format)
+    flips, formed = [visit.flipped for visit in seen.visits], seen.evidence.in_format
     votes = vote_metrics(seen.ballots, verdict, seen.chosen, flips, classes=task.classes)
     votes |= {} if formed is None else {"format_rate": float(formed.mean())}
     audited, known = {}, truths(seen.batch)

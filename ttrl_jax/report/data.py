@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ttrl_jax import commands
 from ttrl_jax.errors import InputError
 from ttrl_jax.run import folder, places
 from ttrl_jax.run.files import STARTS
@@ -140,7 +141,7 @@ def read_run(path: Path, name: str) -> Run:
     run = Run(name, path)
     try:
         made = folder.made_with(path, flag="RUN")
-        run.settings = folder.flat(made.config)
+        run.settings = commands.flat(made.config)
         run.questions = {name: of["count"] for name, of in made.questions.items()}
     except (InputError, KeyError, TypeError, AttributeError):
         run.notes.append(f"{folder.CONFIG} is damaged: the settings are unknown")

@@ -14,7 +14,7 @@ from ttrl_jax.run.interrupt import in_background
 
 PyTree = Any
 
-WORTH_A_LINE = 1.0  # seconds of a compile; what takes less is not said
+_WORTH_A_LINE = 1.0  # seconds of a compile; what takes less is not said
 
 
 class Announce(Protocol):
@@ -28,15 +28,10 @@ def lines(say: Callable[[str], None], *, details: bool = False) -> Announce:
     """Announcements as lines, one for each program that takes long; details: one for each program, with all shapes."""
 
     def announce(program: str, arguments: str, seconds: float | None) -> None:
-        if seconds is not None and (details or seconds >= WORTH_A_LINE):
-            say(compile_line(program, arguments if details else "", seconds))
+        if seconds is not None and (details or seconds >= _WORTH_A_LINE):
+            say(f"compiling {program}{f' ({arguments})' if details else ''} ... {seconds:.1f} s")
 
     return announce
-
-
-def compile_line(program: str, details: str, seconds: float) -> str:
-    """The line that says of a program how long it took to compile."""
-    return f"compiling {program}{details and f' ({details})'} ... {seconds:.1f} s"
 
 
 def keep_programs(announce: Callable[[str], None]) -> None:

@@ -24,19 +24,10 @@ def require_files(folder: Path, *, flag: str, wandb_project: str | None) -> None
 class Files:
     """The files of one run that grow. A run that goes on drops first what an earlier process wrote too many of."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        start_step: int,
-        tensorboard: bool,
-        wandb_project: str | None,
-        config: Mapping[str, Any] | None = None,
-    ):
-        """As MetricsLog; votes.jsonl has a line for each question and step, starts.jsonl one for each start."""
+    def __init__(self, folder: Path, *, start_step: int, **logs: Any):
+        """logs: as of MetricsLog. votes.jsonl has a line for each question and step, starts.jsonl for each start."""
         self.folder, self._metrics, self._votes, self._undecided = folder, None, None, None
         if distributed.leader():
-            logs = {"tensorboard": tensorboard, "wandb_project": wandb_project, "config": config}
             self._metrics = MetricsLog(folder, start_step=start_step, **logs)
             self._votes = Lines(folder / VOTES, start_step=start_step)
             self._undecided = Lines(folder / UNDECIDED, start_step=start_step, most=MOST_UNDECIDED)

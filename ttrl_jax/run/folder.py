@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ttrl_jax.commands import flat
 from ttrl_jax.errors import InputError
 from ttrl_jax.run.lock import LOCK
 from ttrl_jax.run.metrics import write_json
@@ -225,11 +226,3 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of a finished run, or None. Raises ValueError if it is damaged."""
     path = folder / SUMMARY
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as one, with names such as "model.path"."""
-    found = {}
-    for name, value in section.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ttrl_jax.run.compiled import WORTH_A_LINE, compile_line
+from ttrl_jax.run.compiled import lines
 
 # Without a terminal, a phase is a line of its own when there was none for so many seconds, twice as many each time
 # within a step: seven lines in a step of 20 minutes.
@@ -35,7 +35,8 @@ class Progress:
     def __init__(self, total: int, *, title: str, compiles: bool = False):
         """Prepare for `total` steps. compiles: say of each program that is compiled what its arguments are, also where
         it takes no time."""
-        self._total, self._start, self._done, self._title, self._compiles = total, 0, 0, title, compiles
+        self._total, self._start, self._done, self._title = total, 0, 0, title
+        self._compiled = lines(self.line, details=compiles)
         self._summary, self._phase = "", _Phase("")
         self._began = self._last_step = self._last_line = time.monotonic()
         self._compiling, self._silence = 0.0, _PLAIN_SECONDS  # of this step: seconds spent; before its next line
@@ -92,8 +93,7 @@ class Progress:
             self._say(_Phase(f"compiling {program}"))
             return
         self._compiling += seconds
-        if self._compiles or seconds >= WORTH_A_LINE:
-            self.line(compile_line(program, details if self._compiles else "", seconds))
+        self._compiled(program, details, seconds)
 
     def line(self, text: str) -> None:
         """Print a line that stays: above the bar on a terminal."""
