@@ -72,12 +72,8 @@ def _so_far(run: Run) -> str:
             said.append(f"{title} went from {fmean(values[:width]):.3f} to {fmean(values[-width:]):.3f}")
     if not said:
         return ""
-    steps = f"the first and the last {width} steps" if width > 1 else "the first and the last step"
-    return (
-        f"In training {' and '.join(said)} (means of {steps})."
-        if width > 1
-        else (f"In training {' and '.join(said)} ({steps}).")
-    )
+    steps = f"means of the first and the last {width} steps" if width > 1 else "the first and the last step"
+    return f"In training {' and '.join(said)} ({steps})."
 
 
 def uncertainty(groups: Sequence[Group]) -> str:
