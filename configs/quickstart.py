@@ -2,7 +2,7 @@
 
     python -m ttrl_jax.train --config configs/quickstart.py
 
-288 steps of 8 questions x 64 votes, 4 to 6 minutes on 2 cores. The model's errors are noise on purpose
+288 steps of 8 questions x 64 votes, 4 to 7 minutes on 2 cores. The model's errors are noise on purpose
 (scripts/make_quickstart_model.py), so that a vote can undo them. The README has the scores.
 """
 

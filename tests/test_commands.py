@@ -56,15 +56,21 @@ def test_the_key_that_was_meant_is_named(argument: str, said: str, monkeypatch: 
         commands.parse(commands.TRAIN, doc="")
 
 
-def test_flags_that_are_right_pass(monkeypatch: pytest.MonkeyPatch):
+def test_flags_that_are_right_pass(fresh_flags, monkeypatch: pytest.MonkeyPatch):
     """Booleans without a value, negated ones, and values after a space too."""
     right = ["--config.mesh.offload", "--noconfig.log.tensorboard", "--workdir", "runs/x", "--config.seed", "3"]
+    right += ["--config.eval.tasks=()", "--config.eval.k=(4,)"]
     monkeypatch.setattr(sys, "argv", ["train", QUICKSTART, *right])
     assert commands.parse(commands.TRAIN, doc="") == []
     config = commands.config()
     assert (config.mesh.offload, config.log.tensorboard, config.seed) == (True, False, 3)
     want = {"--config.mesh.offload=True", "--config.log.tensorboard=False", "--config.seed=3"}
-    assert set(commands.overrides()) == want
+    assert set(commands.overrides()) == want | {"--config.eval.tasks=()", "--config.eval.k=(4,)"}
+    monkeypatch.setattr(sys, "argv", ["train", QUICKSTART, *commands.overrides()])
+    again = commands.overrides()
+    fresh_flags()
+    commands.parse(commands.TRAIN, doc="")
+    assert commands.overrides() == again and commands.config() == config
 
 
 def test_helpfull_lists_every_key_with_its_comment(monkeypatch, capsys):

@@ -130,8 +130,9 @@ def config() -> FrozenConfigDict:
 
 def given() -> tuple[str, ...]:
     """The keys of the config that the command line sets, such as "rollout.votes"."""
-    parsed = flags.FLAGS
-    return tuple(n.removeprefix("config.") for n in parsed if n.startswith("config.") and parsed[n].present)
+    # Out of the arguments themselves: absl takes a flag for a tuple for absent where it is set to ().
+    named = (re.match(r"--?(?:no)?config\.([\w.]+)", argument) for argument in sys.argv[1:])
+    return tuple(dict.fromkeys(found[1] for found in named if found))
 
 
 def defaults() -> dict[str, Any]:
@@ -141,7 +142,8 @@ def defaults() -> dict[str, Any]:
 
 def overrides() -> list[str]:
     """The keys that the command line sets, as flags with their values."""
-    return [f"--config.{key}={flags.FLAGS[f'config.{key}'].value}" for key in given()]
+    values = {key: flags.FLAGS[f"config.{key}"].value for key in given()}
+    return [f"--config.{key}={tuple(x) if isinstance(x, list) else x}" for key, x in values.items()]
 
 
 def config_flag() -> str:

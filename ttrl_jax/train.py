@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before the other imports, which take seconds
 
 import json
 import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -342,13 +343,15 @@ def said_first(session: Session, workdir: Path, changes: Sequence[str]) -> list[
 
 
 def next_commands(workdir: Path) -> list[str]:
-    """What one does with a finished run, ready to paste."""
+    """What one does with a finished run, ready to paste: with this Python, which need not be the first on the PATH."""
+    python = Path(sys.executable)
+    python = shlex.quote(str(python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python))
     config, run = shlex.quote(commands.config_flag()), shlex.quote(str(workdir))
     changed = "".join(f" {shlex.quote(each)}" for each in commands.overrides())
     return [
-        f"python -m ttrl_jax.report {run}",
-        f"python -m ttrl_jax.evaluate --config {config} --checkpoint {run}{changed}",
-        f"python -m ttrl_jax.export {run} --out {shlex.quote(str(workdir) + '-model')}",
+        f"{python} -m ttrl_jax.report {run}",
+        f"{python} -m ttrl_jax.evaluate --config {config} --checkpoint {run}{changed}",
+        f"{python} -m ttrl_jax.export {run} --out {shlex.quote(str(workdir) + '-model')}",
     ]
 
 
