@@ -33,7 +33,7 @@ from ttrl_jax.run.checkpoint import Checkpoints
 
 # The last has more devices along tensor than the model has kv heads.
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 2, 4)]
-UPDATED = {2: MESHES[2:4], 4: MESHES[1:2] + MESHES[4:]}  # by the number of processes
+UPDATED = {2: MESHES[3:4], 4: MESHES[1:3] + MESHES[4:]}  # by the number of processes
 # Likewise: prompts, and whether each host draws by itself. None can be shared evenly.
 SAMPLED = {2: [(5, True), (5, False)], 4: [(3, True)]}
 MAX_TOKENS = 12

@@ -308,6 +308,7 @@ def test_a_finished_run_prints_its_table_again(ended: tuple[Path, str]):
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_smaller_last_step(tmp_path: Path):
     """Of 7 questions a step of 4 is followed by one of 3, in minibatches of 2; with some truths only those are
     measured. A run from before the key, which left the 3 out, goes on doing so."""

@@ -235,6 +235,7 @@ def four_steps():
     return make_update(LLAMA, make_optimizer(**ADAM), minibatch=4, micro=48, chunk=16, few=False)
 
 
+@pytest.mark.slow
 def test_several_steps_keep_the_log_probs_from_before_the_first(four_steps):
     params, batch = jax.tree.map(jnp.asarray, random_params(LLAMA)), make_batch(LLAMA)
     state, metrics = learn(four_steps, model_of(params, make_optimizer(**ADAM)), batch, RATE)
