@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.path = ""  # Hugging Face folder (safetensors), .gguf file or hub name; required
+    c.model.adapter = ""  # PEFT folder or hub name of LoRA adapters that the model starts with; empty: none
     # bfloat16 | float32: the type in which sampling and both passes of training compute. Master weights are float32.
     # In bfloat16 a change of a master weight has no effect until it rounds to another value: a weight of 0.02 that
     # comes from a bfloat16 checkpoint has to change by 6e-5.
@@ -25,6 +26,18 @@ def get_config() -> ConfigDict:
     # How attention is computed in training and prefill: xla | cudnn (NVIDIA) | splash (TPU) | auto: the best that runs
     # on the device.
     c.model.attention = "auto"
+
+    # LoRA (arXiv 2106.09685): train adapters beside weights that stay as they are. Masters, moments, gradients and
+    # checkpoints are then those of the adapters, and the weights are there once, in model.dtype (docs/lora.md).
+    c.lora = ConfigDict()
+    c.lora.rank = 0  # 0: off, all weights are trained; 16 is a good one
+    c.lora.alpha = 32.0  # the adapters' product counts alpha / rank times
+    # Which projections have adapters: of these seven, any.
+    c.lora.targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    # dtype | int8: how the weights are held, as model.dtype or in 8 bits, with one scale for each output channel.
+    c.lora.base = "dtype"
+    # Every learning rate of this config is multiplied by it when adapters are trained: they need more than weights do.
+    c.lora.rate_factor = 10.0
 
     c.mesh = ConfigDict()  # the number of devices is data x fsdp x tensor; -1: all that are left
     c.mesh.data = 1  # prompts are split over this axis
@@ -90,7 +103,8 @@ def get_config() -> ConfigDict:
     c.reward.allow_silence = False
 
     c.judge = ConfigDict()
-    # majority: 1 if the answer is the label, else 0 | vote_share: the answer's share of the votes
+    # majority: 1 if the answer is the label, else 0 | vote_share: the answer's share of the votes | answered: 1 for any
+    # answer, a control: what it gains is the form, not the substance
     c.judge.rule = "majority"
 
     c.train = ConfigDict()

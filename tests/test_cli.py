@@ -172,7 +172,7 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--config.reward.locale=fr", ("en, tr, de", "'fr'")),
         ("--config.reward.ties=last", ("reward.ties", "first or random", "'last'")),
         ("--config.reward.kind=entropy", ("reward.kind", "vote_share", "'entropy'")),
-        ("--config.judge.rule=entropy", ("judge.rule", "majority, vote_share", "'entropy'")),
+        ("--config.judge.rule=entropy", ("judge.rule", "majority, vote_share, answered", "'entropy'")),
         ("--config.reward.format_weight=0.5", ("reward.format_weight=0.5", "set reward.format")),
         ("--config.reward.format_weight=-1", ("reward.format_weight", "at least 0", "-1")),
         ("--config.reward.format_weight=nan", ("reward.format_weight", "nan")),
@@ -240,11 +240,9 @@ def test_a_prompt_that_is_too_long_is_named(call, tmp_path: Path):
     assert_refused(call(questions(tmp_path / "long.json", rows)), "the-long-one", "32")
 
 
-@pytest.mark.parametrize("label", ["truth", "random"])
-def test_a_vote_share_has_no_label(call, label: str):
-    assert_refused(
-        call("--config.judge.rule=vote_share", f"--config.reward.label={label}"), "vote_share", "reward.label", label
-    )
+@pytest.mark.parametrize(("rule", "label"), [("vote_share", "truth"), ("vote_share", "random"), ("answered", "truth")])
+def test_a_rule_may_have_no_label(call, rule: str, label: str):
+    assert_refused(call(f"--config.judge.rule={rule}", f"--config.reward.label={label}"), rule, "reward.label", label)
 
 
 def test_the_oracle_needs_truths(call, tmp_path: Path):

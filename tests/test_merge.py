@@ -17,11 +17,12 @@ import tiny_gguf
 import yaml
 from absl import flags
 from safetensors.numpy import load_file, save_file
+from test_lora import random_adapters, with_adapters
 from tiny_model import LLAMA, all_logits, on_mesh, random_params
 
 from ttrl_jax import cli, commands, merge
 from ttrl_jax.data.prompts import load_tokenizer
-from ttrl_jax.model import weights
+from ttrl_jax.model import peft, weights
 from ttrl_jax.model.config import read_config
 
 MODEL = Path(__file__).parent.parent / "configs" / "quickstart_model"
@@ -88,6 +89,24 @@ def assert_bitwise(got: dict[str, np.ndarray], want: dict[str, np.ndarray]):
     assert got.keys() == want.keys()
     for name, x in got.items():
         assert x.dtype == want[name].dtype and x.tobytes() == want[name].tobytes(), name
+
+
+def test_adapters_are_added_to_their_model(pair, call, tmp_path: Path):
+    """MODEL+ADAPTER is the model with the adapters merged into its weights, in float32."""
+    config = with_adapters(read_config(pair[1]), targets=("q_proj", "down_proj"))
+    adapters = random_adapters(config)
+    (tmp_path / "lora").mkdir()
+    peft.write(tmp_path / "lora", adapters, config, base="none")
+    wanted = recipe((pair[0], f"{pair[1]}+{tmp_path / 'lora'}"), t=1)
+    code, out, err = call(wanted)
+    assert code == 0, err
+    more, plain = peft.deltas(adapters, config), read(pair[1])
+    assert_bitwise(read(tmp_path / "out"), {name: x + more[name]() if name in more else x for name, x in plain.items()})
+    assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
+    (tmp_path / "lora" / peft.WEIGHTS).unlink()
+    shutil.rmtree(tmp_path / "out")
+    code, _, err = call(wanted)
+    assert code == 2 and "has no adapter_model.safetensors" in err
 
 
 def test_slerp_of_two_numbers_by_hand():
@@ -285,7 +304,7 @@ WRONG = [
     ("chat_template", "auto", "chat_template is not computed"),
     ("out_dtype", "float16", "out_dtype is not computed"),
     ("slices/0/sources/1/layer_range", None, "layer_range is missing, add it"),
-    ("slices/0/sources/1/model", "a/b@main", "a/b@main names a revision (@) or an adapter (+), which are not read"),
+    ("slices/0/sources/1/model", "a/b@main", "a/b@main names a revision (@), which is not read"),
     ("parameters/density", 0.5, "parameters: density is not computed"),
     ("slices/0/parameters", {"t": 1}, "slices[0]: parameters is not computed"),
     ("slices/0/sources/1/parameters", {"weight": 1}, "slices[0].sources[1]: parameters is not computed"),

@@ -71,10 +71,21 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_one_process_learns_the_same(undisturbed: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("--config.lora.rank=4", "--config.mesh.tensor=2", "--config.algorithm=prime"),
+        ("--config.lora.rank=4", "--config.lora.base=int8", "--config.algorithm=ppo"),
+    ],
+    ids=lambda changes: " ".join(changes) or "none",
+)
+def test_one_process_learns_the_same(undisturbed: Path, tmp_path: Path, changes: tuple[str, ...]):
     """Invariance: as many devices in one process draw the same tokens, and their numbers differ by rounding alone."""
-    finish(tmp_path / "run", processes=1, devices=4)
-    got, want = results(tmp_path / "run"), results(undisturbed)
+    finish(tmp_path / "run", *changes, processes=1, devices=4)
+    if changes:
+        finish(tmp_path / "several", *changes)
+    got, want = results(tmp_path / "run"), results(tmp_path / "several" if changes else undisturbed)
     for name in ("eval_data_000000.jsonl", "train_000000.jsonl"):
         pairs = [[json.loads(line) for line in run["generations"][name].splitlines()] for run in (got, want)]
         for one, other in zip(*pairs, strict=True):
@@ -89,17 +100,19 @@ def test_one_process_learns_the_same(undisturbed: Path, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(600 + 60 * KILLS)
 @pytest.mark.parametrize(
-    ("algorithm", "first"), [("prime", 1)] + [("ppo", 0), ("grpo", 1)] * ("TTRL_KILLS" in os.environ)
+    ("changes", "first"),
+    [(("--config.algorithm=prime",), 1)]
+    + [(("--config.algorithm=ppo",), 0), (("--config.lora.rank=4",), 1), ((), 1)] * ("TTRL_KILLS" in os.environ),
+    ids=str,
 )
-def test_killed_processes_end_all_and_nothing_is_lost(tmp_path: Path, algorithm: str, first: int):
+def test_killed_processes_end_all_and_nothing_is_lost(tmp_path: Path, changes: tuple[str, ...], first: int):
     """Invariance: SIGKILL to one at random times ends the others with 75 and a sentence; started again and again, the
     run agrees bit by bit with one on the same mesh that was left alone."""
     workdir, alone, rng = tmp_path / "run", tmp_path / "alone", random.Random(0)
-    change = f"--config.algorithm={algorithm}"
-    finish(alone, change)
+    finish(alone, *changes)
     for kill in range(KILLS):
         victim = (first + kill) % PROCESSES
-        started = start(workdir, change)
+        started = start(workdir, *changes)
         if kill % 2 == 0:
             wait_for_step(workdir, max(steps_saved(workdir), default=0) + 1, started)
             time.sleep(rng.uniform(0, 0.5))
@@ -118,7 +131,7 @@ def test_killed_processes_end_all_and_nothing_is_lost(tmp_path: Path, algorithm:
             assert code == 75 and LEFT_BEHIND in words.splitlines()[-1], "\n".join(said)
     assert not (workdir / "summary.json").exists()
     saved = max(steps_saved(workdir))
-    assert f"resumed after step {saved}" in finish(workdir, change)[0]
+    assert f"resumed after step {saved}" in finish(workdir, *changes)[0]
     assert results(workdir) == results(alone)
 
 

@@ -184,6 +184,7 @@ def test_the_newest_checkpoint_is_damaged(ended: tuple[Path, str], undisturbed: 
     assert results(workdir) == undisturbed
 
 
+@pytest.mark.slow
 def test_what_moves_memory_or_bookkeeping_may_change(ended: tuple[Path, str], tmp_path: Path):
     """A run goes on with other micro-batches, another folder's view of its files, and more episodes; and says so."""
     workdir, new = tmp_path / "run", STEPS + 1

@@ -14,7 +14,7 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.reward import score as score_module
 from ttrl_jax.reward import vote as vote_module
 from ttrl_jax.reward.extract import Answer, extract
-from ttrl_jax.reward.score import random_classes, score, select, vote_share, with_format
+from ttrl_jax.reward.score import answered, random_classes, score, select, vote_share, with_format
 from ttrl_jax.reward.vote import Ballot, vote
 
 
@@ -93,6 +93,11 @@ def test_vote_shares_by_hand() -> None:
         rewards, np.float32([[3 / 5, 1 / 5, 3 / 5, 0, 3 / 5], [2 / 5, 2 / 5, 2 / 5, 2 / 5, 0], [0] * 5])
     )
     assert vote_share([ballot("1", "1.0")]).tolist() == [[1, 1]]
+
+
+def test_any_answer_by_hand() -> None:
+    rewards = answered([ballot("012", "7", None), ballot(None, None, "3")])
+    assert rewards.dtype == np.float32 and rewards.tolist() == [[1, 1, 0], [0, 0, 1]]
 
 
 def test_the_format_adds_its_weight() -> None:

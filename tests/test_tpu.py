@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from plans import LAYER_KEYS, LAYERS, MATH_1_5B, ROOT, WEIGHTS, model_folder, planned, programs
+from plans import LAYER_KEYS, LAYERS, MATH_1_5B, ROOT, VOCAB, WEIGHTS, model_folder, planned, programs
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 SPLASH, CHIPS = "tpu_custom_call", 8
@@ -115,6 +115,19 @@ def test_what_does_not_fit_one_chip_is_made_to(model: Path):
     assert last["run"]["hours"] * 3600 >= last["run"]["steps"] * last["seconds"]["step"]
 
 
+def test_adapters_on_a_base_that_is_there_once(model: Path):
+    """On one chip: the update has the base once, in bfloat16, and nothing near its size comes in between, though the
+    layers are looked up one by one; the decode loop moves no weights."""
+    told = aime(model, "v5e:1x1", "--config.lora.rank=16", "--config.rollout.rows=64")
+    found = programs(told)
+    assert told["plans"][0]["fits"]
+    for name in ("sample decode", "score", "update gradient", "update gradient of short rows", "update step"):
+        assert 2 * WEIGHTS < found[name]["weights"] < 2.15 * WEIGHTS, name
+    layer = 2 * (WEIGHTS - VOCAB * 1536) / LAYERS
+    copies = [one for one in found["sample decode"]["loop_copies"] if one["bytes"] > layer / 20]
+    assert not [one for one in copies if one["kind"] == "copy"], copies
+
+
 def test_a_slice_that_there_is_not(model: Path):
     command = [sys.executable, "-m", "ttrl_jax.plan", f"--config=configs/aime.py:{model}", "--topology=v5e:3x3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -132,7 +145,7 @@ def test_the_notebook_of_math500_is_for_one_chip():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (plan,) = json.loads(done.stdout)["plans"]  # the first fits
-    assert plan["fits"] and 10e9 < max(program["together"] for program in plan["programs"]) < 16e9
+    assert plan["fits"] and 8e9 < max(program["together"] for program in plan["programs"]) < 14.5e9
 
 
 @pytest.mark.parametrize("sizes", [(1, 32, 2), (2, 16, 2), (1, 8, 8), (4, 16, 1)])

@@ -18,6 +18,18 @@ _SETTINGS = [
     ("KL coefficient", "train", "kl_coef"),
 ]
 
+_LORA_SETTINGS = [
+    ("LoRA: rank", "rank"),
+    ("LoRA: alpha", "alpha"),
+    ("LoRA: learning rates are multiplied by", "rate_factor"),
+]
+_LOAD = """from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")"""
+_LOAD_ADAPTERS = """from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path)"""
+
 _LICENCE = ("license", "license_name", "license_link")
 
 _LABELS = {
@@ -30,10 +42,11 @@ _REWARDS = {  # by judge.rule
     "majority": "Responses whose answer was the label were rewarded. The label was {label}.",
     "vote_share": "Every answer was rewarded by its share of the votes; true answers, where known, were only used to "
     "measure.",
+    "answered": "Every response that had an answer was rewarded, whatever it was: this is a control, not the method.",
 }
 
 _CARD = """---
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 tags: [ttrl, test-time-reinforcement-learning]
 {base}{licence}---
@@ -47,8 +60,7 @@ the model. {rewards}
 ## Use
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")
+{load}
 {prompt}
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens={max_tokens})[0]))
 ```
@@ -83,22 +95,27 @@ def card(
     origin: Mapping[str, Any],
     step: int,
     dtype: str,
+    adapters: bool = False,
 ) -> str:
     """The card as Markdown.
 
     config: the config of the run. evaluations: those of its history; the card shows the first and the last. hub: the
     hub name of the model that the run began with, if it has one. origin: what that model says of itself
-    (`huggingface.origin`).
+    (`huggingface.origin`). adapters: whether the folder has the adapters alone, as PEFT stores them.
     """
     path = config["model"]["path"]
     base = hub or origin.get("base_model")
-    shares = config["judge"]["rule"] == "vote_share"  # without a label
+    shares = config["judge"]["rule"] != "majority"  # without a label
     settings = [
         f"| {title} | {_shown(config[section][key])} |"
         for title, section, key in _SETTINGS
         if not (shares and (section, key) == ("reward", "label"))
     ]
+    if "lora" in config and config["lora"]["rank"]:
+        settings += [f"| {title} | {config['lora'][key]} |" for title, key in _LORA_SETTINGS]
     return _CARD.format(
+        library="peft" if adapters else "transformers",
+        load=_LOAD_ADAPTERS if adapters else _LOAD,
         base=f"base_model: {base}\n" if base else "",
         licence="".join(f"{name}: {json.dumps(value)}\n" for name, value in origin.items() if name in _LICENCE),
         prompt=_prompt(config["prompt"]),

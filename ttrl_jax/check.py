@@ -5,6 +5,7 @@ import math
 from ml_collections import ConfigDict
 
 from ttrl_jax.errors import InputError
+from ttrl_jax.model.config import PROJECTIONS
 from ttrl_jax.reward.extract import extract
 from ttrl_jax.reward.judge import RULES
 from ttrl_jax.run import places
@@ -45,7 +46,13 @@ def check(config: ConfigDict) -> None:
         ),
         (0 <= config.seed < 2**31, f"seed must be in 0 .. 2^31 - 1, got {config.seed}"),
     ]
-    rules += _sampling_rules(config) + _reward_rules(config) + _algorithm_rules(config) + _number_rules(config)
+    rules += (
+        _lora_rules(config)
+        + _sampling_rules(config)
+        + _reward_rules(config)
+        + _algorithm_rules(config)
+        + _number_rules(config)
+    )
     for holds, sentence in rules:
         if not holds:
             raise InputError(sentence)
@@ -55,6 +62,22 @@ def check(config: ConfigDict) -> None:
         places.local(path, flag=key)
     reward = config.reward
     extract("", strategies=reward.extract, thinking=False, locale=reward.locale, tags=reward.format)
+
+
+def _lora_rules(config: ConfigDict) -> list[tuple[bool, str]]:
+    """Which adapters there are."""
+    lora = config.lora
+    return [
+        (lora.rank >= 0, f"lora.rank must not be negative, got {lora.rank}; 0 switches it off, 16 is a good one"),
+        (0 < lora.alpha < math.inf, f"lora.alpha must be above 0 and finite, got {lora.alpha}"),
+        (
+            len(lora.targets) > 0 and set(lora.targets) <= set(PROJECTIONS),
+            f"lora.targets must hold some of {', '.join(PROJECTIONS)}, got {lora.targets}",
+        ),
+        (len(set(lora.targets)) == len(lora.targets), f"lora.targets has a name twice: {lora.targets}"),
+        (lora.base in ("dtype", "int8"), f"lora.base must be dtype or int8, got {lora.base!r}"),
+        (0 < lora.rate_factor < math.inf, f"lora.rate_factor must be above 0 and finite, got {lora.rate_factor}"),
+    ]
 
 
 def _sampling_rules(config: ConfigDict) -> list[tuple[bool, str]]:
@@ -104,9 +127,9 @@ def _reward_rules(config: ConfigDict) -> list[tuple[bool, str]]:
             f"reward.kind={reward.kind!r}, an older spelling, contradicts judge.rule={rule!r}; leave reward.kind unset",
         ),
         (
-            "vote_share" not in (rule, reward.kind) or reward.label == "majority",
-            f'judge.rule="vote_share" rewards every answer without a label; leave reward.label at "majority", got '
-            f"{reward.label!r}",
+            (rule == "majority" and reward.kind != "vote_share") or reward.label == "majority",
+            f'judge.rule="{rule if reward.kind is None else reward.kind}" rewards answers without a label; leave '
+            f'reward.label at "majority", got {reward.label!r}',
         ),
         (
             0 <= reward.format_weight < math.inf,
@@ -136,7 +159,7 @@ def _algorithm_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         (config.prime.beta > 0, f"prime.beta must be above 0, got {config.prime.beta}"),
         (
             algorithm != "prime" or (config.judge.rule == "majority" and config.reward.kind != "vote_share"),
-            'algorithm="prime" learns from outcomes that are 0 or 1; leave judge.rule at "majority", got "vote_share"',
+            f'algorithm="prime" learns from labels; leave judge.rule at "majority", got {config.judge.rule!r}',
         ),
         (
             algorithm != "prime" or config.reward.format_weight == 0,

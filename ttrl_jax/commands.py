@@ -33,6 +33,7 @@ _FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "images": (flags.DEFINE_string, "", "Folder in which each chart is written as an SVG file."),
     "step": (flags.DEFINE_integer, None, "Training steps of the checkpoint; default: the newest."),
     "dtype": (flags.DEFINE_string, "float32", "float32, bit by bit what was trained, or bfloat16, half the size."),
+    "adapter": (flags.DEFINE_bool, False, "Write the adapters of a run with LoRA, as PEFT stores them."),
     "topology": (flags.DEFINE_string, "", "TPU slice or GPUs: v5e:4x4, h100:8; default: this machine's devices."),
     "questions": (flags.DEFINE_list, [], "Numbers of questions, of the data and of each set in eval.tasks."),
     "follow": (flags.DEFINE_bool, False, "Show the run again whenever it has gone on, until it is finished."),
@@ -76,7 +77,8 @@ EVALUATE = Command("evaluate", "measure a model or a run", ("config", "checkpoin
 PLAN = Command("plan", "will a run fit, and how long does it take", ("config", "topology", "questions", "json"))
 LOOK = Command("look", "a run in the terminal, while it trains or afterwards", ("follow",), takes="RUN")
 REPORT = Command("report", "one page on a run or several", ("out", "images"), takes="RUN", several=True)
-EXPORT = Command("export", "a trained model as a Hugging Face folder", ("out", "step", "dtype", "model"), takes="RUN")
+EXPORT_FLAGS = ("out", "step", "dtype", "model", "adapter")
+EXPORT = Command("export", "a trained model as a Hugging Face folder", EXPORT_FLAGS, takes="RUN")
 MERGE = Command("merge", "one model out of two", ("out",), takes="RECIPE.yml")
 NO_FLAGS = Command()
 COMMANDS = {each.name: each for each in (TRAIN, LOOK, REPORT, EVALUATE, EXPORT, PLAN, MERGE)}

@@ -49,6 +49,7 @@ class Origin:
     model: str  # folder or hub name: config, tokenizer, and the weights if there is no run
     run: Path | None
     step: int | None  # of the checkpoint; None without a run
+    lora: dict[str, Any] | None = None  # the run's keys of this section
 
 
 def main() -> int:
@@ -76,7 +77,9 @@ def main() -> int:
                 session = restore(session, checkpoints, origin.step)
         introduce(inputs, progress.line)
         prepare(session, say=progress.line)
-        progress.line(f"weights   {origin.model if origin.run is None else f'{origin.run}, after step {origin.step}'}")
+        beside = f" with the adapters of {config.model.adapter}" if config.model.adapter else ""
+        told = f"{origin.model}{beside}" if origin.run is None else f"{origin.run}, after step {origin.step}"
+        progress.line(f"weights   {told}")
         progress.line(f"samples   {sampled(config)}")
         for i, (questions, key) in enumerate(zip(inputs.sets, task_keys(session), strict=True)):
             result = measure(session, questions, key, progress=progress.tokens(f"evaluating {questions.name}"))
@@ -116,7 +119,7 @@ def find_inputs() -> tuple[Origin, Inputs]:
     """What the flags ask for, checked. Raises InputError."""
     config = commands.config()
     origin = find_origin(flags.FLAGS.checkpoint, config.model.path)
-    inputs = read_inputs(with_model(config, origin.model), training=False, given=commands.given())
+    inputs = read_inputs(with_model(config, origin), training=False, given=commands.given())
     if origin.run is not None:
         folder.require_same_model(origin.run, identity(inputs).model, flag="--checkpoint")
     return origin, inputs
@@ -142,17 +145,21 @@ def find_origin(checkpoint: str, model_path: str) -> Origin:
         if step is None:
             raise InputError(f"{run} has no checkpoint yet; wait for its first episode to end")
         checkpoints.meta(step)  # raises if there is none
-    return Origin(model, places.absolute(run), step)
+    return Origin(model, places.absolute(run), step, made.config.get("lora", {"rank": 0}))
 
 
 def checkpoint_of(origin: Origin) -> dict[str, Any] | None:
     return None if origin.run is None else {"run": str(origin.run), "step": origin.step}
 
 
-def with_model(config: FrozenConfigDict, path: str) -> FrozenConfigDict:
-    """The config with another model.path."""
+def with_model(config: FrozenConfigDict, origin: Origin) -> FrozenConfigDict:
+    """The config with the model of `origin`, and the adapters that its run has trained."""
     changed = ConfigDict(config)
-    changed.model.path = path
+    changed.model.path = origin.model
+    if origin.lora is not None:
+        changed.model.adapter = ""
+        for key, value in origin.lora.items():
+            changed.lora[key] = tuple(value) if isinstance(value, list) else value
     return FrozenConfigDict(changed)
 
 

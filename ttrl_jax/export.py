@@ -1,9 +1,10 @@
 """Write what a run has trained as a Hugging Face folder, for transformers and whatever else reads these.
 
-    python -m ttrl_jax.export RUN --out DIR [--step N] [--dtype float32|bfloat16] [--model DIR]
+    python -m ttrl_jax.export RUN --out DIR [--step N] [--dtype float32|bfloat16] [--model DIR] [--adapter]
 
 RUN is a run folder, DIR a new or empty one: weights as safetensors, config, tokenizer, and a model card with the run's
-numbers. The model that the run began with is found where the run had it; --model says where it has been moved to.
+numbers. The model that the run began with is found where the run had it; --model says where it has been moved to. What
+a run with LoRA has trained is merged into the model's weights, or, with --adapter, written as PEFT's folder.
 """
 
 from ttrl_jax import commands
@@ -15,16 +16,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from ttrl_jax import cli, huggingface
 from ttrl_jax.card import card
 from ttrl_jax.errors import InputError
-from ttrl_jax.model import decoder, weights
+from ttrl_jax.learn.layout import params_layout
+from ttrl_jax.model import decoder, lora, peft, weights
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.shapes import parameter_count
-from ttrl_jax.model.sharding import make_mesh, shardings
+from ttrl_jax.model.sharding import make_mesh
+from ttrl_jax.programs import with_lora
 from ttrl_jax.records import POLICY
 from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints
@@ -44,7 +47,7 @@ class Trained:
     model: ModelConfig
     step: int
     evaluations: list[dict[str, Any]]  # until then, the first one before any step
-    params: decoder.Params
+    params: decoder.Params | lora.Adapters
 
 
 def main(run: str) -> int:
@@ -57,8 +60,14 @@ def main(run: str) -> int:
     itemsize = huggingface.DTYPES[dtype].itemsize
     distributed.devices()
     trained = restore(where, flags.FLAGS.step, moved=flags.FLAGS.model, out=out, itemsize=itemsize)
-    write(trained, out, dtype=dtype, shard_bytes=huggingface.SHARD_BYTES)
-    print(f"{run} after {trained.step} steps is in {out}, as {dtype}")
+    if not flags.FLAGS.adapter:
+        write(trained, out, dtype=dtype, shard_bytes=huggingface.SHARD_BYTES)
+        print(f"{run} after {trained.step} steps is in {out}, as {dtype}")
+        return 0
+    if trained.model.lora is None:
+        raise InputError(f"{run} has no adapters, it trained all weights (lora.rank=0); leave --adapter out")
+    write_adapter(trained, out)
+    print(f"the adapters of {run} after {trained.step} steps are in {out}")
     return 0
 
 
@@ -74,16 +83,14 @@ def restore(run: Path, step: int | None, *, moved: str, out: Path, itemsize: int
     try:
         path = model_of_run(run, made.config["model"]["path"], recorded=made.model_path, given=moved)
         source = model_source(path, key="--model" if moved else "model.path")
-        model = weights.read_model(source)
+        model = with_lora(run_config(made), weights.read_model(source))
     except (InputError, OSError) as error:
         raise InputError(f"the model that {run} began with is needed for its config and tokenizer: {error}") from error
     fingerprints = {"fingerprint": weights.fingerprint(source), "tokenizer": text_fingerprint(source)}
     folder.require_same_model(run, fingerprints, flag="RUN")
     huggingface.check_room(out, itemsize * parameter_count(model))
     mesh = make_mesh(data=1, fsdp=-1, tensor=1)
-    shapes = decoder.shapes(model)
-    placed = shardings(decoder.logical_axes(model), shapes, mesh)
-    layout = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, placed)
+    layout = params_layout(model, mesh)
     with Checkpoints(run / "checkpoints", keep=None) as checkpoints:
         step = checkpoints.latest() if step is None else step
         if step is None:
@@ -101,23 +108,46 @@ def restore(run: Path, step: int | None, *, moved: str, out: Path, itemsize: int
     return Trained(made.config, source, hub, model, step, evaluations, params)
 
 
+def run_config(made: folder.Identity) -> ConfigDict:
+    """The config of a run as it was resolved, which may lack keys of today."""
+    return ConfigDict({"lora": {"rank": 0}} | made.config)
+
+
 def write(trained: Trained, out: Path, *, dtype: str, shard_bytes: int) -> None:
-    """Write the Hugging Face folder `out`. It appears under its name only when it is complete."""
+    """Write the Hugging Face folder `out`. It appears under its name only when it is complete. Adapters are added to
+    the weights in float32, which are rounded once."""
+    if trained.model.lora is None:
+        tensors = weights.stream_out(trained.params, trained.model)
+    else:
+        tensors = weights.stream_in(trained.source, trained.model, peft.deltas(trained.params, trained.model))
     huggingface.write(
         out,
-        weights.stream_out(trained.params, trained.model),
+        tensors,
         source=trained.source,
         model=trained.model,
         dtype=dtype,
-        card=card(
-            trained.config,
-            trained.evaluations,
-            hub=trained.hub,
-            origin=huggingface.origin(trained.source),
-            step=trained.step,
-            dtype=dtype,
-        ),
+        card=_card(trained, dtype=dtype),
         shard_bytes=shard_bytes,
+    )
+
+
+def write_adapter(trained: Trained, out: Path) -> None:
+    """Write PEFT's folder `out`, likewise."""
+    base = trained.hub or str(trained.source.resolve())
+    with huggingface.unfinished(out) as folder_of:
+        peft.write(folder_of, trained.params, trained.model, base=base)
+        (folder_of / "README.md").write_text(_card(trained, dtype="float32", adapters=True), encoding="utf-8")
+
+
+def _card(trained: Trained, *, dtype: str, adapters: bool = False) -> str:
+    return card(
+        trained.config,
+        trained.evaluations,
+        hub=trained.hub,
+        origin=huggingface.origin(trained.source),
+        step=trained.step,
+        dtype=dtype,
+        adapters=adapters,
     )
 
 

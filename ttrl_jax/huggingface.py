@@ -1,12 +1,13 @@
 """A model written as a Hugging Face folder: weights as safetensors, config, tokenizer, model card."""
 
+import contextlib
 import json
 import math
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,25 +57,33 @@ def write(
 
     Raises InputError if `out` holds something.
     """
-    check_out(out)
     tokenizer, stops = tokenizer_of(source)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        unfinished = Path(scratch) / "model"
-        unfinished.mkdir()
-        _write_weights(tensors, weights.names(model), unfinished, dtype=DTYPES[dtype], shard_bytes=shard_bytes)
-        write_json(unfinished / "config.json", _config_fields(source, model) | {"dtype": dtype})
+    with unfinished(out) as folder:
+        _write_weights(tensors, weights.names(model), folder, dtype=DTYPES[dtype], shard_bytes=shard_bytes)
+        write_json(folder / "config.json", _config_fields(source, model) | {"dtype": dtype})
         if source.is_dir():  # as they are: what transformers would write, not every release of it can read
             for file in text_files(source):
-                shutil.copyfile(file, unfinished / file.name)
+                shutil.copyfile(file, folder / file.name)
         else:
-            save_tokenizer(tokenizer, unfinished)
-        if not (unfinished / _GENERATION).is_file():
-            write_json(unfinished / _GENERATION, {"eos_token_id": list(stops)})
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
-        for file in unfinished.iterdir():
+            save_tokenizer(tokenizer, folder)
+        if not (folder / _GENERATION).is_file():
+            write_json(folder / _GENERATION, {"eos_token_id": list(stops)})
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def unfinished(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` where nothing is raised. Raises InputError if `out` holds
+    something."""
+    check_out(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        yield folder
+        for file in folder.iterdir():
             file.chmod(_MODE)
-        unfinished.rename(out)
+        folder.rename(out)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -18,16 +18,18 @@ from ttrl_jax.data import prompts as text
 from ttrl_jax.data import stops
 from ttrl_jax.data.problems import Problems, truths
 from ttrl_jax.errors import InputError
-from ttrl_jax.model import weights
+from ttrl_jax.model import lora, peft, weights
 from ttrl_jax.model.config import ModelConfig, passed_over
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.sharding import make_mesh, require_fit, require_fit_of_batch, require_host_memory
-from ttrl_jax.programs import check_length, with_kernel
+from ttrl_jax.programs import check_length, rate_factor, with_kernel, with_lora
 from ttrl_jax.resolve import agree, agree_with_data, resolve
 from ttrl_jax.run import distributed, folder
-from ttrl_jax.source import is_local, model_source, text_fingerprint, tokenizer_of
+from ttrl_jax.source import adapter_source, is_local, model_source, text_fingerprint, tokenizer_of
 from ttrl_jax.tasks.sets import Questions, QuestionSet, read_questions, with_tasks
 from ttrl_jax.tasks.task import Task
+
+LEAST_LORA_RATE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Inputs:
     sources: dict[str, str]  # of the values that the model can decide: key -> where it is from, in words
     source: Path  # of the model: a Hugging Face folder or a GGUF file
     model: ModelConfig
+    adapter: lora.Adapters | None  # those of model.adapter, host arrays
     tokenizer: Any
     stops: stops.Stops  # the ids that end a response, and from where each is known
     sets: tuple[QuestionSet, ...]  # the first is the config's own data
@@ -81,7 +84,11 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
         adjusted |= more
         _check_truths(config, read[0])
     source = model_source(config.model.path)
-    model = weights.read_model(source)
+    model, adapter = weights.read_model(source), None
+    if config.model.adapter:
+        config, adapter, more = with_adapter(config, model)
+        adjusted |= more
+    model = with_lora(config, model)
     tokenizer, ends = tokenizer_of(source)
     text.check_vocabulary(tokenizer, model.vocab, str(source))
     turn = config.rollout.end_of_turn and config.prompt.chat_template
@@ -106,7 +113,29 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
     model, why = with_kernel(config, model, mesh)
     weights.check(source, model)
     problems = _problems(config, sets[0], mesh) if training else None
-    return Inputs(config, adjusted | sources, source, model, tokenizer, ends, sets, longest, mesh, why, problems)
+    return Inputs(
+        config, adjusted | sources, source, model, adapter, tokenizer, ends, sets, longest, mesh, why, problems
+    )
+
+
+def with_adapter(
+    config: FrozenConfigDict, model: ModelConfig
+) -> tuple[FrozenConfigDict, lora.Adapters, dict[str, str]]:
+    """The config with rank, alpha and targets of model.adapter; its adapters; which keys it decided. Raises InputError
+    for one that cannot be used, or has another rank than lora.rank asks for."""
+    found, adapter = peft.read(adapter_source(config.model.adapter), model)
+    if config.lora.rank not in (0, found.rank):
+        raise InputError(
+            f"lora.rank={config.lora.rank}, and the adapters of {config.model.adapter} have rank {found.rank}; leave "
+            "lora.rank out"
+        )
+    whole = ConfigDict(config.as_configdict())
+    whole.lora.rank, whole.lora.alpha, whole.lora.targets = found.rank, found.scale * found.rank, found.targets
+    return (
+        FrozenConfigDict(whole),
+        adapter,
+        dict.fromkeys(("lora.rank", "lora.alpha", "lora.targets"), "as model.adapter"),
+    )
 
 
 def _encoder(config: FrozenConfigDict, tokenizer: Any, task: Task) -> text.PromptEncoder:
@@ -136,8 +165,10 @@ def _check_truths(config: FrozenConfigDict, own: Questions) -> None:
 def identity(inputs: Inputs) -> folder.Identity:
     """What a run of these inputs is a run of."""
     shape = dataclasses.asdict(inputs.model)
-    del shape["attention"]  # a run may go on on other devices
+    del shape["attention"], shape["lora"]  # a run may go on on other devices; the settings have the other
     fingerprints = {"fingerprint": weights.fingerprint(inputs.source), "tokenizer": text_fingerprint(inputs.source)}
+    if inputs.adapter is not None:
+        fingerprints["adapter"] = weights.sha256(inputs.adapter)
     settings = inputs.config.as_configdict().to_dict()
     if inputs.config.task:
         settings["task_sha256"] = hashlib.sha256(Path(inputs.config.task).expanduser().read_bytes()).hexdigest()
@@ -175,11 +206,36 @@ def repeats(environment: Mapping[str, str]) -> str:
     return f"up to rounding; with XLA_FLAGS={flag} bit for bit, and perhaps slower"
 
 
+def _about_lora(inputs: Inputs) -> list[str]:
+    """What is trained beside the weights, and how fast, in words."""
+    config, own = inputs.config, inputs.config.lora
+    if not own.rank:
+        return []
+    begun = f"as {config.model.adapter} has them" if config.model.adapter else "new"
+    held = "in 8 bits" if own.base == "int8" else f"in {config.model.dtype}"
+    count = lora.parameter_count(inputs.model) / 1e6
+    said = [
+        f"rank {own.rank}, alpha {own.alpha:g}, {len(own.targets)} projections a layer: {count:.2f} M parameters, "
+        f"{begun}; the model's own stay as they are, {held}"
+    ]
+    if inputs.problems is not None:
+        rate = rate_factor(config) * config.train.learning_rate
+        said.append(
+            f"learning rate {rate:.3g}: lora.rate_factor={own.rate_factor:g} times train.learning_rate="
+            f"{config.train.learning_rate:g}"
+        )
+        if rate < LEAST_LORA_RATE:
+            said.append(f"a rate below {LEAST_LORA_RATE:g} hardly changes adapters; raise train.learning_rate")
+    return said
+
+
 def introduce(inputs: Inputs, say: Callable[[str], None]) -> None:
     """Print what was resolved: model, devices, questions, settings, and the first prompt as the model sees it."""
     config, device = inputs.config, jax.devices()[0]
     count = parameter_count(inputs.model) / 1e6
     say(f"model     {config.model.path}: {count:.2f} M parameters, {config.model.dtype} compute")
+    for line in _about_lora(inputs):
+        say(f"lora      {line}")
     say(f"devices   {jax.device_count()} x {device.device_kind}, mesh {dict(inputs.mesh.shape)}")
     if distributed.several():
         say(f"processes {jax.process_count()}, with {jax.local_device_count()} devices each")

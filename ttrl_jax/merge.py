@@ -3,7 +3,8 @@
     python -m ttrl_jax.merge RECIPE.yml --out DIR
 
 RECIPE.yml is a recipe as mergekit has it, of its method slerp: slices or models, merge_method, base_model, parameters.t
-and dtype; tokenizer_source: base asks besides that both models have one vocabulary.
+and dtype; tokenizer_source: base asks besides that both models have one vocabulary. A model may be MODEL+ADAPTER, with
+PEFT's folder of LoRA adapters, which are added to its weights.
 DIR is a new or empty folder. Config and tokenizer are those of base_model, which t=0 gives; t=1 gives the other model.
 """
 
@@ -15,7 +16,7 @@ if __name__ == "__main__":  # before the other imports, which take seconds
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from absl import flags
 
 from ttrl_jax import cli, huggingface
 from ttrl_jax.errors import InputError
-from ttrl_jax.model import weights
+from ttrl_jax.model import peft, weights
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.run import places
-from ttrl_jax.source import model_source, tokenizer_of
+from ttrl_jax.source import adapter_source, model_source, tokenizer_of
 
 _COLINEAR = 0.9995  # |cosine| above which an arc is too short, or too near a half circle, to divide by its sine
 _NO_DIRECTION = 1e-8  # norm up to which a tensor is not normalised
@@ -80,13 +81,15 @@ def merge(recipe: Recipe, out: Path) -> None:
     Raises InputError, with nothing written, if a model cannot be read, the two are not of one shape, the recipe's
     layers are not theirs, a tensor has no t or is not finite, or there is no room.
     """
-    sources = [model_source(path, key="model") for path in (recipe.base, recipe.other)]
+    both = [_parts(path) for path in (recipe.base, recipe.other)]
+    sources = [model_source(path, key="model") for path, _ in both]
     model, other = [weights.read_model(source) for source in sources]
     recipe = dataclasses.replace(recipe, slices=recipe.slices or ((0, model.layers),))
     _check_pair(recipe, model, other)
     if recipe.one_vocabulary:
         _check_vocabularies(recipe, sources)
     tensors = [weights.check(source, model) for source in sources]
+    adapters = [_deltas(adapter, model) for _, adapter in both]
     ts = {name: t_of(recipe, name) for name in weights.names(model)}
     dtype = huggingface.DTYPES[recipe.dtype]
     huggingface.check_room(out, dtype.itemsize * parameter_count(model))
@@ -95,7 +98,10 @@ def merge(recipe: Recipe, out: Path) -> None:
         for name, t in ts.items():
             # Rounded before and after: the recipe's dtype is that of the models as they are merged.
             with np.errstate(over="ignore"):  # an infinity is told below, by name
-                parents = [np.asarray(opened[name][:]).astype(dtype).astype(np.float32) for opened in tensors]
+                parents = [
+                    _with(np.asarray(opened[name][:]), more.get(name)).astype(dtype).astype(np.float32)
+                    for opened, more in zip(tensors, adapters, strict=True)
+                ]
             for path, values in zip((recipe.base, recipe.other), parents, strict=True):
                 if not np.isfinite(values).all():
                     raise InputError(
@@ -113,6 +119,25 @@ def merge(recipe: Recipe, out: Path) -> None:
         card=_card(recipe),
         shard_bytes=huggingface.SHARD_BYTES,
     )
+
+
+def _parts(path: str) -> tuple[str, str | None]:
+    """A model and the adapters that go with it, if any."""
+    if Path(path).expanduser().exists() or "+" not in path:
+        return path, None
+    model, _, adapter = path.partition("+")
+    return model, adapter
+
+
+def _deltas(adapter: str | None, model: ModelConfig) -> dict[str, Callable[[], np.ndarray]]:
+    if adapter is None:
+        return {}
+    found, adapters = peft.read(adapter_source(adapter), model)
+    return peft.deltas(adapters, dataclasses.replace(model, lora=found))
+
+
+def _with(tensor: np.ndarray, delta: Callable[[], np.ndarray] | None) -> np.ndarray:
+    return tensor if delta is None else tensor.astype(np.float32) + delta()
 
 
 def slerp(t: float, base: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -209,10 +234,9 @@ def read_recipe(path: Path) -> Recipe:
     else:
         other, slices = _other_model(top["models"], base, f"{path}: models"), ()
     for name in (base, other):
-        if re.search("[@+]", name) and not Path(name).expanduser().exists():
+        if "@" in name and not Path(name).expanduser().exists():
             raise InputError(
-                f"{path}: {name} names a revision (@) or an adapter (+), which are not read; give a folder that has "
-                "the model itself"
+                f"{path}: {name} names a revision (@), which is not read; give a folder that has the model itself"
             )
     t = _settings(t, f"{path}: parameters.t")
     return Recipe(base, other, slices, t, top["dtype"], _names_tokenizer(top, str(path)))
@@ -305,9 +329,13 @@ def _settings(given: Any, where: str) -> tuple[tuple[str, tuple[float, ...]], ..
     return tuple(settings)
 
 
+def _shown(path: str) -> str:
+    return Path(path).name if Path(path).expanduser().exists() else path
+
+
 def _card(recipe: Recipe) -> str:
     """The model card. Of a local path only the name: where files lay on this machine says nothing elsewhere."""
-    base, other = [Path(x).name if Path(x).expanduser().exists() else x for x in (recipe.base, recipe.other)]
+    base, other = ["+".join(_shown(part) for part in _parts(x) if part) for x in (recipe.base, recipe.other)]
     shown = {
         "slices": [
             {"sources": [{"model": name, "layer_range": list(layers)} for name in (base, other)]}
@@ -318,7 +346,7 @@ def _card(recipe: Recipe) -> str:
         "parameters": {"t": [{"filter": part or "*", "value": list(anchors)} for part, anchors in recipe.t]},
         "dtype": recipe.dtype,
     } | ({"tokenizer_source": "base"} if recipe.one_vocabulary else {})
-    hub = [name for name in (recipe.base, recipe.other) if not Path(name).expanduser().exists()]
+    hub = [name for name, _ in map(_parts, (recipe.base, recipe.other)) if not Path(name).expanduser().exists()]
     head = f"base_model: [{', '.join(hub)}]\n" if hub else ""
     return _CARD.format(head=head, base=base, other=other, recipe=yaml.safe_dump(shown, sort_keys=False))
 

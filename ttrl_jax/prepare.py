@@ -21,10 +21,11 @@ def prepare(session: Session, *, say: Callable[[str], None]) -> None:
     inputs, mesh, host = session.inputs, session.inputs.mesh, session.host
     weights = copies.layout(inputs.model, of_hosts(mesh) if host else mesh, session.sampler.dtype)
     config, layout, learning = session.config, session.layout, []
+    under = {} if inputs.model.lora is None else copies.base_layout(inputs.model, mesh, session.sampler.dtype)
     with jax.set_mesh(mesh):
         key = key_on(mesh, step_key(session, 0))
         for name, learner in session.learners.items():
-            base = layout.policy.params if uses_policy(config, name) else None
+            base = under | layout.policy.params if uses_policy(config, name) else under or None
             rows = config.rollout.prompts * config.train.samples
             learning += learner.work(layout.models[name], base=base, rows=rows)
     numbers = np.asarray(jax.random.key_data(key))

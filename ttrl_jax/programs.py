@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,13 +19,16 @@ from ttrl_jax.learn.logprobs import response_logprobs
 from ttrl_jax.learn.loss import Loss
 from ttrl_jax.learn.microbatch import MicroBatch
 from ttrl_jax.learn.update import Sizes, Update
-from ttrl_jax.model import attention, decoder
-from ttrl_jax.model.config import ModelConfig
-from ttrl_jax.model.sharding import on_hosts
+from ttrl_jax.model import attention, decoder, lora
+from ttrl_jax.model.config import Lora, ModelConfig
+from ttrl_jax.model.shapes import parameter_count
+from ttrl_jax.model.sharding import of_hosts, on_hosts
 from ttrl_jax.records import CRITIC, POLICY, PROCESS, Model, TrainState, padded_length
+from ttrl_jax.rollout import hosts
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
 from ttrl_jax.rollout.shapes import Shapes, few
+from ttrl_jax.run import distributed
 from ttrl_jax.run.compiled import Announce
 
 # How a CPU orders a program: for the least memory. Its default is for the most at once, no faster where cores are few.
@@ -64,6 +67,19 @@ def with_kernel(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh)
     return dataclasses.replace(model, attention=kernel), why
 
 
+def with_lora(config: ConfigDict, model: ModelConfig) -> ModelConfig:
+    """The model with the adapters that the config asks for, if it does."""
+    if not config.lora.rank:
+        return model
+    rank, targets = config.lora.rank, tuple(config.lora.targets)
+    return dataclasses.replace(model, lora=Lora(rank, config.lora.alpha / rank, targets, config.lora.base))
+
+
+def rate_factor(config: ConfigDict) -> float:
+    """What learning rates are multiplied by."""
+    return config.lora.rate_factor if config.lora.rank else 1.0
+
+
 def sampling_of(section: ConfigDict) -> Sampling:
     """How `rollout` or `eval` samples."""
     return Sampling(temperature=section.temperature, top_k=section.top_k, top_p=section.top_p)
@@ -83,6 +99,32 @@ def shapes_of(config: ConfigDict, mesh: jax.sharding.Mesh, *, longest_prompt: in
         return found
     most_votes = max(config.rollout.votes, evaluation_votes(config))
     return few(found, longest_prompt=longest_prompt, prompts=config.rollout.prompts, most_votes=most_votes)
+
+
+def sampling_host(
+    config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, *, training: bool, say: Callable[[str], None]
+) -> jax.sharding.Mesh | None:
+    """The mesh of this host, if it samples by itself. say: gets lines on that, and on memory that is short."""
+    item, masters = jnp.dtype(config.model.dtype).itemsize, 4 * trained_parameters(model)
+    kept_bytes = masters
+    if training:  # masters and two moments of each model, and the start
+        kept_bytes = 0 if config.mesh.offload else 3 * masters * trained_models(config)
+        kept_bytes += item * trained_parameters(model) if needs_start(config) else 0
+    needed_bytes = functools.partial(
+        hosts.sampling_bytes,
+        model,
+        mesh=mesh,
+        itemsize=item,
+        rows=config.rollout.rows,
+        tokens=config.rollout.max_tokens,
+        kept_bytes=kept_bytes,
+    )
+    alone, why = hosts.choose(mesh, needed_bytes=needed_bytes)
+    if distributed.several():
+        say(f"sampling  {why}")
+    elif (short := hosts.shortage(mesh, needed_bytes(mesh))) is not None:
+        say(f"memory    {short}")
+    return of_hosts(mesh).local_mesh if alone else None
 
 
 def evaluation_votes(config: ConfigDict) -> int:
@@ -111,6 +153,11 @@ def trained_models(config: ConfigDict) -> int:
     """How many models of the policy's size are trained."""
     own_trunk = config.algorithm == "ppo" and config.critic.trunk == "own"
     return 1 + int(own_trunk or config.algorithm == "prime")
+
+
+def trained_parameters(model: ModelConfig) -> int:
+    """Numbers of the policy that are trained."""
+    return lora.parameter_count(model) if model.lora else parameter_count(model)
 
 
 def uses_policy(config: ConfigDict, name: str) -> bool:
@@ -170,19 +217,20 @@ def make_learners(
     """The programs that learn on `mesh`, of each model by name.
 
     losses: likewise. temperature: of sampling, at which the policy's log-probs are taken; the process model's are taken
-    at 1. start: the frozen start, or None where `needs_start` says so. announce: as in Update.
+    at 1. start: the frozen start, or None where `needs_start` says so; with LoRA its adapters, or {} where it has none.
+    announce: as in Update.
     """
     train, on_cpu = config.train, _on_cpu(mesh)
+    alone = model.lora is None  # else gradients are of the adapters, which are few
     way = dict(config=model, dtype=jnp.dtype(config.model.dtype), remat=train.remat)
     way["unroll"] = on_cpu  # where XLA copies all that a loop over layers has kept, at each of them
     rows = {name: train.minibatch_prompts * train.samples for name in losses}
     rows[PROCESS] = min(config.prime.minibatch_rows, config.rollout.prompts * train.samples)
+    logprobs = functools.partial(_logprobs, table_gradient=alone, **way)
     forwards = {
-        POLICY: functools.partial(_logprobs, temperature=temperature, loss=losses[POLICY], **way),
+        POLICY: functools.partial(logprobs, temperature=temperature, loss=losses[POLICY]),
         CRITIC: functools.partial(response_values, **way),
-        PROCESS: functools.partial(
-            _logprobs, temperature=1.0, loss=losses[PROCESS] if PROCESS in losses else None, **way
-        ),
+        PROCESS: functools.partial(logprobs, temperature=1.0, loss=losses[PROCESS] if PROCESS in losses else None),
     }
     starts = {POLICY: start if train.kl_coef else None, CRITIC: None, PROCESS: start}
     return {
@@ -197,7 +245,7 @@ def make_learners(
                 chunk_tokens=train.chunk_tokens,
                 longest=longest_row(config),
                 shards=mesh.shape["data"] * mesh.shape["fsdp"],
-                in_place=train.remat and not on_cpu,  # a loop over layers, which `unroll` is there to avoid
+                in_place=train.remat and alone and not on_cpu,  # a loop over layers, which `unroll` is there to avoid
                 few=not on_cpu,
             ),
             reference=starts[name],
@@ -210,9 +258,11 @@ def make_learners(
 
 
 def _logprobs(
-    params: decoder.Params, base: None, *, micro: MicroBatch, loss: Loss, **way: Any
+    params: decoder.Params, base: decoder.Params | None, *, micro: MicroBatch, loss: Loss, **way: Any
 ) -> tuple[jax.Array, jax.Array]:
-    return response_logprobs(params, micro=micro, entropy_gradient=loss.entropy_gradient, **way)
+    """base: what stays as it is, with LoRA; params are then the adapters, or none of them for the base alone."""
+    whole = {**(base or {}), **params}
+    return response_logprobs(whole, micro=micro, entropy_gradient=loss.entropy_gradient, **way)
 
 
 def frozen(params: decoder.Params, dtype: jnp.dtype) -> decoder.Params:

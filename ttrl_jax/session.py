@@ -12,7 +12,6 @@ These functions set the mesh of JAX while they run, and leave it as it was.
 """
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +31,8 @@ from ttrl_jax.learn import loss as losses
 from ttrl_jax.learn.layout import params_layout, state_layout
 from ttrl_jax.learn.optimizer import learning_rate
 from ttrl_jax.learn.update import Numbers, Update
-from ttrl_jax.model import decoder, weights
-from ttrl_jax.model.sharding import key_on, of_hosts, on_devices, replicated
+from ttrl_jax.model import decoder, lora, weights
+from ttrl_jax.model.sharding import key_on, on_devices, replicated
 from ttrl_jax.programs import (
     first_state,
     frozen,
@@ -42,10 +41,11 @@ from ttrl_jax.programs import (
     make_optimizers,
     make_sampler,
     needs_start,
+    rate_factor,
     resting,
+    sampling_host,
     sampling_of,
     shapes_of,
-    trained_models,
     uses_policy,
 )
 from ttrl_jax.records import CRITIC, POLICY, PROCESS, Model, Prompts, Rollouts, TrainBatch, TrainState
@@ -57,7 +57,6 @@ from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.compiled import Announce, keep_programs, lines
 from ttrl_jax.tasks.task import Task
 
-_FLOAT32 = 4  # bytes
 _LOWER = "lower the learning rate (train.learning_rate, with a critic or a process model also theirs)"
 
 
@@ -77,7 +76,8 @@ class Session:
     layout: TrainState  # of the state: ShapeDtypeStructs with shardings
     sampler: Sampler
     host: jax.sharding.Mesh | None  # of this host, where each samples by itself
-    copy: copies.Copy  # of the masters, for sampling
+    copy: copies.Copy  # from the masters to what samples
+    base: decoder.Params | None  # with LoRA what the adapters go with, in the layout of copies.base_layout
     learners: Mapping[str, Update]  # of each model of the state, by name; none where nothing is trained
 
     @property
@@ -133,15 +133,17 @@ def open_session(
     compiling = compiling or lines(say, details=inputs.config.log.compiles)
     keep_programs(say)
     config, mesh, training = inputs.config, inputs.mesh, inputs.problems is not None
-    host, sampling = _host(inputs, say), sampling_of(config.rollout)
+    host, sampling = sampling_host(config, inputs.model, mesh, training=training, say=say), sampling_of(config.rollout)
     shapes = shapes_of(config, host or mesh, longest_prompt=inputs.longest_prompt)
     make_copy = copies.of_each_host if host else copies.of_the_mesh
     optimizers = make_optimizers(config) if training else {}
     layout = layout_of(config, inputs.model, mesh, optimizers)
     if not training:
         layout = state_layout({POLICY: Model(params_layout(inputs.model, mesh), None)}, mesh)
-    with_start = training and needs_start(config)
-    params = weights.load(inputs.source, inputs.model, mesh) if begin or with_start else None
+    with_start, dtype, base = training and needs_start(config), jnp.dtype(config.model.dtype), None
+    if inputs.model.lora:
+        base = weights.load_base(inputs.source, inputs.model, copies.base_layout(inputs.model, mesh, dtype))
+    params = _first(inputs, layout) if begin or with_start else None
     learners = {}
     if training:
         learners = make_learners(
@@ -152,7 +154,7 @@ def open_session(
             layout,
             losses=losses_of(config),
             temperature=sampling.temperature,
-            start=frozen(params, jnp.dtype(config.model.dtype)) if with_start else None,
+            start=_start(inputs, params) if with_start else None,
             announce=compiling,
         )
     state = first_state(params, optimizers, layout, inputs.model, seed=config.seed) if begin else None
@@ -167,9 +169,24 @@ def open_session(
         layout=layout,
         sampler=make_sampler(config, inputs.model, shapes, stop_ids=inputs.stop_ids, announce=compiling),
         host=host,
-        copy=make_copy(inputs.model, mesh, jnp.dtype(config.model.dtype)),
+        copy=make_copy(inputs.model, mesh, dtype, base=base),
+        base=base,
         learners=learners,
     )
+
+
+def _first(inputs: Inputs, layout: TrainState) -> decoder.Params:
+    """The policy's masters before any step: the model's weights, or its adapters."""
+    if inputs.model.lora is None:
+        return weights.load(inputs.source, inputs.model, inputs.mesh)
+    made = inputs.adapter or lora.init(inputs.model, seed=inputs.config.seed)
+    return jax.device_put(made, jax.tree.map(lambda leaf: leaf.sharding, layout.policy.params))
+
+
+def _start(inputs: Inputs, params: decoder.Params) -> decoder.Params:
+    """What stays of the start beside a base. New adapters change nothing, so that there is nothing to keep of them."""
+    new = inputs.model.lora is not None and inputs.adapter is None
+    return {} if new else frozen(params, jnp.dtype(inputs.config.model.dtype))
 
 
 def encode(session: Session, problems: Sequence[Problem], *, task: Task | None = None) -> Prompts:
@@ -281,19 +298,21 @@ def entropies(session: Session, rows: TrainBatch, *, model: str = POLICY) -> jax
     """Entropies, in nats, of the distributions that the tokens were drawn from; shape and errors are those of
     `score`."""
     with jax.set_mesh(session.inputs.mesh):
-        return _learner(session, model).entropies(_at_work(session, session.state.models[model].params), rows)
+        params, base = _at_work(session, session.state.models[model].params), _base(session, model)
+        return _learner(session, model).entropies(params, rows, base=base)
 
 
 def rate(session: Session, model: str = POLICY) -> float:
     """The learning rate of the next update of a model. The rate of the policy follows the schedule; others are
-    constant."""
+    constant. With LoRA all are lora.rate_factor times those of the config."""
     config, total = session.config, session.inputs.total_steps
+    factor = rate_factor(config)
     if model == CRITIC:
-        return config.critic.learning_rate
+        return factor * config.critic.learning_rate
     if model == PROCESS:
-        return config.prime.learning_rate
-    train = config.train
-    return learning_rate(session.step, peak=train.learning_rate, total_steps=total, warmup=train.warmup)
+        return factor * config.prime.learning_rate
+    peak = factor * config.train.learning_rate
+    return learning_rate(session.step, peak=peak, total_steps=total, warmup=config.train.warmup)
 
 
 def learn(
@@ -350,7 +369,8 @@ def restore(session: Session, checkpoints: Checkpoints, step: int) -> Session:
 
 def close(session: Session) -> None:
     """Free the devices' memory. The session cannot be used any more."""
-    for leaf in jax.tree.leaves((session.state, [learner.reference for learner in session.learners.values()])):
+    starts = [learner.reference for learner in session.learners.values()]
+    for leaf in jax.tree.leaves((session.state, session.base, starts)):
         leaf.delete()
 
 
@@ -361,35 +381,13 @@ def _learner(session: Session, model: str) -> Update:
 
 
 def _base(session: Session, model: str) -> decoder.Params | None:
-    """The policy's parameters, where a model uses them."""
-    return _at_work(session, session.state.policy.params) if uses_policy(session.config, model) else None
+    """What a model computes with and does not train: with LoRA the base, and where it uses them the policy's
+    parameters."""
+    if not uses_policy(session.config, model):
+        return session.base
+    return {**(session.base or {}), **_at_work(session, session.state.policy.params)}
 
 
 def _at_work(session: Session, tree: Any) -> Any:
     """What rests in the hosts' memory, or does not, on the devices."""
     return on_devices(tree) if session.config.mesh.offload else tree
-
-
-def _host(inputs: Inputs, say: Callable[[str], None]) -> jax.sharding.Mesh | None:
-    """The mesh of this host, if it samples by itself."""
-    config, model, mesh = inputs.config, inputs.model, inputs.mesh
-    item = jnp.dtype(config.model.dtype).itemsize
-    kept_bytes = _FLOAT32
-    if inputs.problems is not None:  # masters and two moments of each model, and the start
-        kept_bytes = 0 if config.mesh.offload else 3 * _FLOAT32 * trained_models(config)
-        kept_bytes += item if needs_start(config) else 0
-    needed_bytes = functools.partial(
-        hosts.sampling_bytes,
-        model,
-        mesh=mesh,
-        itemsize=item,
-        rows=config.rollout.rows,
-        tokens=config.rollout.max_tokens,
-        kept_bytes=kept_bytes,
-    )
-    alone, why = hosts.choose(mesh, needed_bytes=needed_bytes)
-    if distributed.several():
-        say(f"sampling  {why}")
-    elif (short := hosts.shortage(mesh, needed_bytes(mesh))) is not None:
-        say(f"memory    {short}")
-    return of_hosts(mesh).local_mesh if alone else None

@@ -10,7 +10,7 @@ import huggingface_hub
 from ttrl_jax.data import gguf_tokenizer, stops
 from ttrl_jax.data import prompts as text
 from ttrl_jax.errors import InputError
-from ttrl_jax.model import gguf
+from ttrl_jax.model import gguf, peft
 from ttrl_jax.model.shapes import named, parameter_count
 from ttrl_jax.run import places
 
@@ -84,6 +84,24 @@ def model_source(path: str, *, key: str = "model.path") -> Path:
         raise InputError(
             f"{path} is no model folder here and could not be fetched from the hub ({reason}); check the name and the "
             f"network, or set {key} to a folder or a .gguf file"
+        ) from error
+
+
+def adapter_source(path: str) -> Path:
+    """A local PEFT folder: `path` itself, or the files of the hub's adapter of that name. Raises InputError if there is
+    no such adapter."""
+    local = places.local(path, flag="model.adapter")
+    if local.is_dir():
+        return local
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise InputError(f"There is no adapter {local.absolute()}; set model.adapter to a PEFT folder or a hub name")
+    try:
+        return Path(huggingface_hub.snapshot_download(path, allow_patterns=[peft.CONFIG, peft.WEIGHTS]))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{path} is no adapter here and could not be fetched from the hub ({reason}); check the name and the "
+            "network, or set model.adapter to a PEFT folder"
         ) from error
 
 

@@ -36,10 +36,9 @@ from ttrl_jax.measure.generations import generations, spelling, undecided
 from ttrl_jax.measure.step import Clock, Seen, line_of, step_metrics
 from ttrl_jax.measure.summary import report, summarise
 from ttrl_jax.measure.tables import headline
-from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.weights import sha256
 from ttrl_jax.prepare import prepare
-from ttrl_jax.programs import trained_models
+from ttrl_jax.programs import trained_models, trained_parameters
 from ttrl_jax.resume import Evaluations, Past, as_begun, finished, go_on, resume, take
 from ttrl_jax.reward.audit import truth_classes
 from ttrl_jax.reward.extract import Answer
@@ -320,7 +319,7 @@ def watching(interrupt: Interrupt, progress: Progress) -> Watch:
 def checkpoint_bytes(inputs: Inputs) -> int:
     """Of one: float32 parameters and Adam's two moments of each model that is trained, or the policy's parameters."""
     arrays = 1 if inputs.config.checkpoint.weights_only else 3 * trained_models(inputs.config)
-    return arrays * 4 * parameter_count(inputs.model)
+    return arrays * 4 * trained_parameters(inputs.model)
 
 
 def disk_bytes(inputs: Inputs) -> int:

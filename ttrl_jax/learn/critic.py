@@ -48,9 +48,10 @@ def response_values(
     """The value of the state before each response token of a micro-batch (verl workers/critic/dp_critic.py), and zeros
     in place of entropies: float32 [X, Z, C] both.
 
-    base: the policy's parameters, whose states are used, without a gradient to them, where `params` has no trunk.
+    base: what is not trained. Where `params` has no trunk, the policy's parameters, whose states are used; else, with
+    LoRA, what the adapters of the trunk go with.
     """
-    trunk = params["trunk"] if "trunk" in params else jax.lax.stop_gradient(base)
+    trunk = {**jax.lax.stop_gradient(base or {}), **(params["trunk"] if "trunk" in params else {})}
     ids = constrain(micro.ids, "rows", None)
     hidden = decoder.forward(trunk, config, ids, micro.packing, dtype=dtype, remat=remat, unroll=unroll)
     shards, chunks, slots = micro.tokens.shape

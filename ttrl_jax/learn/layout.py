@@ -4,16 +4,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ttrl_jax.model import decoder
+from ttrl_jax.model import decoder, lora
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import replicated, shardings
 from ttrl_jax.records import Model, TrainState
 
 
 def params_layout(model: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
-    """The float32 parameters of `model`."""
-    shapes = decoder.shapes(model)
-    return jax.tree.map(_like, shapes, shardings(decoder.logical_axes(model), shapes, mesh))
+    """The float32 parameters of `model` that are trained: all, or its adapters."""
+    room = lora if model.lora else decoder
+    shapes = room.shapes(model)
+    return jax.tree.map(_like, shapes, shardings(room.logical_axes(model), shapes, mesh))
 
 
 def model_layout(params: decoder.Params, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> Model:

@@ -21,6 +21,7 @@ def response_logprobs(
     dtype: jnp.dtype,
     remat: bool,
     entropy_gradient: bool,
+    table_gradient: bool = True,
     unroll: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probs and entropies of the response tokens of a micro-batch, as token_logprobs has them: float32 [X, Z, C].
@@ -39,6 +40,7 @@ def response_logprobs(
         micro.chunks,
         temperature=temperature,
         entropy_gradient=entropy_gradient,
+        table_gradient=table_gradient,
     )
 
 
@@ -50,15 +52,17 @@ def token_logprobs(
     *,
     temperature: float,
     entropy_gradient: bool,
+    table_gradient: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-prob of each token under softmax(hidden @ table.T / temperature), and the entropy of that distribution.
 
     table float32 [W, D]; hidden [X, Z, C, D], the state before each token; tokens int32 [X, Z, C]: for each of X shards
     Z chunks of C tokens, of which only the first `chunks` (int32 []) are computed -> two float32 [X, Z, C], entropy in
     nats, zeros in the other chunks. Logits exist for one chunk at a time: the backward pass computes them again, and
-    adds up the table's gradient in float32. Without entropy_gradient entropies are constants to it.
+    adds up the table's gradient in float32. Without entropy_gradient entropies are constants to it; without
+    table_gradient the table is one, too.
     """
-    logps, entropies, _ = _scores(table, hidden, tokens, chunks, temperature, entropy_gradient)
+    logps, entropies, _ = _scores(table, hidden, tokens, chunks, temperature, entropy_gradient, table_gradient)
     return logps, entropies
 
 
@@ -84,8 +88,8 @@ def _gathered(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return constrain(table.astype(dtype), "vocab", None)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _scores(table, hidden, tokens, chunks, temperature, entropy_gradient):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _scores(table, hidden, tokens, chunks, temperature, entropy_gradient, table_gradient):
     """float32 [3, X, Z, C]: log-probs, entropies, and the logarithms of the softmax's denominators."""
     table = _gathered(table, hidden.dtype)
 
@@ -104,19 +108,19 @@ def _scores(table, hidden, tokens, chunks, temperature, entropy_gradient):
     return jax.lax.fori_loop(0, chunks, one, constrain(found, None, "rows", None, None))
 
 
-def _scores_forward(table, hidden, tokens, chunks, temperature, entropy_gradient):
-    found = _scores(table, hidden, tokens, chunks, temperature, entropy_gradient)
+def _scores_forward(table, hidden, tokens, chunks, temperature, entropy_gradient, table_gradient):
+    found = _scores(table, hidden, tokens, chunks, temperature, entropy_gradient, table_gradient)
     return found, (table, hidden, tokens, chunks, found)
 
 
-def _scores_backward(temperature, entropy_gradient, kept, slopes):
+def _scores_backward(temperature, entropy_gradient, table_gradient, kept, slopes):
     """d log p_j / d logit_i = [i = j] - p_i, and d H / d logit_i = -p_i (log p_i + H)."""
     table, hidden, tokens, chunks, (_, entropies, log_z) = kept
     of_logp, of_entropy, _ = slopes
     rows = _gathered(table, hidden.dtype)
     turned = hidden.swapaxes(2, 3)  # once: a CPU multiplies slower where the first operand is to be transposed
 
-    def one(k: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def one(k: jax.Array, sums: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
         to_hidden, to_table = sums
         states = hidden[:, k]
         log_probs = _logits(rows, states, temperature) - log_z[:, k, :, None]
@@ -129,13 +133,17 @@ def _scores_backward(temperature, entropy_gradient, kept, slopes):
         slope = constrain(slope.astype(hidden.dtype), "rows", None, "vocab")
         f32 = dict(preferred_element_type=jnp.float32)
         to_hidden = to_hidden.at[:, k].set(jnp.einsum("xcw,wd->xcd", slope, rows, **f32).astype(hidden.dtype))
+        if to_table is None:
+            return to_hidden, None
         # Each shard adds up its own, so that devices exchange the sums once.
         return to_hidden, to_table + jnp.einsum("xdc,xcw->xdw", turned[:, k], slope, **f32)
 
     to_hidden = constrain(jnp.zeros_like(hidden), "rows", None, None, None)
-    to_table = constrain(jnp.zeros((len(hidden), *table.shape[::-1]), jnp.float32), "rows", None, "vocab")
+    to_table = None
+    if table_gradient:
+        to_table = constrain(jnp.zeros((len(hidden), *table.shape[::-1]), jnp.float32), "rows", None, "vocab")
     to_hidden, to_table = jax.lax.fori_loop(0, chunks, one, (to_hidden, to_table))
-    return to_table.sum(0).T, to_hidden, None, None
+    return None if to_table is None else to_table.sum(0).T, to_hidden, None, None
 
 
 _scores.defvjp(_scores_forward, _scores_backward)

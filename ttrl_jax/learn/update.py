@@ -134,9 +134,9 @@ class Update:
         critic's values: float32 [R, T'], 0 where there is no token, whole on every device."""
         return self._scores(params, base, batch, self._all(batch))[0]
 
-    def entropies(self, params: decoder.Params, batch: TrainBatch) -> jax.Array:
+    def entropies(self, params: decoder.Params, batch: TrainBatch, *, base: decoder.Params | None = None) -> jax.Array:
         """Entropies, in nats, of the distributions that the tokens were drawn from; shapes are those of `score`."""
-        return self._scores(params, None, batch, self._all(batch))[1]
+        return self._scores(params, base, batch, self._all(batch))[1]
 
     def _scores(
         self,

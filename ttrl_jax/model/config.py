@@ -116,6 +116,29 @@ _REQUIRED = (*_COUNTS, "rms_norm_eps")
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
+# The products of a block, by the names of transformers and PEFT -> where their weights are, and how many axes of these
+# are summed over. They may have adapters.
+PROJECTIONS = {
+    "q_proj": ("attention", "q", 1),
+    "k_proj": ("attention", "k", 1),
+    "v_proj": ("attention", "v", 1),
+    "o_proj": ("attention", "o", 2),
+    "gate_proj": ("ffn", "gate", 1),
+    "up_proj": ("ffn", "up", 1),
+    "down_proj": ("ffn", "down", 1),
+}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters beside the weights (lora.py)."""
+
+    rank: int
+    scale: float  # factor of their product, alpha / rank
+    targets: tuple[str, ...]  # names of PROJECTIONS
+    base: str = "dtype"  # dtype: the base is held in the type of the computation | int8
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Shape of a Llama-like decoder (RMSNorm, RoPE, grouped-query attention, SwiGLU)."""
@@ -136,6 +159,8 @@ class ModelConfig:
     windows: tuple[int | None, ...] | None = None
     # How whole rows are attended to, which is no part of the shape: what attention.choose found for this run's devices.
     attention: str = "xla"
+    # The adapters that are trained in place of the weights, if any; no part of the shape either.
+    lora: Lora | None = None
 
     @property
     def qkv_bias(self) -> bool:
@@ -173,8 +198,8 @@ def _without_config(folder: Path) -> str:
     """What a folder is that is no model's, in one sentence."""
     if (folder / "adapter_config.json").is_file():
         return (
-            f"{folder} is an adapter (adapter_config.json), not a model; merge it into its base model with peft's "
-            "merge_and_unload, and give that folder"
+            f"{folder} is an adapter (adapter_config.json), not a model; set model.path to its base model and "
+            "model.adapter to this folder"
         )
     if (folder / "params.json").is_file():
         return (

@@ -1,10 +1,12 @@
 """The decoder as pure functions over a nested dict of arrays: what other rooms see.
 
 `forward` scans over the stacked layers (training). `prefill` and `decode_step` take the weights laid out for sampling
-by `sampling_weights`: one tree per layer, so that no step of the decode loop slices the stack again.
+by `sampling_weights`: one tree per layer, so that no step of the decode loop slices the stack again. Weights may have
+adapters beside them, under "lora" (lora.py).
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,8 @@ from flax import nnx
 
 from ttrl_jax.model import attention
 from ttrl_jax.model.cache import LayerCache, Prefix, Suffix
-from ttrl_jax.model.config import ModelConfig
+from ttrl_jax.model.config import PROJECTIONS, ModelConfig
+from ttrl_jax.model.int8 import is_int8, plain
 from ttrl_jax.model.layers import Block, Decoder, Rotation, rms_norm, rotation_at
 from ttrl_jax.model.packing import Packing
 from ttrl_jax.model.sharding import constrain
@@ -34,9 +37,18 @@ def _block(config: ModelConfig) -> tuple[nnx.GraphDef, Any]:
     return graph, jax.tree.structure(state)
 
 
-def _bind_block(config: ModelConfig, weights: Params) -> Block:
+def _bind_block(config: ModelConfig, weights: Params, dtype: jnp.dtype) -> Block:
     graph, structure = _block(config)
-    return nnx.merge(graph, jax.tree.unflatten(structure, jax.tree.leaves(weights)))
+    leaves = jax.tree.leaves(weights, is_leaf=is_int8)
+    return nnx.merge(graph, jax.tree.unflatten(structure, [plain(leaf, dtype) for leaf in leaves]))
+
+
+def at_products(change: Callable[[Any, int], Any], block: Params) -> Params:
+    """One layer's tree with change(weight, the number of its axes that are summed over) for the weights of products."""
+    changed = {room: dict(each) if isinstance(each, dict) else each for room, each in block.items()}
+    for room, name, inputs in PROJECTIONS.values():
+        changed[room][name] = change(block[room][name], inputs)
+    return changed
 
 
 def shapes(config: ModelConfig) -> Params:
@@ -60,8 +72,14 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
 def sampling_weights(params: Params, config: ModelConfig, dtype: jnp.dtype) -> Params:
     """A copy of the parameters for sampling: in `dtype`, layers apart (a tuple of L trees under "blocks")."""
     cast = jax.tree.map(lambda x: x.astype(dtype), params)
-    blocks = tuple(jax.tree.map(lambda x, i=i: x[i], cast["blocks"]) for i in range(config.layers))
-    return {**cast, "blocks": blocks}
+    return {**cast, "blocks": apart(cast["blocks"], config)}
+
+
+def apart(stacked: Any, config: ModelConfig) -> tuple[Any, ...]:
+    """The trees of single layers out of one whose leaves are [L, ...]; the gradient to that is written once."""
+    leaves, structure = jax.tree.flatten(stacked)
+    split = [jax.lax.split(leaf, (1,) * config.layers) for leaf in leaves]
+    return tuple(jax.tree.unflatten(structure, [parts[i][0] for parts in split]) for i in range(config.layers))
 
 
 def sampling_axes(config: ModelConfig) -> Params:
@@ -97,7 +115,8 @@ def forward(
     ids int32 [R, T], left-aligned rows, or with a packing its tokens [X, N] -> [R, T, D] or [X, N, D] in `dtype`. With
     `remat` each layer is recomputed in the backward pass. With `unroll` the program has each layer anew instead of a
     loop over them: it is compiled for longer, but keeps what the backward pass needs where it was computed. The blocks
-    of `params` may be a Tapped, which is for remat.
+    of `params` may be a Tapped, which is for remat; or a tuple of layers, as in `sampling_weights`, with or without
+    adapters, stacked, under "lora".
     """
     positions = packing.positions if packing else jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     rotation = rotation_at(positions, config)
@@ -108,7 +127,11 @@ def forward(
     mixed = len(set(windows)) > 1
     scanned = jnp.array([window or length for window in windows], jnp.int32) if mixed else None
     layer, blocks = functools.partial(_layer, config=config, window=windows[0]), params["blocks"]
-    if isinstance(blocks, Tapped):
+    if isinstance(blocks, tuple) and unroll:
+        x = _one_by_one(params, config, x, windows, rotation, packing, remat=remat)
+    elif isinstance(blocks, tuple):
+        x = _looked_up(params, layer, x, scanned, rotation, packing, remat=remat)
+    elif isinstance(blocks, Tapped):
         x = _tapped(layer, x, blocks.weights, blocks.total, scanned, rotation, packing)
     else:
 
@@ -117,6 +140,60 @@ def forward(
 
         x, _ = jax.lax.scan(jax.checkpoint(one) if remat else one, x, (blocks, scanned), unroll=unroll)
     return rms_norm(x, params["norm"], config.norm_eps)
+
+
+def _one_by_one(
+    params: Params,
+    config: ModelConfig,
+    x: jax.Array,
+    windows: tuple[int | None, ...],
+    rotation: Rotation,
+    packing: Packing | None,
+    *,
+    remat: bool,
+) -> jax.Array:
+    """The layers of a tuple, each a part of the program."""
+    adapters = apart(params["lora"], config) if "lora" in params else (None,) * config.layers
+    for weights, own, window in zip(params["blocks"], adapters, windows, strict=True):
+
+        def one(x: jax.Array, own: Params | None, weights=weights, window=window) -> jax.Array:
+            return _layer(x, weights, None, rotation, packing, config=config, window=window, adapters=own)
+
+        x = (jax.checkpoint(one) if remat else one)(x, own)
+    return x
+
+
+def _looked_up(
+    params: Params,
+    layer: Callable[..., jax.Array],
+    x: jax.Array,
+    scanned: jax.Array | None,
+    rotation: Rotation,
+    packing: Packing | None,
+    *,
+    remat: bool,
+) -> jax.Array:
+    """The layers of a tuple in a loop, as if they were stacked. Each turn copies the weights of its layer, in the
+    backward pass again: that is little beside what a layer computes, and no second set of all weights."""
+    blocks = params["blocks"]
+
+    def one(x: jax.Array, its: tuple[jax.Array, Params | None, jax.Array | None]) -> tuple[jax.Array, None]:
+        number, adapters, window = its
+        weights = jax.lax.switch(number, [lambda own=own: own for own in blocks])
+        return layer(x, weights, window, rotation, packing, adapters=adapters), None
+
+    def worth_keeping(primitive: Any, *_: Any, **__: Any) -> bool:
+        return primitive.name not in _OF_WEIGHTS
+
+    numbers, adapters = jnp.arange(len(blocks)), params["lora"] if "lora" in params else None
+    again = jax.checkpoint(one, policy=None if remat else worth_keeping)
+    x, _ = jax.lax.scan(again, x, (numbers, adapters, scanned))
+    return x
+
+
+# What is done to the weights of a layer before they are multiplied with: to look them up, to make matrices of them in
+# the type of the computation. What comes out is not kept for the backward pass, where it would be a second base.
+_OF_WEIGHTS = {"cond", "reshape", "convert_element_type", "mul", "broadcast_in_dim"}
 
 
 def _layer(
@@ -128,6 +205,7 @@ def _layer(
     *,
     config: ModelConfig,
     window: int | None,
+    adapters: Params | None = None,
 ) -> jax.Array:
     """own: the layer's window, where they differ; else `window` is that of all."""
 
@@ -138,7 +216,7 @@ def _layer(
         context = attention.causal(q, k, v, seen, kernel=config.attention, rows="rows")
         return packing.gather(context) if packing else context, None
 
-    x, _ = _bind_block(config, weights)(x, rotation, attend)
+    x, _ = _bind_block(config, weights, x.dtype)(x, rotation, attend, adapters)
     return constrain(x, "rows", "places", None)
 
 
@@ -184,6 +262,11 @@ def _tapped_back(layer, kept, slope):
 _tapped.defvjp(_tapped_forward, _tapped_back)
 
 
+def _adapters(weights: Params, config: ModelConfig) -> tuple[Params | None, ...]:
+    """Those of each layer, as `lora.sampling_adapters` makes them, or None."""
+    return weights["lora"] if "lora" in weights else (None,) * config.layers
+
+
 def prefill(weights: Params, config: ModelConfig, ids: jax.Array, lengths: jax.Array) -> tuple[Prefix, jax.Array]:
     """Run the prompts once. ids int32 [P, T] padded on the right, lengths int32 [P] -> Prefix, and the logits after
     each prompt's last token, float32 [P, W]."""
@@ -192,14 +275,15 @@ def prefill(weights: Params, config: ModelConfig, ids: jax.Array, lengths: jax.A
     x = constrain(weights["embed"][ids], "prompts", None, None)
 
     layers = []
-    for block, window in zip(weights["blocks"], attention.windows(config, ids.shape[1]), strict=True):
+    windows = attention.windows(config, ids.shape[1])
+    for block, adapters, window in zip(weights["blocks"], _adapters(weights, config), windows, strict=True):
 
         def attend(q, k, v, window=window):
             heads_first = (constrain(y.swapaxes(1, 2), "prompts", "kv_heads", None, None) for y in (k, v))
             context = attention.causal(q, k, v, window, kernel=config.attention, rows="prompts")
             return context, LayerCache(*heads_first)
 
-        x, kept = _bind_block(config, block)(x, rotation, attend)
+        x, kept = _bind_block(config, block, x.dtype)(x, rotation, attend, adapters)
         layers.append(kept)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], 1)[:, 0]
     last = rms_norm(last, weights["norm"], config.norm_eps)
@@ -226,7 +310,8 @@ def decode_step(
     x = constrain(weights["embed"][tokens], "prompts", "votes", None)
     windows = attention.windows(config, prefix.layers[0].k.shape[2] + suffix[0].k.shape[3])
     filled = []
-    for block, shared, own, window in zip(weights["blocks"], prefix.layers, suffix, windows, strict=True):
+    layers = zip(weights["blocks"], _adapters(weights, config), prefix.layers, suffix, windows, strict=True)
+    for block, adapters, shared, own, window in layers:
 
         def attend(q, k, v, shared=shared, own=own, window=window):
             own = LayerCache(
@@ -237,7 +322,7 @@ def decode_step(
             )
             return attention.cached(q, shared, prefix.lengths, own, lengths, at, window), own
 
-        x, kept = _bind_block(config, block)(x, rotation, attend)
+        x, kept = _bind_block(config, block, x.dtype)(x, rotation, attend, adapters)
         filled.append(kept)
     x = rms_norm(x, weights["norm"], config.norm_eps)
     # Each part of the vocabulary where its weights are; then whole rows, for which otherwise the weights would move.

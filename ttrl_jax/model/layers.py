@@ -4,6 +4,7 @@ Every parameter of a block carries a leading layer axis [L, ...]. Under the scan
 out, the same module computes with that axis gone.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -76,13 +77,97 @@ def _product_backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tu
 
 product.defvjp(_product_forward, _product_backward)
 
+Pair = dict[str, jax.Array]  # {"a": [*inputs, r], "b": [r, *outputs]}, the adapters of one weight
+
+
+def project(
+    x: jax.Array, weights: dict[str, jax.Array], adapters: dict[str, Pair], scale: float, *, inputs: int = 1
+) -> tuple[jax.Array, ...]:
+    """The products of x [..., *inputs] with weights [*inputs, *outputs], by name -> [..., *outputs] each, in x's type.
+
+    inputs: how many axes are summed over. adapters: of some of the weights, by name, to whose products
+    scale * (x a) b is added (lora.py). Weights that have adapters get no gradient.
+    """
+    lead = x.shape[: x.ndim - inputs]
+    flat = x.reshape(*lead, -1)
+    matrices = {name: weight.reshape(flat.shape[-1], -1) for name, weight in weights.items()}
+    names = [name for name in weights if name in adapters]
+    found = {name: product(flat, matrices[name]) for name in weights if name not in adapters}
+    if names:
+        pairs = tuple(_matrices(adapters[name], flat.shape[-1]) for name in names)
+        found |= dict(zip(names, adapted(flat, tuple(matrices[name] for name in names), pairs, scale), strict=True))
+    return tuple(found[name].reshape(*lead, *weight.shape[inputs:]) for name, weight in weights.items())
+
+
+def _matrices(pair: Pair, inputs: int) -> tuple[jax.Array, jax.Array]:
+    a, b = pair["a"], pair["b"]
+    return a.reshape(inputs, a.shape[-1]), b.reshape(len(b), -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def adapted(
+    x: jax.Array, weights: tuple[jax.Array, ...], pairs: tuple[tuple[jax.Array, jax.Array], ...], scale: float
+) -> tuple[jax.Array, ...]:
+    """x W + scale * (x A) B for each weight [M, N] and its pair [M, r], [r, N]: x [..., M] -> [..., N], in x's type.
+
+    Both products are added up in float32 and rounded once: where the first were rounded before, a second of less than
+    half its last digit would be lost. All x A are one product. Gradients are those of x and the pairs alone.
+    """
+    return _adapted_forward(x, weights, pairs, scale)[0]
+
+
+def _adapted_forward(x, weights, pairs, scale):
+    thin = _times(x, _side_by_side(pairs, x.dtype), "...m,mr->...r")
+    f32 = dict(preferred_element_type=jnp.float32)
+    outputs = tuple(
+        (
+            jnp.einsum("...m,mn->...n", x, weight.astype(x.dtype), **f32)
+            + scale * jnp.einsum("...r,rn->...n", own, b.astype(x.dtype), **f32)
+        ).astype(x.dtype)
+        for weight, own, (_, b) in zip(weights, _apart(thin, pairs), pairs, strict=True)
+    )
+    return outputs, (x, thin, weights, pairs)
+
+
+def _adapted_backward(scale, kept, slopes):
+    x, thin, weights, pairs = kept
+    rows, f32 = tuple(range(x.ndim - 1)), dict(preferred_element_type=jnp.float32)
+    slopes = tuple(slope.astype(x.dtype) for slope in slopes)
+    of_thin = [
+        (scale * jnp.einsum("...n,rn->...r", slope, b.astype(x.dtype), **f32)).astype(x.dtype)
+        for slope, (_, b) in zip(slopes, pairs, strict=True)
+    ]
+    to_x = jnp.einsum("...r,mr->...m", jnp.concatenate(of_thin, -1), _side_by_side(pairs, x.dtype), **f32)
+    for slope, weight in zip(slopes, weights, strict=True):
+        to_x = to_x + jnp.einsum("...n,mn->...m", slope, weight.astype(x.dtype), **f32)
+    to_pairs = tuple(
+        (
+            jnp.tensordot(x, of_own, (rows, rows), **f32).astype(a.dtype),
+            (scale * jnp.tensordot(own, slope, (rows, rows), **f32)).astype(b.dtype),
+        )
+        for own, of_own, slope, (a, b) in zip(_apart(thin, pairs), of_thin, slopes, pairs, strict=True)
+    )
+    return to_x.astype(x.dtype), None, to_pairs
+
+
+def _side_by_side(pairs, dtype: jnp.dtype) -> jax.Array:
+    return jnp.concatenate([a.astype(dtype) for a, _ in pairs], -1)
+
+
+def _apart(thin: jax.Array, pairs) -> list[jax.Array]:
+    rank = pairs[0][0].shape[-1]
+    return [thin[..., i * rank : (i + 1) * rank] for i in range(len(pairs))]
+
+
+adapted.defvjp(_adapted_forward, _adapted_backward)
+
 
 class Attention(nnx.Module):
     """Projections of grouped-query attention. What is attended to is the caller's business."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         layers, d, n, k, h = config.layers, config.width, config.heads, config.kv_heads, config.head_dim
-        self.eps = config.norm_eps
+        self.eps, self.scale = config.norm_eps, config.lora.scale if config.lora else 0.0
         self.q = parameter(rngs, (layers, d, n, h), (None, "embed", "heads", None))
         self.k = parameter(rngs, (layers, d, k, h), (None, "embed", "kv_heads", None))
         self.v = parameter(rngs, (layers, d, k, h), (None, "embed", "kv_heads", None))
@@ -97,9 +182,11 @@ class Attention(nnx.Module):
             self.q_norm = parameter(rngs, (layers, h), (None, None), init="ones")
             self.k_norm = parameter(rngs, (layers, h), (None, None), init="ones")
 
-    def qkv(self, x: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def qkv(
+        self, x: jax.Array, rotation: Rotation, adapters: dict[str, Pair]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [..., D] -> rotated queries [..., N, H], rotated keys and values [..., K, H]."""
-        q, k, v = (_to_heads(x, w[...]) for w in (self.q, self.k, self.v))
+        q, k, v = project(x, {"q": self.q[...], "k": self.k[...], "v": self.v[...]}, adapters, self.scale)
         if self.bias:
             biases = ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias))
             q, k, v = (y + jnp.broadcast_to(b[...].astype(x.dtype), y.shape) for y, b in biases)
@@ -107,14 +194,9 @@ class Attention(nnx.Module):
             q, k = (rms_norm(y, scale[...], self.eps) for y, scale in ((q, self.q_norm), (k, self.k_norm)))
         return rotate(q, rotation), rotate(k, rotation), v
 
-    def out(self, x: jax.Array) -> jax.Array:
-        n, h, d = self.o[...].shape
-        return product(x.reshape(*x.shape[:-2], n * h), self.o[...].reshape(n * h, d))
-
-
-def _to_heads(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x [..., D], weight [D, N, H] -> [..., N, H]."""
-    return product(x, weight.reshape(len(weight), -1)).reshape(*x.shape[:-1], *weight.shape[1:])
+    def out(self, x: jax.Array, adapters: dict[str, Pair]) -> jax.Array:
+        """x [..., N, H] -> [..., D]."""
+        return project(x, {"o": self.o[...]}, adapters, self.scale, inputs=2)[0]
 
 
 @jax.checkpoint
@@ -129,12 +211,14 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         layers, d, f = config.layers, config.width, config.ffn
+        self.scale = config.lora.scale if config.lora else 0.0
         self.gate = parameter(rngs, (layers, d, f), (None, "embed", "ffn"))
         self.up = parameter(rngs, (layers, d, f), (None, "embed", "ffn"))
         self.down = parameter(rngs, (layers, f, d), (None, "ffn", "embed"))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return product(gated(product(x, self.gate[...]), product(x, self.up[...])), self.down[...])
+    def __call__(self, x: jax.Array, adapters: dict[str, Pair]) -> jax.Array:
+        gate, up = project(x, {"gate": self.gate[...], "up": self.up[...]}, adapters, self.scale)
+        return project(gated(gate, up), {"down": self.down[...]}, adapters, self.scale)[0]
 
 
 class Block(nnx.Module):
@@ -147,12 +231,16 @@ class Block(nnx.Module):
         self.ffn_norm = parameter(rngs, (config.layers, config.width), (None, "embed"), init="ones")
         self.ffn = FeedForward(config, rngs)
 
-    def __call__(self, x: jax.Array, rotation: Rotation, attend: Callable) -> tuple[jax.Array, object]:
-        """x [..., D]; attend(q, k, v) -> (context [..., N, H], whatever the caller keeps of k and v)."""
-        q, k, v = self.attention.qkv(rms_norm(x, self.attention_norm[...], self.eps), rotation)
+    def __call__(
+        self, x: jax.Array, rotation: Rotation, attend: Callable, adapters: dict[str, dict[str, Pair]] | None
+    ) -> tuple[jax.Array, object]:
+        """x [..., D]; attend(q, k, v) -> (context [..., N, H], whatever the caller keeps of k and v). adapters: of this
+        layer, by the names of its modules and weights, if there are any."""
+        of_attention, of_ffn = ((adapters or {}).get(name, {}) for name in ("attention", "ffn"))
+        q, k, v = self.attention.qkv(rms_norm(x, self.attention_norm[...], self.eps), rotation, of_attention)
         context, kept = attend(q, k, v)
-        x = x + self.attention.out(context)
-        return x + self.ffn(rms_norm(x, self.ffn_norm[...], self.eps)), kept
+        x = x + self.attention.out(context, of_attention)
+        return x + self.ffn(rms_norm(x, self.ffn_norm[...], self.eps), of_ffn), kept
 
 
 class Decoder(nnx.Module):

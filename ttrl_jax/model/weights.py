@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import decoder, gguf, torch_files
 from ttrl_jax.model.config import ModelConfig, read_config
+from ttrl_jax.model.int8 import Int8, quantised
 from ttrl_jax.model.sharding import replicated, shardings
 
 _DTYPES = {"F32", "F16", "BF16"}
@@ -153,17 +154,51 @@ def load(source: Path, config: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.
     return jax.tree.map(place, table(config), shapes, shardings(axes, shapes, mesh), is_leaf=_is_entry)
 
 
+def load_base(source: Path, config: ModelConfig, layout: decoder.Params) -> decoder.Params:
+    """Stream the weights of a Hugging Face folder, or a GGUF file, into `layout`: ShapeDtypeStructs with shardings, of
+    the tree of `decoder.sampling_weights`, some of them as 8 bits (int8.py). The host rounds them, one tensor at a
+    time. Raises InputError as `load` does."""
+    return base_of(check(source, config), config, layout)
+
+
+def base_of(tensors: dict[str, Any], config: ModelConfig, layout: decoder.Params) -> decoder.Params:
+    """The same of lazy Hugging Face tensors by name, which match the config."""
+    entries = table(config)
+
+    def place(entry: Entry, like: Any, inputs: int, layer: int = 0) -> Any:
+        tensor = tensors[entry.name.format(l=layer)]
+        if not isinstance(like, Int8):
+            return jax.block_until_ready(_filled(like, functools.partial(entry.read, tensor)))
+        # A scale is of all inputs, of which a device may have some.
+        whole = quantised(entry.read(tensor, tuple(slice(0, size) for size in entry.ours)), inputs=inputs)
+        return jax.block_until_ready(
+            Int8(_filled(like.codes, whole.codes.__getitem__), _filled(like.scales, whole.scales.__getitem__))
+        )
+
+    block, of = entries.pop("blocks"), functools.partial(jax.tree.map, is_leaf=_is_entry)
+    inputs = decoder.at_products(lambda _, inputs: inputs, of(lambda entry: 0, block))
+    layers = enumerate(layout["blocks"])
+    blocks = tuple(of(functools.partial(place, layer=layer), block, its_layout, inputs) for layer, its_layout in layers)
+    return {**{name: place(entry, layout[name], 0) for name, entry in entries.items()}, "blocks": blocks}
+
+
 def _read(entry: Entry, tensor: Any, sharding: NamedSharding) -> jax.Array:
-    """A tensor, or one layer's, on the mesh. A part that several devices hold is read once."""
+    """A tensor, or one layer's, on the mesh."""
+    like = jax.ShapeDtypeStruct(entry.ours, jnp.float32, sharding=sharding)
+    return _filled(like, functools.partial(entry.read, tensor))
+
+
+def _filled(like: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
+    """An array as `like`, of what `read` returns for an index. A part that several devices hold is read once."""
     parts: dict[tuple[tuple[int, ...], ...], np.ndarray] = {}
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
-        key = tuple(span.indices(size) for span, size in zip(index, entry.ours, strict=True))
+        key = tuple(span.indices(size) for span, size in zip(index, like.shape, strict=True))
         if key not in parts:
-            parts[key] = entry.read(tensor, index)
+            parts[key] = read(index).astype(like.dtype, copy=False)
         return parts[key]
 
-    return jax.make_array_from_callback(entry.ours, sharding, part)
+    return jax.make_array_from_callback(like.shape, like.sharding, part)
 
 
 @functools.partial(jax.jit, donate_argnames="stack", static_argnames="sharding")
@@ -195,6 +230,17 @@ def stream_out(params: decoder.Params, config: ModelConfig) -> Iterator[tuple[st
                 yield entry.name.format(l=layer), entry.write(np.asarray(array[layer]))
         else:
             yield entry.name, entry.write(np.asarray(array))
+
+
+def stream_in(
+    source: Path, config: ModelConfig, more: Mapping[str, Callable[[], np.ndarray]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The Hugging Face tensors of a folder or GGUF file by name, one after the other, in the order of `names`: float32
+    host arrays, each with what `more` adds to it. Raises InputError as `load` does."""
+    tensors = check(source, config)
+    for name in names(config):
+        tensor = np.asarray(tensors[name][:], np.float32)
+        yield name, tensor + more[name]() if name in more else tensor
 
 
 def fingerprint(source: Path) -> str:

@@ -38,6 +38,7 @@ from ttrl_jax.data import prompts as text
 from ttrl_jax.data import stops
 from ttrl_jax.data.problems import BUILTIN, steps_of
 from ttrl_jax.errors import InputError
+from ttrl_jax.inputs import with_adapter
 from ttrl_jax.model import weights
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.shapes import named
@@ -47,7 +48,7 @@ from ttrl_jax.plan.programs import Compiler, DoesNotCompile, Say, Setting
 from ttrl_jax.plan.search import changed, estimates, found, nearest
 from ttrl_jax.plan.slices import devices
 from ttrl_jax.plan.tables import table
-from ttrl_jax.programs import check_length, with_kernel
+from ttrl_jax.programs import check_length, with_kernel, with_lora
 from ttrl_jax.resolve import agree, agree_with_data, resolve
 from ttrl_jax.rollout.slots import SHARING
 from ttrl_jax.source import model_source, tokenizer_of
@@ -120,9 +121,11 @@ def resolved(config: FrozenConfigDict) -> tuple[FrozenConfigDict, ModelConfig, t
         template = text.chat_template(tokenizer)
         turn = config.rollout.end_of_turn and config.prompt.chat_template
         stop_ids = tuple(stops.of_run(tokenizer, ends, end_of_turn=turn, texts=config.rollout.stop))
+    if config.model.adapter:
+        config, *_ = with_adapter(config, model)
     config, _ = resolve(config, template=template, max_positions=model.max_positions)
     check_length(config, model)
-    return config, model, stop_ids
+    return config, with_lora(config, model), stop_ids
 
 
 def setting_of(

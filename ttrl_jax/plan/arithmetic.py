@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from ttrl_jax.model import decoder
-from ttrl_jax.model.config import ModelConfig
+from ttrl_jax.model import decoder, lora
+from ttrl_jax.model.config import PROJECTIONS, ModelConfig
 from ttrl_jax.plan.chips import Chip
 from ttrl_jax.rollout import slots as places
 from ttrl_jax.rollout.shapes import Shapes
@@ -63,6 +63,21 @@ def count(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+def adapters(model: ModelConfig) -> int:
+    """How many numbers the adapters have, if there are any."""
+    return lora.parameter_count(model) if model.lora else 0
+
+
+def sampled_bytes(model: ModelConfig, *, itemsize: int) -> int:
+    """Bytes of all weights that sample."""
+    in_bytes = 0
+    if model.lora and model.lora.base == "int8":
+        blocks = decoder.shapes(model)["blocks"]
+        in_bytes = sum(count(blocks[room][name]) for room, name, _ in PROJECTIONS.values())
+    others = count(decoder.shapes(model)) - in_bytes + adapters(model)
+    return in_bytes + itemsize * others
+
+
 def chip_bytes(tree: Any) -> int:
     """How many bytes of a tree of arrays with shardings are on one chip."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -88,21 +103,21 @@ def forward_flops(model: ModelConfig, rows: int, length: int, *, logits: int, to
     """Operations of a forward pass over rows of `length` tokens, in which a token sees those before it. logits: for how
     many tokens logits are computed. tokens: how many tokens the layers compute, if fewer than the rows have."""
     tokens = rows * length if tokens is None else tokens
-    weights = 2 * count(decoder.shapes(model)["blocks"]) * tokens
+    weights = 2 * (count(decoder.shapes(model)["blocks"]) + adapters(model)) * tokens
     pairs = rows * (length * (length - 1) // 2)
     return weights + pairs * pair_flops(model) + 2 * model.vocab * model.width * logits
 
 
 def copy_work(model: ModelConfig, mesh: jax.sharding.Mesh, *, itemsize: int) -> Work:
     """The work of copying the float32 masters into the type that samples, for each group of chips."""
-    return Work(0, (4 + itemsize) * count(decoder.shapes(model)) * copies(mesh))
+    return Work(0, (4 + itemsize) * (adapters(model) or count(decoder.shapes(model))) * copies(mesh))
 
 
 def prefill_work(model: ModelConfig, drawn: Draw, mesh: jax.sharding.Mesh, *, length: int, itemsize: int) -> Work:
     """The work of the prefill of all questions, padded to `length` tokens. All chips that share the votes on a question
     (fsdp) compute its prompt."""
     computed = drawn.batches * drawn.parts * drawn.prefill * mesh.shape["fsdp"]
-    weights = drawn.batches * drawn.parts * itemsize * count(decoder.shapes(model)) * copies(mesh)
+    weights = drawn.batches * drawn.parts * sampled_bytes(model, itemsize=itemsize) * copies(mesh)
     cache = cache_bytes(model, computed * length, itemsize=itemsize)
     return Work(forward_flops(model, computed, length, logits=computed), weights + cache)
 
@@ -117,7 +132,7 @@ def decode_work(
     places_read = sum(next(size for size in drawn.sizes if size >= made) for made in range(1, tokens))
     seen = drawn.slots.size * (places_read + (tokens - 1) * length)
     each = drawn.slots.size * forward_flops(model, 1, 1, logits=1)
-    weights = itemsize * count(decoder.shapes(model)) * copies(mesh)
+    weights = sampled_bytes(model, itemsize=itemsize) * copies(mesh)
     prompts = cache_bytes(model, mesh.shape["fsdp"] * drawn.slots.groups * length, itemsize=itemsize)
     own = cache_bytes(model, drawn.slots.size * places_read, itemsize=itemsize)
     return Work(

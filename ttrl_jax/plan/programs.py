@@ -56,12 +56,18 @@ class Setting:
         return programs.layout_of(self.config, self.model, self.mesh, programs.make_optimizers(self.config))
 
     def start(self, layout: TrainState) -> decoder.Params | None:
-        """The copy of the start, where there is one."""
+        """The copy of the start, where there is one; new adapters leave nothing to copy."""
         if not programs.needs_start(self.config):
             return None
+        if self.model.lora and not self.config.model.adapter:
+            return {}
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, self.dtype, sharding=x.sharding), layout.policy.params
         )
+
+    def base(self) -> decoder.Params | None:
+        """What adapters go with, where there are any."""
+        return copies.base_layout(self.model, self.mesh, self.dtype) if self.model.lora else None
 
     def draws(self) -> list[tuple[str, list[Draw], Sampling]]:
         """What a run samples: the phase; what is drawn in it, the largest first; and how."""
@@ -126,10 +132,10 @@ class Compiler:
     def __init__(self, setting: Setting, say: Say):
         self.setting, self.say = setting, say
         self.layout = setting.layout()
-        self.start = setting.start(self.layout)
-        self.state = chip_bytes((self.layout, self.start))  # is held while the model learns
+        self.start, self.base = setting.start(self.layout), setting.base()
+        self.state = chip_bytes((self.layout, self.start, self.base))  # is held while the model learns
         self.offload = setting.config.mesh.offload
-        self.sampled = chip_bytes(self.start) if self.offload else self.state  # and while it samples
+        self.sampled = chip_bytes((self.start, self.base)) if self.offload else self.state  # and while it samples
         self.learners = programs.make_learners(
             setting.config,
             setting.model,
@@ -149,10 +155,10 @@ class Compiler:
         """Compile what training runs. Raises DoesNotCompile with the reason; `programs` has those before."""
         config, model, mesh = self.setting.config, self.setting.model, self.setting.mesh
         with jax.set_mesh(mesh):
-            program = copies.of_the_mesh(model, mesh, self.setting.dtype).lower(self.layout.policy.params)
+            program = copies.program(model, mesh, self.setting.dtype).lower(self.layout.policy.params)
             copied = copies.layout(model, mesh, self.setting.dtype)
             work = arithmetic.copy_work(model, mesh, itemsize=self.setting.dtype.itemsize)
-            masters, more = chip_bytes(self.layout.policy.params), chip_bytes(copied)
+            masters, more = chip_bytes(self.layout.policy.params), chip_bytes(copied) - chip_bytes(self.base)
             way = {"held": self.sampled, "more_weights": more + masters}  # which are fetched for it
             if not self.offload:
                 way = {"held": self.state - masters, "more_weights": more}
@@ -196,8 +202,9 @@ class Compiler:
         return found
 
     def _base(self, name: str) -> decoder.Params | None:
-        config = self.setting.config
-        return self.layout.policy.params if programs.uses_policy(config, name) else None
+        if not programs.uses_policy(self.setting.config, name):
+            return self.base
+        return (self.base or {}) | self.layout.policy.params
 
     def sampling(
         self, phase: str, sampler: Sampler, weights: decoder.Params, draws: list[Draw], sampling: Sampling
@@ -214,7 +221,8 @@ class Compiler:
         room = setting.shapes.votes(drawn.votes)
         temperatures = np.full(room, sampling.temperature, np.float32)
         sampling = dataclasses.replace(sampling, temperature=temperatures, top_p=np.float32(sampling.top_p))
-        held, copied, sizes = self.sampled, chip_bytes(weights), dict(length=length, itemsize=item)
+        under = chip_bytes(self.base)  # goes into the programs, as a part of `weights`
+        held, copied, sizes = self.sampled - under, chip_bytes(weights) - under, dict(length=length, itemsize=item)
 
         program = sampler._prefill.lower(weights, ids, lengths, key, uids, sampling=sampling)
         work = total(arithmetic.prefill_work(model, each, setting.mesh, **sizes) for each in draws)
@@ -262,8 +270,9 @@ class Compiler:
         forward = steps * sum(_forward_flops(model, micro, length) for micro in micros)
         old = (steps > 1 and learner.loss.asks_old) or name == CRITIC  # or values
         held, gradient = self.state - chip_bytes(weights), chip_bytes(layout.params)
-        # Backward twice what forward is; with remat forward again; and forward under the start.
-        times = 3 + config.train.remat + (learner.reference is not None)
+        # Backward twice what forward is, or once where weights have no gradient; with remat forward again; and forward
+        # under the start.
+        times = (2 if model.lora else 3) + config.train.remat + (learner.reference is not None)
         for i, micro in enumerate(learner.kinds() if learner.sizes.few else micros[:1]):
             asked = (*learner.loss.names, "sampler_logps")
             numbers, which = dict.fromkeys(asked, micro.mask), " of short rows" if i else ""
@@ -305,7 +314,7 @@ class Compiler:
         seconds, stats, text = time.perf_counter() - began, done.memory_analysis(), done.as_text()
         rest = self.offload and phase not in ("score", "update")
         models = () if rest else self.layout.models.values()
-        weights = chip_bytes(([model.params for model in models], self.start)) + more_weights
+        weights = chip_bytes(([model.params for model in models], self.start, self.base)) + more_weights
         optimizer = chip_bytes([model.optimizer for model in models]) + more_optimizer
         outside = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
         program = Program(

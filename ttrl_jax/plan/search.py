@@ -30,9 +30,10 @@ class Estimate:
 
 def estimates(setting: Setting) -> dict[str, Estimate]:
     """The estimates for the programs that may need most memory, by name."""
-    layout = setting.layout()
-    state, start = chip_bytes((layout, setting.start(layout))), chip_bytes(setting.start(layout))
-    copied = chip_bytes(copies.layout(setting.model, setting.mesh, setting.dtype))
+    layout, base = setting.layout(), setting.base()
+    start = chip_bytes((setting.start(layout), base))
+    state = chip_bytes(layout) + start
+    copied = chip_bytes(copies.layout(setting.model, setting.mesh, setting.dtype)) - chip_bytes(base)
     draws = [drawn for _, (drawn, *_), _ in setting.draws()]
     params, offload = chip_bytes(layout.policy.params), setting.config.mesh.offload
     sampled = start if offload else state

@@ -13,7 +13,7 @@ from ttrl_jax.errors import InputError
 from ttrl_jax.reward.equivalence import same
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.history import History
-from ttrl_jax.reward.score import random_classes, score, vote_share, with_format
+from ttrl_jax.reward.score import answered, random_classes, score, vote_share, with_format
 from ttrl_jax.reward.vote import Ballot, classes_of
 
 Labels = list[int | None]  # [P] a class of each ballot; None: no label
@@ -64,6 +64,11 @@ def share(ballots: Sequence[Ballot], labels: Labels, evidence: Evidence, history
     return _plain(labels, vote_share(ballots))
 
 
+def any_answer(ballots: Sequence[Ballot], labels: Labels, evidence: Evidence, history: History) -> Verdict:
+    """Reward 1 for any answer: a control, which tells what is learned of the form from what the votes teach."""
+    return _plain(labels, answered(ballots))
+
+
 @dataclass(frozen=True)
 class Rule:
     """What a vote earns."""
@@ -72,7 +77,7 @@ class Rule:
     asks_entropies: bool = False  # of the evidence: another forward pass over all votes
 
 
-RULES = {"majority": Rule(majority), "vote_share": Rule(share)}
+RULES = {"majority": Rule(majority), "vote_share": Rule(share), "answered": Rule(any_answer)}
 LABELS, TIES = ("majority", "offline", "random"), ("first", "random")
 
 

@@ -32,6 +32,11 @@ def vote_share(ballots: Sequence[Ballot]) -> np.ndarray:
     return np.array(shares, dtype=np.float32)
 
 
+def answered(ballots: Sequence[Ballot]) -> np.ndarray:
+    """Return rewards, float32 [P, V]: 1 for a vote that has an answer, whatever it is; a control without a label."""
+    return np.array([[float(c is not None) for c in b.classes] for b in ballots], dtype=np.float32)
+
+
 def with_format(rewards: np.ndarray, formed: np.ndarray, *, weight: float) -> np.ndarray:
     """Return rewards + weight * formed, float32 [P, V]; formed bool [P, V]: which responses are in the format."""
     return rewards + np.float32(weight) * formed.astype(np.float32)

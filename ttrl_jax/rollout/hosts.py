@@ -66,12 +66,12 @@ def sampling_bytes(
     """Bytes that each device of a host needs which samples by itself.
 
     The weights, of `itemsize` bytes each and split over the host's tensor axis alone; the cache of `rows` responses of
-    `tokens` tokens; and its part of what training keeps, kept_bytes for each parameter, split over `mesh`.
+    `tokens` tokens; and its part of what training keeps, kept_bytes, split over `mesh`.
     """
     count, tensor = parameter_count(model), host.shape["tensor"]
     heads = model.kv_heads / (tensor if model.kv_heads % tensor == 0 else 1)
     cache = 2 * model.layers * heads * model.head_dim * itemsize * rows * tokens / host.shape["fsdp"]
-    kept = kept_bytes * count / (mesh.shape["fsdp"] * mesh.shape["tensor"])
+    kept = kept_bytes / (mesh.shape["fsdp"] * mesh.shape["tensor"])
     return itemsize * count / tensor + cache + kept
 
 

@@ -19,7 +19,12 @@ CONFIG, SUMMARY, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 AS_IS = "the model as it is"  # what an evaluation without a run is of
 
 # What the fingerprints of model, questions and task tell better than how a path is typed.
-_SPELLINGS = ("model.path", "task")
+_SPELLINGS = ("model.path", "model.adapter", "task")
+_FINGERPRINTS = {
+    "fingerprint": "weights or config in model.path",
+    "tokenizer": "tokenizer or chat template in model.path",
+    "adapter": "adapters in model.adapter",
+}
 _SPELLINGS_OF_QUESTIONS = ("data.", "eval.tasks")
 _ORDER = "data.drop_last"  # is no spelling: the order of training, of which an evaluation knows nothing
 # Keys that a run may lack which began before they were there, where that meant something else than their default.
@@ -148,13 +153,13 @@ def require_same_model(folder: Path, model: Mapping[str, Any], *, flag: str) -> 
     """Raise InputError if the run in `folder`, which `flag` sets, is not of the model with these fingerprints."""
     old = made_with(folder, flag=flag).model
     # Its shape follows from its files. Of a run from before tokenizers were recorded, the weights alone are known.
-    changed = [name for name in ("fingerprint", "tokenizer") if name in old and old[name] != model[name]]
-    if changed:
-        what = "weights or config" if "fingerprint" in changed else "tokenizer or chat template"
-        raise InputError(
-            f"{folder} was made with another model: the {what} in model.path have changed since; restore them or "
-            f"choose another {flag}"
-        )
+    # A run that began with adapters has others since: who only measures or exports it does not read them.
+    for name, what in _FINGERPRINTS.items():
+        if name in old and name in model and old[name] != model[name]:
+            raise InputError(
+                f"{folder} was made with another model: the {what} have changed since; restore them or choose another "
+                f"{flag}"
+            )
 
 
 def made_with(folder: Path, *, flag: str) -> Identity:
