@@ -9,11 +9,11 @@ more often right than labels, and that is enough to learn. docs/science.md has t
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from configs import quickstart_sums
 
 
 def get_config() -> ConfigDict:
-    c = quickstart.get_config()
+    c = quickstart_sums.get_config()
     c.rollout.votes = 16
     c.rollout.temperature = 1.3
     c.train.samples = 16

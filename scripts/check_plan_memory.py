@@ -30,7 +30,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 from safetensors.numpy import save_file
 
-from configs import quickstart
+from configs import quickstart_sums
 from ttrl_jax.inputs import read_inputs
 from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.model import weights
@@ -71,7 +71,7 @@ def main() -> int:
 
 def make_model(folder: Path, width: int) -> None:
     """Write a random Llama of 6 layers, with the quickstart's tokenizer."""
-    shutil.copytree(Path(quickstart.__file__).parent / "quickstart_model", folder, dirs_exist_ok=True)
+    shutil.copytree(Path(quickstart_sums.__file__).parent / "quickstart_model", folder, dirs_exist_ok=True)
     fields = json.loads((folder / "config.json").read_text())
     fields |= {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 6, "head_dim": 32}
     fields |= {"num_attention_heads": width // 32, "num_key_value_heads": width // 64, "vocab_size": 8_192}
@@ -85,7 +85,7 @@ def make_model(folder: Path, width: int) -> None:
 
 def settings(model: Path) -> FrozenConfigDict:
     """Prompts so short beside responses that the update's rows are not packed, as in the plan."""
-    c = quickstart.get_config()
+    c = quickstart_sums.get_config()
     c.model.path = str(model)
     c.eval.tasks = ()
     c.prompt.max_tokens = 24

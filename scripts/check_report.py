@@ -184,6 +184,7 @@ class Check:
             page.check("#math")
             rows.first.locator("summary").first.click()
         page.locator("#list > details[open] a").first.click()
+        page.wait_for_timeout(500)  # the page follows a link when the browser has told it
         self.expect(
             rows.count() == 1 and page.locator("#count").inner_text().startswith("1 of"), "a link shows no one question"
         )

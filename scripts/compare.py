@@ -113,12 +113,13 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def markdown(groups: dict[str, Group]) -> str:
-    """avg@k and maj@k of the first and the last evaluation: the mean of the seeds, the lowest and the highest."""
+    """avg@k, maj@k and, where it was measured, greedy of the first and the last evaluation: the mean of the seeds, the
+    lowest and the highest."""
     rows, names = [], ("", "")
     for label, group in groups.items():
         for task in group.tasks:
             first, last = group.ends(task)
-            names = metric_at(first, "avg"), metric_at(first, "maj")
+            names = metric_at(first, "avg"), metric_at(first, "maj"), *(["greedy"] if "greedy" in first else [])
             cells = [spread(numbers.get(name or "", [])) for numbers in (first, last) for name in names]
             rows.append([TITLES[label], "trained on" if task == OWN else task, *cells])
     head = ["labels", "questions", *(f"{name} {when}" for when in ("before", "after") for name in names)]

@@ -1,21 +1,30 @@
-"""Make configs/quickstart_model: a small decoder whose errors are noise on purpose.
+"""Make the models of the quickstarts: small decoders that err on purpose, in a way that a majority vote can undo.
 
-    python scripts/make_quickstart_model.py [--out configs/quickstart_model] [--steps 1600]
+    python scripts/make_quickstart_model.py [--task sums] [--out configs/quickstart_model] [--steps 1600]
+    python scripts/make_quickstart_model.py --task carries [--out configs/quickstart_ways_model] [--steps 1000]
 
-It learns to answer word problems about two-digit sums with a worked answer, `37 + 48 = \\boxed{85}`, on number pairs
-that neither question set of `builtin:sums` uses. Digits in the box of its training text are replaced by random ones,
-afresh in every batch: none at first, so that it learns to add, then more and more, and half of them in the last third.
-So it knows the sum, but says it right only one time in five, and its mistakes scatter: what a majority vote can undo.
-About 15 minutes on 2 CPU cores.
+Each learns to answer word problems about two-digit sums, on number pairs that neither question set of its task uses.
+That takes 10 to 15 minutes on 2 CPU cores.
 
-Beside the loss it prints what share of the sums it knows, on the questions of `builtin:sums` that it never trains on:
-those whose true answer is the likeliest at every digit.
+`sums`: the worked answer is `37 + 48 = \\boxed{85}`. Digits in the box of its training text are replaced by random
+ones, afresh in every batch: none at first, so that it learns to add, then more and more, and half of them in the last
+third. So it knows the sum, but says it right only one time in five, and its mistakes scatter.
+
+`carries`: the worked answer goes one of four ways. The likeliest, 37 % of all, adds digit by digit and forgets the
+carry: `Digits: 7 + 8 = 15, 3 + 4 = 7, \\boxed{75}`. So its likeliest answer is wrong wherever there is a carry. The
+others, 63 % together, keep it. In the last quarter of the steps some digits in the box are replaced here too, so that
+the mistakes of those ways scatter.
+
+Beside the loss it prints what share of the worked answers it knows, on the questions of its task that it never trains
+on: those whose digits are all the likeliest, after the first word where that decides the way.
 """
 
 import argparse
 import json
 import re
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -33,11 +42,30 @@ from ttrl_jax.model import decoder, weights
 from ttrl_jax.model.config import parse_config
 
 SEED = 0
-NOISE = 0.5  # share of boxed digits replaced, at the end
-RAMP = 0.65  # share of the steps in which the noise rises to that
 BATCH = 256
 PEAK_RATE = 1e-3
 SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|unk|>"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the model of a task is made."""
+
+    example: Callable[..., tuple[str, str]]
+    out: str
+    steps: int
+    noise: float  # share of boxed digits replaced, at the end
+    ramp: tuple[float, float]  # the shares of the steps between which the noise rises from 0 to that
+    tokens: int  # room for the longest worked answer and its end
+    ways: tuple[str, ...] = ("",)  # of worked answers, by name; one without a name if there is one
+
+
+RECIPES = {
+    "sums": Recipe(generate.sums_example, "configs/quickstart_model", 1600, 0.5, (0.0, 0.65), 14),
+    "carries": Recipe(
+        generate.carries_example, "configs/quickstart_ways_model", 1000, 0.08, (0.75, 0.8), 30, tuple(generate.WAYS)
+    ),
+}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
     "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
@@ -45,9 +73,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(task: str = "sums") -> PreTrainedTokenizerFast:
     """Words, digits and signs as whole tokens; joined, they give back the exact text."""
-    pieces = SPECIAL + [piece for piece in generate.vocabulary() if piece not in SPECIAL]
+    pieces = SPECIAL + [piece for piece in generate.vocabulary(task) if piece not in SPECIAL]
     backend = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<|unk|>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(generate.PIECE), behavior="isolated")
     backend.decoder = decoders.Fuse()
@@ -89,10 +117,10 @@ def model_fields(vocab: int) -> dict[str, object]:
     }
 
 
-def layout(pairs: list[tuple[str, str]], ids: dict[str, int]) -> tuple[np.ndarray, ...]:
+def layout(pairs: list[tuple[str, str]], ids: dict[str, int], tokens: int) -> tuple[np.ndarray, ...]:
     """Questions with worked answers as rows: ids [B, T], prompt lengths [B], responses and mask [B, T']."""
-    rows, lengths = np.zeros((len(pairs), 40), np.int32), np.zeros(len(pairs), np.int32)
-    answers, mask = np.zeros((len(pairs), 14), np.int32), np.zeros((len(pairs), 14), np.float32)
+    rows, lengths = np.zeros((len(pairs), 26 + tokens), np.int32), np.zeros(len(pairs), np.int32)
+    answers, mask = np.zeros((len(pairs), tokens), np.int32), np.zeros((len(pairs), tokens), np.float32)
     for row, (question, answer) in enumerate(pairs):
         words = [ids[piece] for piece in re.findall(generate.PIECE, question)]
         prompt = [ids["<|user|>"], *words, ids["<|assistant|>"]]
@@ -103,27 +131,36 @@ def layout(pairs: list[tuple[str, str]], ids: dict[str, int]) -> tuple[np.ndarra
     return rows, lengths, answers, mask
 
 
-def unseen(ids: dict[str, int]) -> tuple[np.ndarray, ...]:
-    """The questions of both question sets with their true worked answers."""
+def unseen(task: str, way: str, ids: dict[str, int]) -> tuple[np.ndarray, ...]:
+    """The questions of both question sets with their worked answers, without a slip."""
     pairs = []
-    for question, truth in generate.TASKS["sums.train"]() + generate.TASKS["sums.held_out"]():
-        a, b = re.findall(r"[0-9]+", question)
-        pairs.append((question, generate.worked(int(a), int(b), truth)))
-    return layout(pairs, ids)
+    for question, truth in generate.TASKS[f"{task}.train"]() + generate.TASKS[f"{task}.held_out"]():
+        a, b = (int(number) for number in re.findall(r"[0-9]+", question))
+        if way:
+            pairs.append((question, generate.worked_way(a, b, way, generate.answer_of_way(a, b, way))))
+        else:
+            pairs.append((question, generate.worked(a, b, truth)))
+    rows, lengths, answers, mask = layout(pairs, ids, RECIPES[task].tokens)
+    if way:
+        mask[:, 0] = 0  # the first word
+    return rows, lengths, answers, mask
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), default=Path("configs/quickstart_model"))
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--task", choices=RECIPES, default="sums", help="which of the built-in tasks (%(default)s)")
+    parser.add_argument("--out", type=lambda path: Path(path).expanduser(), help="folder for the model")
+    parser.add_argument("--steps", type=int, help="optimizer steps")
     arguments = parser.parse_args()
+    task, recipe = arguments.task, RECIPES[arguments.task]
+    out, steps = arguments.out or Path(recipe.out), arguments.steps or recipe.steps
 
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(task)
     ids = tokenizer.get_vocab()
     fields = model_fields(len(ids))
     config = parse_config(fields)
     params = decoder.init(config, jax.random.key(SEED))
-    schedule = optax.warmup_cosine_decay_schedule(0, PEAK_RATE, 100, arguments.steps)
+    schedule = optax.warmup_cosine_decay_schedule(0, PEAK_RATE, 100, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01))
     state = optimizer.init(params)
 
@@ -149,26 +186,25 @@ def main() -> None:
         return ((likeliest == answers) | (mask == 0)).all(1).mean()
 
     rng, began = np.random.default_rng(SEED), time.monotonic()
-    for n in range(1, arguments.steps + 1):
-        noise = NOISE * min(1.0, n / (RAMP * arguments.steps))
-        batch = layout([generate.sums_example(rng, noise=noise) for _ in range(BATCH)], ids)
+    tests = {way: unseen(task, way, ids) for way in recipe.ways}
+    for n in range(1, steps + 1):
+        noise = recipe.noise * float(np.interp(n / steps, recipe.ramp, (0, 1)))
+        batch = layout([recipe.example(rng, noise=noise) for _ in range(BATCH)], ids, recipe.tokens)
         params, state, loss = step(params, state, *batch)
-        if n % 100 == 0 or n == arguments.steps:
-            print(
-                f"step {n}/{arguments.steps}  noise {noise:.2f}  loss {loss:.4f}  "
-                f"knows {known(params, *unseen(ids)):.3f}  {time.monotonic() - began:.0f} s",
-                flush=True,
-            )
+        if n % 100 == 0 or n == steps:
+            knows = "  ".join(f"knows {way} {known(params, *test):.3f}" for way, test in tests.items())
+            told = f"step {n}/{steps}  noise {noise:.2f}  loss {loss:.4f}  {knows}  {time.monotonic() - began:.0f} s"
+            print(told, flush=True)
 
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    huggingface.save_tokenizer(tokenizer, arguments.out)
-    (arguments.out / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    huggingface.save_tokenizer(tokenizer, out)
+    (out / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     stop = {"eos_token_id": fields["eos_token_id"], "pad_token_id": fields["pad_token_id"]}
-    (arguments.out / "generation_config.json").write_text(json.dumps(stop, indent=2) + "\n")
+    (out / "generation_config.json").write_text(json.dumps(stop, indent=2) + "\n")
     tensors = weights.to_huggingface(params, config)
     tensors = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
-    save_file(tensors, arguments.out / "model.safetensors", metadata={"format": "pt"})
-    print(f"wrote {arguments.out}: {sum(t.size for t in tensors.values()) / 1e6:.2f} M parameters")
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    print(f"wrote {out}: {sum(t.size for t in tensors.values()) / 1e6:.2f} M parameters")
 
 
 if __name__ == "__main__":

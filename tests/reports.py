@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from configs import quickstart
+from configs import quickstart_sums
 from ttrl_jax.run.metrics import write_json, write_jsonl
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- \u2028 \ud800"
@@ -34,7 +34,7 @@ def made_run(
     finished: bool = False,
 ) -> Path:
     """A run folder with these evaluations, of its own questions, and the steps between."""
-    config = quickstart.get_config().to_dict()
+    config = quickstart_sums.get_config().to_dict()
     config["reward"]["label"] = label
     config["seed"] = seed
     made = {"config": config, "model": {}} | ({"questions": {"data": {"count": questions}}} if questions else {})

@@ -274,9 +274,9 @@ def test_a_run_goes_on_with_all_its_models(algorithm, tmp_path, monkeypatch, fre
     changes |= {"critic.learning_rate": 1e-3, "prime.learning_rate": 1e-3}
     config = small_config(**changes)
     arguments = [f"--config.{name}={value}" for name, value in (SMALL | changes).items()]
-    monkeypatch.setattr(sys, "argv", ["train", f"--config={ROOT / 'configs' / 'quickstart.py'}", *arguments])
+    monkeypatch.setattr(sys, "argv", ["train", f"--config={ROOT / 'configs' / 'quickstart_sums.py'}", *arguments])
     assert cli.run(train.main, commands.TRAIN, doc="") == 0
-    run = Path("runs/quickstart")
+    run = Path("runs/quickstart_sums")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     group = {"ppo": "critic", "prime": "process"}[algorithm]
     assert {f"{group}/loss", f"{group}/grad_norm", "advantage/max"} <= set(rows[0])

@@ -13,7 +13,7 @@ import pytest
 from ml_collections import FrozenConfigDict
 from tiny_model import LLAMA, QWEN3, on_mesh
 
-from configs import quickstart
+from configs import quickstart_sums
 from ttrl_jax.errors import InputError
 from ttrl_jax.inputs import identity, read_inputs
 from ttrl_jax.model import attention
@@ -155,7 +155,7 @@ def test_the_choice_is_made_by_the_devices_and_the_model(device, config, dtype, 
 
 @pytest.mark.parametrize("wanted", ["auto", "xla"])
 def test_a_run_on_the_cpu_takes_xla_and_stays_the_same_model(wanted):
-    config = quickstart.get_config()
+    config = quickstart_sums.get_config()
     config.model.attention = wanted
     found = read_inputs(FrozenConfigDict(config))
     assert found.model.attention == "xla"
@@ -169,7 +169,7 @@ def test_a_run_on_the_cpu_takes_xla_and_stays_the_same_model(wanted):
     [("splash", "splash runs on TPUs, and this is cpu"), ("cudnn", "cudnn runs on NVIDIA GPUs, and this is cpu")],
 )
 def test_a_run_on_the_cpu_refuses_other_kernels(wanted, words):
-    config = quickstart.get_config()
+    config = quickstart_sums.get_config()
     config.model.attention = wanted
     with pytest.raises(InputError, match=words):
         read_inputs(FrozenConfigDict(config))

@@ -33,7 +33,7 @@ from ttrl_jax.run.metrics import Lines, read_lines, write_json
 ROOT = Path(__file__).parent.parent
 EPISODES = 4  # of two steps
 SMALL = [
-    "--config=configs/quickstart.py", f"--config.episodes={EPISODES}", "--config.data.limit=4",
+    "--config=configs/quickstart_sums.py", f"--config.episodes={EPISODES}", "--config.data.limit=4",
     "--config.rollout.prompts=2", "--config.rollout.votes=4", "--config.train.samples=4",
     "--config.train.minibatch_prompts=2", "--config.train.micro_tokens=512", "--config.eval.samples=2",
     "--config.eval.tasks=()", "--config.log.generations_every=1",

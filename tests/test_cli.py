@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 from refusals import assert_one_sentence
 
-from configs import default, quickstart
+from configs import default, quickstart_sums
 from ttrl_jax import cli, commands, train
 from ttrl_jax.errors import InputError
 
@@ -30,7 +30,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monke
     """Call train with the quickstart's config and some arguments -> (exit code, stderr)."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str, config: str | None = str(ROOT / "configs" / "quickstart.py")) -> tuple[int, str]:
+    def run(*arguments: str, config: str | None = str(ROOT / "configs" / "quickstart_sums.py")) -> tuple[int, str]:
         chosen = [] if config is None else [f"--config={config}"]
         monkeypatch.setattr(sys, "argv", ["train", *chosen, *(SMALL if chosen else []), *arguments])
         code = cli.run(train.main, commands.TRAIN, doc=train.__doc__)
@@ -282,7 +282,7 @@ def test_weights_that_do_not_fit(call, model: Path):
 
 def test_a_run_folder_of_another_config(call, tmp_path: Path):
     (tmp_path / "run").mkdir()
-    settings = quickstart.get_config().to_dict() | {"seed": 5}
+    settings = quickstart_sums.get_config().to_dict() | {"seed": 5}
     settings["train"]["micro_tokens"] = 8
     (tmp_path / "run" / "config.json").write_text(json.dumps({"config": settings, "model": {}}))
     assert_refused(call("--workdir=run"), "another config", "seed (5 there, 0 now)")
@@ -369,9 +369,11 @@ def test_the_command_itself_exits_with_2(tmp_path: Path):
 @pytest.mark.parametrize(
     ("platform", "command"),
     [
-        ("cuda", ["train", f"--config={ROOT / 'configs' / 'quickstart.py'}"]),
+        ("cuda", ["train", f"--config={ROOT / 'configs' / 'quickstart_sums.py'}"]),
         pytest.param("nonsense", ["export", "run", "--out=hf"], marks=pytest.mark.slow),
-        pytest.param("nonsense", ["plan", f"--config={ROOT / 'configs' / 'quickstart.py'}"], marks=pytest.mark.slow),
+        pytest.param(
+            "nonsense", ["plan", f"--config={ROOT / 'configs' / 'quickstart_sums.py'}"], marks=pytest.mark.slow
+        ),
     ],
     ids=lambda given: given[0] if isinstance(given, list) else given,
 )

@@ -13,7 +13,7 @@ from ttrl_jax import commands
 from ttrl_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
-QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"
+QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart_sums.py'}"
 
 pytestmark = pytest.mark.usefixtures("fresh_flags")
 

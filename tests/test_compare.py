@@ -44,7 +44,16 @@ def made(where: Path, before: dict[str, float], after: dict[str, float], label: 
 @pytest.mark.slow
 def test_two_kinds_of_label_end_to_end(tmp_path: Path):
     out = tmp_path / "out"
-    arguments = ["--config", "configs/quickstart.py", "--out", str(out), "--labels", "majority,offline", "--seeds", "3"]
+    arguments = [
+        "--config",
+        "configs/quickstart_sums.py",
+        "--out",
+        str(out),
+        "--labels",
+        "majority,offline",
+        "--seeds",
+        "3",
+    ]
     done = call(*arguments, *SMALL)
     assert done.returncode == 0, done.stderr
     summaries = [json.loads((out / f"{label}-seed3" / "summary.json").read_text()) for label in ("majority", "offline")]
@@ -84,6 +93,20 @@ def test_table_and_findings_by_hand(groups):
         "Labels by the vote (TTRL): avg@4 0.700, above the start, above its vote.",
         "Labels by random answers (control): avg@4 0.200, not above the start, not above its vote.",
     ]
+
+
+def test_a_table_has_greedy_answers_where_they_were_measured(tmp_path: Path):
+    made(
+        tmp_path / "run",
+        {"avg@4": 0.2, "maj@4": 0.5, "greedy": 0.1},
+        {"avg@4": 0.6, "maj@4": 0.7, "greedy": 0.9},
+        "majority",
+        0,
+    )
+    [group] = compare.by_seed(compare.read_runs([str(tmp_path / "run")]))
+    head, _, row = compare.markdown({"majority": group}).splitlines()
+    assert head.endswith("| greedy before | avg@4 after | maj@4 after | greedy after |")
+    assert [cell.split()[0] for cell in row.split("|")[3:-1]] == ["0.200", "0.500", "0.100", "0.600", "0.700", "0.900"]
 
 
 def test_courses_by_hand(groups):
@@ -141,6 +164,7 @@ def test_picture_has_the_mean_of_the_seeds(groups):
         (["rest"], "'rest'"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(arguments, words, tmp_path):
-    done = call("--config", "configs/quickstart.py", "--out", str(tmp_path / "out"), *arguments)
-    assert done.returncode == 2 and words in done.stderr and not (tmp_path / "out").exists()
+def test_what_cannot_be_compared_is_refused(arguments, words, capsys):
+    with pytest.raises(SystemExit) as left:
+        compare.parse(["--config", "configs/quickstart_sums.py", "--out", "nowhere", *arguments])
+    assert left.value.code == 2 and words in capsys.readouterr().err

@@ -57,7 +57,7 @@ def interrupt(child: subprocess.Popen, *, behind: str) -> tuple[int, str]:
     ],
 )
 def test_while_modules_are_imported(command: str, behind: str):
-    right = "RUN" if command in ("export", "merge", "report") else "--config=configs/quickstart.py"
+    right = "RUN" if command in ("export", "merge", "report") else "--config=configs/quickstart_sums.py"
     child = start("-X", "importtime", "-m", f"ttrl_jax.{command}", right)
     code, said = interrupt(child, behind=behind)
     assert code == 128 + signal.SIGINT, said

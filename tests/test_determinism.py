@@ -27,7 +27,14 @@ def test_two_runs_on_a_gpu_are_the_same(tmp_path: Path):
     """Bit for bit, two processes, with programs that the first one keeps."""
     found = []
     for name in ("one", "other"):
-        command = [sys.executable, "-m", "ttrl_jax.train", "--config", "configs/quickstart.py", "--config.episodes=1"]
+        command = [
+            sys.executable,
+            "-m",
+            "ttrl_jax.train",
+            "--config",
+            "configs/quickstart_sums.py",
+            "--config.episodes=1",
+        ]
         environment = os.environ | {"XLA_FLAGS": FLAG, "XDG_CACHE_HOME": str(tmp_path)}
         subprocess.run([*command, "--workdir", str(tmp_path / name)], cwd=ROOT, env=environment, check=True)
         found.append(json.loads((tmp_path / name / "summary.json").read_text())["params_sha256"])

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def arguments(folder: Path) -> list[str]:
     """The settings of evaluation, the same for training and for the command."""
     return [
-        f"--config={ROOT / 'configs' / 'quickstart.py'}", "--config.data.limit=4",
+        f"--config={ROOT / 'configs' / 'quickstart_sums.py'}", "--config.data.limit=4",
         f"--config.eval.samples={SAMPLES}", "--config.eval.k=3", "--config.eval.greedy=true",
         f"--config.eval.tasks=('held_out=builtin:sums.held_out', 'aime={folder / 'questions.json'}')",
     ]  # fmt: skip
@@ -104,7 +104,7 @@ def test_training_evaluates_every_task_each_time(run: Path):
 
 def test_the_latest_checkpoint_gives_what_training_ended_with(run: Path, folder: Path):
     output = call("evaluate", folder, *arguments(folder), "--checkpoint=run")
-    out = run / "eval" / "quickstart-step2-seed0"
+    out = run / "eval" / "quickstart_sums-step2-seed0"
     files = ["config.json", "generations.jsonl", "results.json", "undecided.jsonl"]
     assert sorted(path.name for path in out.iterdir()) == files
     results, summary = read(out / "results.json"), read(run / "summary.json")
@@ -130,7 +130,7 @@ def test_one_checkpoint_gives_what_training_saw_then(run: Path, folder: Path):
 
 def test_a_model_folder_gives_what_training_began_with(run: Path, folder: Path):
     call("evaluate", folder, *arguments(folder), f"--checkpoint={MODEL}")
-    results = read(folder / "evals" / "quickstart-quickstart_model-seed0" / "results.json")
+    results = read(folder / "evals" / "quickstart_sums-quickstart_model-seed0" / "results.json")
     assert results["checkpoint"] is None
     assert results["results"] == of_step(run, 0)
 

@@ -19,7 +19,7 @@ from absl import flags
 from safetensors.numpy import load_file
 from tiny_model import LLAMA, all_logits, on_mesh, placed, random_params
 
-from configs import quickstart
+from configs import quickstart_sums
 from ttrl_jax import cli, commands, export
 from ttrl_jax.card import card
 from ttrl_jax.check import check
@@ -40,7 +40,7 @@ MODEL = Path(__file__).parent.parent / "configs" / "quickstart_model"
 
 def make_run(where: Path, source: Path, steps: tuple[int, ...] = (2, 4)) -> dict[int, dict]:
     """A run folder as train leaves it, with checkpoints of random weights; returns these by step."""
-    config = quickstart.get_config().to_dict()
+    config = quickstart_sums.get_config().to_dict()
     config["model"]["path"] = str(source)
     model = read_config(source)
     fingerprints = {"fingerprint": weights.fingerprint(source), "tokenizer": text_fingerprint(source)}
@@ -167,7 +167,7 @@ def test_the_card_has_the_numbers_of_the_run(run, call, tmp_path):
 
 def test_the_card_names_base_model_and_licence(run, call, tmp_path):
     """Of a model from the hub its name; else where the folder says it is from."""
-    config = quickstart.get_config().to_dict()
+    config = quickstart_sums.get_config().to_dict()
     text = card(config, [], hub="org/base", origin={"license": "mit", "tags": "x"}, step=4, dtype="float32")
     assert text.startswith("---\n") and 'base_model: org/base\nlicense: "mit"\n---\n\n# org/base, after 4' in text
     source = tmp_path / "model"
@@ -193,7 +193,7 @@ def test_the_use_that_the_card_shows(run, call, tmp_path):
 
 def rewarded(label: str, rule: str) -> str:
     """The sentences on rewards of a run's card."""
-    config = quickstart.get_config().to_dict()
+    config = quickstart_sums.get_config().to_dict()
     config["reward"]["label"], config["judge"]["rule"] = label, rule
     text = card(config, [], hub=None, origin={}, step=4, dtype="float32")
     assert ("| label |" in text) == (rule == "majority") and f"| what a vote earns | {rule} |" in text
@@ -219,7 +219,7 @@ def test_the_card_says_what_was_rewarded():
 
 
 def allowed(label: str, rule: str) -> bool:
-    config = quickstart.get_config()
+    config = quickstart_sums.get_config()
     config.reward.label, config.judge.rule = label, rule
     try:
         check(config)

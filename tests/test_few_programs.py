@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_model import LLAMA
 
-from configs import quickstart
+from configs import quickstart_sums
 from ttrl_jax import programs
 from ttrl_jax.inputs import read_inputs
 from ttrl_jax.learn import microbatch
@@ -201,7 +201,7 @@ def test_a_run_compiles_what_it_needs_before_it_begins(monkeypatch):
     found = {}
     for kind in ("many", "few"):
         monkeypatch.setattr(programs, "_on_cpu", lambda mesh, kind=kind: kind == "many")
-        config = quickstart.get_config()
+        config = quickstart_sums.get_config()
         config.update_from_flattened_dict({
             "episodes": 1, "data.limit": 16, "eval.greedy": True, "eval.tasks": (), "train.kl_coef": 0.001,
         })  # fmt: skip

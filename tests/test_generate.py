@@ -1,4 +1,4 @@
-"""The built-in tasks: their questions, their split, and a vocabulary and tokenizer that hold all texts of `sums`."""
+"""The built-in tasks: their questions, their split, and vocabularies and tokenizers that hold all texts of a task."""
 
 import functools
 import hashlib
@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from ttrl_jax.data import generate
 SHA256 = {
     "sums.train": "2a90555d47d09d3c592e09e78220c01971fb84b3ad14cece1c5d8bd2e8c38f88",
     "sums.held_out": "1ea3f3aa4ff9aa817593793cbb30a80f8cb9d6c69bff8a3b56b39f50cdbe4b76",
+    "carries.train": "6f6408fc005258547eb00d982fc4691a197aaab3e97c9d3f00d594d583bdd424",
+    "carries.held_out": "52046482bdcfd61c693fbc11138338081fc4fb1d3401cc50c8305da51a9d297e",
 }
 SIZES = {"sums.train": 64, "sums.held_out": 256}  # of `sums`; `digits` has its own tests
+CARRIES = {"carries.train": 64, "carries.held_out": 256}
 DRAWN = 3000
 
 
@@ -44,29 +48,42 @@ def all_texts() -> list[str]:
 
 
 @functools.cache
-def make_tokenizer() -> PreTrainedTokenizerBase:
+def carries_examples(noise: float) -> list[tuple[str, str]]:
+    rng = np.random.default_rng(0)
+    return [generate.carries_example(rng, noise=noise) for _ in range(DRAWN)]
+
+
+def all_texts_of_carries() -> list[str]:
+    questions = [question for name in CARRIES for question, _ in generate.TASKS[name]()]
+    return questions + [text for example in carries_examples(1.0) for text in example]
+
+
+@functools.cache
+def make_tokenizer(task: str = "sums") -> PreTrainedTokenizerBase:
     path = Path(__file__).parents[1] / "scripts" / "make_quickstart_model.py"
     spec = importlib.util.spec_from_file_location("make_quickstart_model", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    return script.make_tokenizer()
+    return script.make_tokenizer(task)
 
 
 # ---- question sets
 
 
 def test_task_names() -> None:
-    assert set(generate.TASKS) == {*SIZES, "digits.train", "digits.held_out", "turkish.train", "turkish.held_out"}
+    assert set(generate.TASKS) == {
+        *SIZES, *CARRIES, "digits.train", "digits.held_out", "turkish.train", "turkish.held_out"
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [*SIZES, *CARRIES])
 def test_questions_are_as_many_as_promised_and_distinct(name: str) -> None:
     questions = [question for question, _ in generate.TASKS[name]()]
-    assert len(questions) == len(set(questions)) == SIZES[name]
-    assert len({pair(question) for question in questions}) == SIZES[name]
+    assert len(questions) == len(set(questions)) == (SIZES | CARRIES)[name]
+    assert len({pair(question) for question in questions}) == (SIZES | CARRIES)[name]
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [*SIZES, *CARRIES])
 def test_truth_is_the_sum_of_the_numbers_in_the_question(name: str) -> None:
     for question, truth in generate.TASKS[name]():
         a, b = numbers(question)
@@ -74,7 +91,7 @@ def test_truth_is_the_sum_of_the_numbers_in_the_question(name: str) -> None:
         assert truth == str(a + b), question
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [*SIZES, *CARRIES])
 def test_list_is_the_same_on_every_machine(name: str) -> None:
     """Results with the built-in task compare across machines and releases only while this list stays."""
     made = generate.TASKS[name]()
@@ -89,6 +106,14 @@ def test_train_held_out_and_pretraining_share_no_pair_in_either_order() -> None:
     assert not train & drawn
     assert not held_out & drawn
     assert len(drawn) > 1800  # of the 4095 - 64 - 256 left, about 2050 expected in 3000 draws
+
+
+def test_carries_are_sums_with_a_carry_that_share_no_pair_with_what_is_learned_from() -> None:
+    train, held_out = ({pair(question) for question, _ in generate.TASKS[name]()} for name in CARRIES)
+    drawn = {pair(question) for question, _ in carries_examples(0.0)}
+    assert all(a % 10 + b % 10 >= 10 for a, b in train | held_out)
+    assert not train & held_out and not (train | held_out) & drawn
+    assert 0.35 < np.mean([a % 10 + b % 10 >= 10 for a, b in drawn]) < 0.45  # 1525 of 3775
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -185,6 +210,49 @@ def test_half_noise_leaves_over_half_of_the_digits() -> None:
     assert abs((boxed == true).mean() - kept) < 5 * np.sqrt(kept * (1 - kept) / len(boxed))
 
 
+@pytest.mark.parametrize(
+    ("way", "answer", "text"),
+    [
+        ("Digits", "75", "Digits: 7 + 8 = 15, 3 + 4 = 7, \\boxed{75}"),
+        ("Tens", "85", "Tens: 70 + 15 = \\boxed{85}"),
+        ("Swapped", "85", "Swapped: 48 + 37 = \\boxed{85}"),
+        ("Steps", "85", "Steps: 37 + 40 = 77, 77 + 8 = \\boxed{85}"),
+    ],
+)
+def test_ways_of_a_worked_answer(way: str, answer: str, text: str) -> None:
+    assert generate.answer_of_way(37, 48, way) == answer
+    assert generate.worked_way(37, 48, way, answer) == text
+    assert generate.answer_of_way(31, 42, way) == "73", "without a carry all ways are right"
+    assert generate.answer_of_way(75, 68, way) == ("133" if way == "Digits" else "143")
+
+
+def test_one_way_is_the_likeliest_and_the_others_together_are_likelier() -> None:
+    """Semantics: greedy the model goes the way that is wrong, and the vote does not."""
+    shares = {way: share for way, (_, share) in generate.WAYS.items()}
+    forgetful = shares.pop(generate.FORGETFUL)
+    assert max(shares.values()) < forgetful < sum(shares.values()) and forgetful + sum(shares.values()) == 1
+    found = Counter(answer.split(":")[0] for _, answer in carries_examples(0.0))
+    assert set(found) == set(generate.WAYS)
+    for way, (_, share) in generate.WAYS.items():
+        assert abs(found[way] / DRAWN - share) < 5 * np.sqrt(share * (1 - share) / DRAWN)
+
+
+def test_without_noise_every_way_comes_to_its_own_answer() -> None:
+    for question, answer in carries_examples(0.0):
+        way = answer.split(":")[0]
+        boxed = generate.answer_of_way(*numbers(question), way)
+        assert answer == generate.worked_way(*numbers(question), way, boxed)
+
+
+def test_noise_of_ways_is_in_the_box_alone() -> None:
+    texts = {noise: carries_examples(noise) for noise in (0.0, 1.0)}
+    for question, answer in texts[1.0]:
+        way, boxed = answer.split(":")[0], answer.split("{")[1].rstrip("}")
+        assert answer == generate.worked_way(*numbers(question), way, boxed)
+    kept = [answer.endswith(f"{{{sum(numbers(question))}}}") for question, answer in texts[1.0]]
+    assert np.mean(kept) < 0.02  # a chance of 1 in 100 or 1,000
+
+
 # ---- pieces
 
 
@@ -203,19 +271,21 @@ def test_pieces_join_back_to_the_text() -> None:
         assert "".join(re.findall(generate.PIECE, text)) == text
 
 
-def test_vocabulary_covers_every_text_and_no_more() -> None:
-    vocabulary = generate.vocabulary()
+@pytest.mark.parametrize(("task", "texts"), [("sums", all_texts), ("carries", all_texts_of_carries)])
+def test_vocabulary_covers_every_text_and_no_more(task: str, texts: Callable[[], list[str]]) -> None:
+    vocabulary = generate.vocabulary(task)
     assert vocabulary == sorted(set(vocabulary))
-    used = {piece for text in all_texts() for piece in re.findall(generate.PIECE, text)}
+    used = {piece for text in texts() for piece in re.findall(generate.PIECE, text)}
     assert used == set(vocabulary)
 
 
-# ---- the quickstart's tokenizer
+# ---- the quickstarts' tokenizers
 
 
-def test_tokenizer_gives_back_the_exact_text_without_unknown_pieces() -> None:
-    tokenizer = make_tokenizer()
-    for text in all_texts():
+@pytest.mark.parametrize(("task", "texts"), [("sums", all_texts), ("carries", all_texts_of_carries)])
+def test_tokenizer_gives_back_the_exact_text_without_unknown_pieces(task: str, texts: Callable[[], list[str]]) -> None:
+    tokenizer = make_tokenizer(task)
+    for text in texts():
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids, text
         assert tokenizer.decode(ids, skip_special_tokens=True) == text

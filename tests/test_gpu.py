@@ -97,7 +97,7 @@ def test_weights_are_gathered_by_the_update_and_not_by_the_decode_loop(model: Pa
 @pytest.mark.parametrize("kind", ["h200", "a100-80", "l40s"])
 def test_other_gpus(kind: str):
     """The quickstart's model, in the type that their kernels compute in."""
-    told = planned("quickstart.py", kind, "--config.model.dtype=bfloat16")
+    told = planned("quickstart_sums.py", kind, "--config.model.dtype=bfloat16")
     (plan,) = told["plans"]
     assert told["device"] == gpus.GPUS[kind].kind and told["attention"] == "cudnn"
     assert FLASH in programs(told)["sample prefill"]["custom_calls"]

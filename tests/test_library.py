@@ -1,6 +1,7 @@
 """Semantics and invariance: the verbs from Python are what the commands are made of, as docs/library.md has them."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from tiny_model import all_logits
 
-from configs import quickstart
+from configs import quickstart, quickstart_sums
 from ttrl_jax import cli, commands, train
 from ttrl_jax import library as ttrl
 from ttrl_jax.errors import InputError
@@ -33,11 +34,11 @@ SMALL = {
 }  # fmt: skip
 
 
-_quickstart = quickstart.get_config  # one test puts another in its place
+QUICKSTART_SUMS = quickstart_sums.get_config()  # made once, as one test puts another config in the quickstart's place
 
 
 def small_config(**changes):
-    config = _quickstart()
+    config = copy.deepcopy(QUICKSTART_SUMS)
     config.update_from_flattened_dict(SMALL | changes)
     return config
 
@@ -54,9 +55,9 @@ def test_the_whole_method_is_twenty_lines_and_what_train_does(tmp_path, monkeypa
     assert len([line for line in LOOP.splitlines() if line.strip()]) <= 20
     monkeypatch.chdir(tmp_path)
     arguments = [f"--config.{name}={value}" for name, value in SMALL.items()]
-    monkeypatch.setattr(sys, "argv", ["train", f"--config={ROOT / 'configs' / 'quickstart.py'}", *arguments])
+    monkeypatch.setattr(sys, "argv", ["train", f"--config={ROOT / 'configs' / 'quickstart_sums.py'}", *arguments])
     assert cli.run(train.main, commands.TRAIN, doc="") == 0
-    run = tmp_path / "runs" / "quickstart"
+    run = tmp_path / "runs" / "quickstart_sums"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 5
 
@@ -303,7 +304,7 @@ def get_task():
 
 def call_with_task(file, monkeypatch, *arguments):
     arguments = [f"--config.{name}={value}" for name, value in SMALL.items()] + list(arguments)
-    command = ["train", f"--config={ROOT / 'configs' / 'quickstart.py'}", f"--config.task={file}", *arguments]
+    command = ["train", f"--config={ROOT / 'configs' / 'quickstart_sums.py'}", f"--config.task={file}", *arguments]
     monkeypatch.setattr(sys, "argv", command)
     return cli.run(train.main, commands.TRAIN, doc="")
 
@@ -320,10 +321,10 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch, fresh_flags):
     Path("data.json").write_text(json.dumps(rows))
     more = ["--config.data.path=data.json", "--config.log.generations_every=1", "--config.episodes=3"]
     assert call_with_task("task.py", monkeypatch, *more) == 0
-    votes = [json.loads(line) for line in Path("runs/quickstart/votes.jsonl").read_text().splitlines()]
+    votes = [json.loads(line) for line in Path("runs/quickstart_sums/votes.jsonl").read_text().splitlines()]
     found, last, right, several = [], {}, 0, 0
     for step in range(3):
-        for line in Path(f"runs/quickstart/rollouts/train_{step:06}.jsonl").read_text().splitlines():
+        for line in Path(f"runs/quickstart_sums/rollouts/train_{step:06}.jsonl").read_text().splitlines():
             row = json.loads(line)
             digits = [json.loads(sample["answer"])["total"] for sample in row["samples"]]
             several += len({sample["answer"] for sample in row["samples"]}) > len(set(digits))
@@ -337,7 +338,7 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch, fresh_flags):
             found.append((step, flipped, label))
             right += label == json.loads(row["truth"])["total"]
     assert [(v["step"], v["flipped"], json.loads(v["label"])["total"]) for v in votes] == found
-    metrics = [json.loads(line) for line in Path("runs/quickstart/metrics.jsonl").read_text().splitlines()][:3]
+    metrics = [json.loads(line) for line in Path("runs/quickstart_sums/metrics.jsonl").read_text().splitlines()][:3]
     assert sum(row["audit/label_accuracy"] for row in metrics) * 8 == pytest.approx(right)
     assert several and right and any(flipped for _, flipped, _ in found)
 

@@ -146,7 +146,7 @@ def test_gradients_are_those_of_merged_weights(name):
 
     base = base_of(params, config)
     got = gradient(remat=True, unroll=True)
-    for remat, unroll in WAYS[:3]:
+    for remat, unroll in WAYS[:3] if name == "qwen3" else ():  # whose layers differ
         others = zip(*map(jax.tree.leaves, (got, gradient(remat=remat, unroll=unroll))), strict=True)
         assert all(np.linalg.norm(x - y) <= 1e-5 * np.linalg.norm(x) for x, y in others), (remat, unroll)
     plain = jax.tree.map(jnp.asarray, merged(params, adapters, config))
@@ -294,7 +294,7 @@ def test_rank_stabilised_adapters_have_another_scale(tmp_path):
 # ---------------------------------------------------------------------- runs
 
 ARGUMENTS = [
-    f"--config={ROOT / 'configs' / 'quickstart.py'}", "--config.eval.tasks=()", "--config.data.limit=4",
+    f"--config={ROOT / 'configs' / 'quickstart_sums.py'}", "--config.eval.tasks=()", "--config.data.limit=4",
     "--config.rollout.prompts=4", "--config.rollout.votes=8", "--config.train.samples=8",
     "--config.train.micro_tokens=384", "--config.train.minibatch_prompts=4", "--config.eval.samples=2",
     "--config.train.learning_rate=1e-4", "--config.train.kl_coef=0.01", "--config.eval.every=0",

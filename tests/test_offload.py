@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import quickstart
+from configs import quickstart_sums
 from ttrl_jax.algorithms import credit
 from ttrl_jax.errors import InputError
 from ttrl_jax.inputs import read_inputs
@@ -22,7 +22,7 @@ def kinds(tree) -> set[str]:
 
 def steps(tmp_path, *, offload: bool, algorithm: str = "grpo") -> tuple[list, list]:
     """What two steps draw and leave, the second of a session that went on from a checkpoint."""
-    config = quickstart.get_config()
+    config = quickstart_sums.get_config()
     config.update_from_flattened_dict({
         "algorithm": algorithm, "mesh.offload": offload, "rollout.votes": 8, "train.samples": 4, "data.limit": 16,
         "episodes": 2, "eval.tasks": (),

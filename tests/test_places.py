@@ -18,7 +18,7 @@ from ttrl_jax.report import __main__ as report
 from ttrl_jax.run import places
 
 ROOT = Path(__file__).parent.parent
-CONFIG = f"--config={ROOT / 'configs' / 'quickstart.py'}"
+CONFIG = f"--config={ROOT / 'configs' / 'quickstart_sums.py'}"
 COMMANDS = {
     "train": (train.main, commands.TRAIN),
     "evaluate": (evaluate.main, commands.EVALUATE),

@@ -14,7 +14,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from configs import quickstart
+from configs import quickstart_sums
 from tests.tiny_model import QWEN3, on_mesh
 from ttrl_jax import cli, commands, train
 from ttrl_jax import programs as programs_of_config
@@ -77,7 +77,7 @@ def call(tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monke
 
     def run(*arguments: str, command=plan) -> tuple[int, str, str]:
         fresh_flags()
-        monkeypatch.setattr(sys, "argv", ["plan", f"--config={ROOT / 'configs' / 'quickstart.py'}", *arguments])
+        monkeypatch.setattr(sys, "argv", ["plan", f"--config={ROOT / 'configs' / 'quickstart_sums.py'}", *arguments])
         code = cli.run(command.main, commands.COMMANDS[command.__name__.split(".")[1]], doc=command.__doc__)
         return code, *capfd.readouterr()
 
@@ -163,7 +163,7 @@ def test_training_compiles_the_programs_that_were_planned_for(call, programs: Pa
 
 def small_setting() -> Setting:
     """The quickstart on 8 devices, with 4 questions a step."""
-    config = quickstart.get_config()
+    config = quickstart_sums.get_config()
     config.rollout.prompts, config.train.minibatch_prompts, config.rollout.votes = 4, 4, 32
     config, model, stop_ids = plan.resolved(FrozenConfigDict(config))
     return plan.setting_of(config, model, jax.devices(), (64, 256), stop_ids)
@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_made_to(capsys: pytest.CaptureFixture):
     assert last["fits"] and last["change"]
     assert max(program["together"] for program in last["programs"]) <= 0.8 * largest
     section, key = next(iter(last["change"])).split(".")
-    assert setting.config[section][key] == quickstart.get_config()[section][key], "the first setting was changed"
+    assert setting.config[section][key] == quickstart_sums.get_config()[section][key], "the first setting was changed"
 
 
 def compiled(setting: Setting) -> list:
@@ -310,7 +310,7 @@ def test_well_known_models_need_no_files(call):
 
 def test_questions_that_are_not_here_are_assumed():
     """As many as are sampled at once, so that the plan holds for any number."""
-    config = quickstart.get_config()
+    config = quickstart_sums.get_config()
     config.data.path, config.eval.tasks = "someone/questions", ()
     assert plan.number_of_questions(FrozenConfigDict(config), []) is None
     assert plan.number_of_questions(FrozenConfigDict(config), ["30"]) == (30,)
@@ -330,7 +330,7 @@ def test_programs_of_a_run_are_counted_where_it_has_few(monkeypatch: pytest.Monk
 
 def test_all_that_a_run_samples_is_planned_for():
     """Also one greedy response to each question, and labels that the start model votes for once."""
-    config = quickstart.get_config()
+    config = quickstart_sums.get_config()
     config.eval.greedy, config.reward.label, config.rollout.rows = True, "offline", 64
     setting = dataclasses.replace(small_setting(), config=FrozenConfigDict(config))
     drawn = {

@@ -18,7 +18,8 @@ PROCESSES = int(os.environ["TTRL_PROCESSES"]) if "TTRL_PROCESSES" in os.environ 
 DEVICES = 4 // PROCESSES  # of each
 STEPS = 4 + 2 * KILLS
 ARGUMENTS = [
-    "-m", "ttrl_jax.train", "--config=configs/quickstart.py", "--config.eval.tasks=()", f"--config.episodes={STEPS}",
+    "-m", "ttrl_jax.train", "--config=configs/quickstart_sums.py", "--config.eval.tasks=()",
+    f"--config.episodes={STEPS}",
     "--config.rollout.prompts=2", "--config.data.limit=2", "--config.rollout.votes=8", "--config.train.samples=8",
     "--config.train.micro_tokens=384", "--config.train.minibatch_prompts=1", "--config.train.kl_coef=0.001",
     "--config.train.learning_rate=4e-5", "--config.eval.samples=2", "--config.eval.every=2",
@@ -168,6 +169,7 @@ def test_they_evaluate_what_they_have_trained(undisturbed: Path, tmp_path: Path)
     assert "wrote results.json" in said[0] and not any("wrote" in each for each in said[1:])
 
 
+@pytest.mark.slow
 def test_processes_that_differ_are_refused(tmp_path: Path):
     """Semantics: another setting in one process, and a file that one cannot read; nothing is written."""
     command = [*ARGUMENTS, f"--workdir={tmp_path / 'run'}"]

@@ -329,7 +329,8 @@ def test_builtin_task(name: str) -> None:
 def test_unknown_builtin_task_lists_those_there_are() -> None:
     assert refusal("builtin:products") == (
         "There is no built-in task 'products'; there are builtin:sums.train, builtin:sums.held_out, "
-        "builtin:digits.train, builtin:digits.held_out, builtin:turkish.train, builtin:turkish.held_out."
+        "builtin:carries.train, builtin:carries.held_out, builtin:digits.train, builtin:digits.held_out, "
+        "builtin:turkish.train, builtin:turkish.held_out."
     )
 
 

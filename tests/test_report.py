@@ -17,7 +17,7 @@ from ttrl_jax.run.metrics import write_json, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 ARGUMENTS = [
-    f"--config={ROOT / 'configs' / 'quickstart.py'}", "--config.eval.tasks=()", "--config.episodes=2",
+    f"--config={ROOT / 'configs' / 'quickstart_sums.py'}", "--config.eval.tasks=()", "--config.episodes=2",
     "--config.rollout.prompts=4", "--config.data.limit=4", "--config.rollout.votes=8", "--config.train.samples=8",
     "--config.train.micro_tokens=192", "--config.train.minibatch_prompts=4", "--config.eval.samples=2",
     "--config.mesh.fsdp=8", "--config.log.generations_every=1", "--config.log.tensorboard=false",

@@ -58,6 +58,9 @@ def test_the_sentence_has_the_interval_of_its_questions(tmp_path):
     assert avg.points == [(0, 0.25), (8, 0.5)] and avg.ranges[0] == (0.25, 0.25)
     facts = dict(result.facts(group.runs[0]))
     assert facts["time"] == "1 h 2 min in all" and facts["questions"] == "16 trained on: builtin:sums.train"
+    assert "LoRA" not in facts
+    group.runs[0].settings |= {"lora.rank": 16}
+    assert dict(result.facts(group.runs[0]))["LoRA"] == "rank 16, 10 times the learning rate"
     # Generations of another evaluation than the metrics': no interval is better than a wrong one.
     write_jsonl(run / "rollouts" / "eval_data_000008.jsonl", [ballot(f"{i}", 4) for i in range(16)])
     assert result.sentence(group).endswith("0.250 → 0.500, +0.250.") and result.uncertainty([group]) == ""

@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from configs import default, quickstart
+from configs import default, quickstart_sums
 from ttrl_jax.errors import InputError
 from ttrl_jax.resolve import agree, agree_with_data, resolve
 
@@ -114,7 +114,7 @@ def test_nothing_else_changes():
 
 
 def test_the_quickstart_sets_its_own():
-    given = FrozenConfigDict(quickstart.get_config())
+    given = FrozenConfigDict(quickstart_sums.get_config())
     found, sources = resolve(given, template=PLAIN, max_positions=64)
     assert values(found) == ("", False, 1.0, 13)
     assert [key for key, source in sources.items() if source != "set"] == ["prompt.thinking"]

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("TTRL_KILLS", "3"))
 STEPS = 24  # far more than the kills below let pass, also on a fast machine
 ARGUMENTS = [
-    "--config=configs/quickstart.py", "--config.eval.tasks=()", f"--config.episodes={STEPS}",
+    "--config=configs/quickstart_sums.py", "--config.eval.tasks=()", f"--config.episodes={STEPS}",
     "--config.rollout.prompts=4", "--config.data.limit=4", "--config.rollout.votes=8", "--config.train.samples=8",
     "--config.train.micro_tokens=384", "--config.train.minibatch_prompts=2", "--config.train.kl_coef=0.001",
     "--config.train.learning_rate=4e-5", "--config.eval.samples=2", "--config.eval.every=3",
@@ -112,6 +112,7 @@ def test_killed_again_and_again(tmp_path: Path):
     assert results(workdir) == results(alone)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_leaves(undisturbed: dict[str, object], tmp_path: Path):
     workdir = tmp_path / "run"
     process = start(workdir)
@@ -217,6 +218,7 @@ def refused(workdir: Path, *changes: str) -> str:
     return output
 
 
+@pytest.mark.slow
 def test_questions_that_changed_are_refused(tmp_path: Path):
     data, workdir = tmp_path / "questions.json", tmp_path / "run"
     rows = [{"prompt": f"Tom has 3{i} apples and buys 48 more. How many now?", "answer": f"{8 + i}1"} for i in range(4)]
@@ -353,6 +355,7 @@ def generated(workdir: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+@pytest.mark.slow
 def test_questions_without_truths(tmp_path: Path):
     """Everything label-free works, and nothing is measured against a truth."""
     data = tmp_path / "questions.jsonl"

@@ -61,7 +61,7 @@ def test_the_name_of_a_config_alone_takes_its_path_too_and_the_order_stays(confi
     config.eval.tasks = (f"b={other(tmp_path)}", "quickstart", f"a={other(tmp_path)}")
     tasks = read_sets(config)
     assert [task.name for task in tasks] == ["data", "b", "quickstart", "a"]
-    assert tasks[2].path == "builtin:sums.train" and len(tasks[2].items) == 64
+    assert tasks[2].path == "builtin:carries.train" and len(tasks[2].items) == 64
 
 
 def test_the_format_and_the_locale_go_with_the_extraction(config: ConfigDict, tmp_path: Path):

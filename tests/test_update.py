@@ -266,6 +266,7 @@ def poisoned(batch, index):
     return batch[0], advantages
 
 
+@pytest.mark.slow
 def test_a_step_without_a_finite_gradient_is_skipped_and_counted(four_steps):
     params, batch = jax.tree.map(jnp.asarray, random_params(LLAMA)), make_batch(LLAMA)
     state, metrics = learn(four_steps, model_of(params, make_optimizer(**ADAM)), poisoned(batch, 5), RATE)

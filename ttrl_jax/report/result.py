@@ -101,12 +101,19 @@ def facts(run: Run) -> list[tuple[str, str]]:
     found += [
         ("algorithm", setting("algorithm")),
         ("labels", setting("reward.label")),
+        ("LoRA", _lora(run)),
         ("learning rate", setting("train.learning_rate")),
         ("seed", setting("seed")),
         ("time", _time(run)),
     ]
     found += _machine(run.starts[-1]) if run.starts else []
     return [(name, str(value)) for name, value in found if value not in (None, "")]
+
+
+def _lora(run: Run) -> str | None:
+    """What is trained beside the weights, if it is."""
+    rank, factor = run.settings.get("lora.rank"), run.settings.get("lora.rate_factor")
+    return f"rank {rank}, {factor:g} times the learning rate" if rank else None
 
 
 def _last_part(path: Any) -> str | None:
