@@ -128,7 +128,9 @@ def get_config() -> ConfigDict:
     c.train.dual_clip = 3.0  # bounds the loss of a token with a negative advantage, in units of the advantage
     c.train.kl_coef = 0.001  # weight of KL(policy || start), k3 estimate; 0: off, and the start model is not kept
     c.train.entropy_coef = 0.0  # weight of the entropy bonus
-    c.train.remat = True  # compute layers again in the backward pass; this saves memory
+    # What the backward pass computes again to save memory: full (layers) | dots (all of them but the products with
+    # weights) | none. The plan says which of them fit.
+    c.train.remat = "full"
     # Response tokens whose logits a device holds at once. Fewer take less memory.
     c.train.chunk_tokens = 1024
 

@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     # A critic or a process model at the default rates would learn nothing in so few steps of so small a model.
     c.critic.learning_rate = 3e-4
     c.prime.learning_rate = 1e-5
-    c.train.remat = False
+    c.train.remat = "none"
     c.train.chunk_tokens = 4096
     c.eval.every = 0
     # As in training. At the default 0.6 and 0.95 the ways that are chosen less often would be filtered away.

@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     c.train.micro_tokens = 768
     c.train.learning_rate = 5e-6
     c.train.kl_coef = 0.0
-    c.train.remat = False
+    c.train.remat = "none"
     c.eval.every = 36
     c.eval.temperature = 1.0  # as in training
     c.eval.top_p = 1.0

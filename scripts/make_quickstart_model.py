@@ -165,7 +165,7 @@ def main() -> None:
     state = optimizer.init(params)
 
     def logits_of(params, rows, prompt_lengths, answers):
-        hidden = decoder.forward(params, config, rows, dtype=jnp.float32, remat=False)
+        hidden = decoder.forward(params, config, rows, dtype=jnp.float32, remat="none")
         before = (prompt_lengths - 1)[:, None] + jnp.arange(answers.shape[1])
         before = jnp.minimum(before, rows.shape[1] - 1)
         return decoder.logits(params, config, jnp.take_along_axis(hidden, before[..., None], 1))

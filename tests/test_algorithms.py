@@ -47,12 +47,12 @@ def updater(forward, loss, model, *, minibatch=ROWS, reference=None, shards=1, f
 
 
 def values_forward(params, base, micro):
-    return response_values(params, base, LLAMA, micro, dtype=jnp.float32, remat=False, unroll=True)
+    return response_values(params, base, LLAMA, micro, dtype=jnp.float32, remat="none", unroll=True)
 
 
 def plain_values(params, trunk, batch):
     """float32 [R, T'], from whole rows."""
-    hidden = decoder.forward(trunk, LLAMA, jnp.asarray(batch.ids), dtype=jnp.float32, remat=False)
+    hidden = decoder.forward(trunk, LLAMA, jnp.asarray(batch.ids), dtype=jnp.float32, remat="none")
     at = np.minimum(batch.prompt_lengths[:, None] - 1 + np.arange(batch.mask.shape[1]), batch.ids.shape[1] - 1)
     states = jnp.take_along_axis(hidden, at[..., None], 1)
     return states @ params["head"]["weight"] + params["head"]["bias"]

@@ -46,7 +46,7 @@ runpy.run_module("ttrl_jax.train", run_name="__main__")
         ("--config.samples=8", "unknown config key samples; did you mean eval.samples or train.samples?"),
         ("--config.xyzzy=1", "unknown config key xyzzy; --helpfull lists every key of the config"),
         ("--config.episodes=abc", "--config.episodes=abc: episodes must be int, got 'abc'"),
-        ("--config.train.remat=maybe", "--config.train.remat=maybe: train.remat must be bool, got 'maybe'"),
+        ("--config.mesh.offload=maybe", "--config.mesh.offload=maybe: mesh.offload must be bool, got 'maybe'"),
         ("--config.eval=3", "--config.eval=3: eval is a section; set one of its keys, such as eval.every"),
     ],
 )

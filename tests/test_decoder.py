@@ -125,7 +125,7 @@ def test_a_window_as_long_as_the_row_makes_no_mask():
     def program(*windows):
         config = replace(LLAMA, windows=windows)
         return str(
-            jax.make_jaxpr(partial(decoder.forward, dtype=jnp.float32, remat=False), static_argnums=1)(
+            jax.make_jaxpr(partial(decoder.forward, dtype=jnp.float32, remat="none"), static_argnums=1)(
                 params, config, ids
             )
         )
@@ -143,7 +143,7 @@ def test_bfloat16_stays_close_to_float32():
 
     @jax.jit
     def run(params, ids):
-        hidden = decoder.forward(params, config, ids, dtype=jnp.bfloat16, remat=False)
+        hidden = decoder.forward(params, config, ids, dtype=jnp.bfloat16, remat="none")
         return hidden, decoder.logits(params, config, hidden)
 
     hidden, logits = run(params, flat)
@@ -165,11 +165,30 @@ def test_remat_changes_nothing():
 
         return jax.value_and_grad(loss)(params)
 
-    (plain, plain_grads), (remat, remat_grads) = run(params, False), run(params, True)
-    np.testing.assert_allclose(remat, plain, rtol=1e-6)
-    for got, want in zip(jax.tree.leaves(remat_grads), jax.tree.leaves(plain_grads), strict=True):
-        assert np.abs(want).max() > 0
-        assert relative_error(got, want) < 1e-5
+    plain, plain_grads = run(params, "none")
+    for remat in ("dots", "full"):
+        again, again_grads = run(params, remat)
+        np.testing.assert_allclose(again, plain, rtol=1e-6)
+        for got, want in zip(jax.tree.leaves(again_grads), jax.tree.leaves(plain_grads), strict=True):
+            assert np.abs(want).max() > 0
+            assert relative_error(got, want) < 1e-5
+
+
+def test_remat_by_name_keeps_less_and_computes_more():
+    """Read in the program before XLA: what stays of all layers for the backward pass, and the operations."""
+    params, ids = random_params(LLAMA), np.zeros((4, 32), np.int32)
+
+    def loss(params, remat):
+        return decoder.forward(params, LLAMA, ids, dtype=jnp.float32, remat=remat).sum()
+
+    found = {}
+    for remat in ("none", "dots", "full"):
+        kept = jax.eval_shape(lambda params, remat=remat: jax.vjp(partial(loss, remat=remat), params)[1], params)
+        gradient = jax.jit(jax.grad(partial(loss, remat=remat))).lower(params)
+        found[remat] = sum(leaf.size for leaf in jax.tree.leaves(kept)), gradient.cost_analysis()["flops"]
+    bytes_of, flops = ({remat: each[i] for remat, each in found.items()} for i in (0, 1))
+    assert bytes_of["none"] > 1.3 * bytes_of["dots"] > 1.3**2 * bytes_of["full"]
+    assert flops["none"] < flops["dots"] < flops["full"]
 
 
 def test_padding_on_the_right_is_never_seen():
@@ -210,7 +229,7 @@ def test_what_long_rows_keep_is_split_over_tensor(monkeypatch):
 
     def bytes_between():
         def loss(params, ids):  # of a device
-            return decoder.forward(params, config, ids, dtype=jnp.float32, remat=True).sum()
+            return decoder.forward(params, config, ids, dtype=jnp.float32, remat="full").sum()
 
         with on_mesh((1, 2, 4)):
             return jax.jit(jax.grad(loss)).lower(params, ids).compile().memory_analysis().temp_size_in_bytes

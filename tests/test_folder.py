@@ -48,7 +48,7 @@ def test_the_same_run_however_its_files_are_called(made: Path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("rollout__rows", 64), ("train__micro_tokens", 1024), ("train__chunk_tokens", 64), ("train__remat", False),
+        ("rollout__rows", 64), ("train__micro_tokens", 1024), ("train__chunk_tokens", 64), ("train__remat", "none"),
         ("model__attention", "xla"), ("mesh__tensor", 4), ("checkpoint__keep", 1), ("checkpoint__every", 5.0),
         ("checkpoint__weights_only", True), ("eval__every", 7), ("log__generations_every", 0), ("episodes", 100),
     ],

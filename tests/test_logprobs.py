@@ -92,7 +92,11 @@ def example(config):
 
 @pytest.mark.parametrize(
     ("config", "mesh", "remat", "chunk"),
-    [(LLAMA, (1, 1, 1), False, 8), (QWEN2, (1, 1, 1), True, 100), *((LLAMA, mesh, False, 3) for mesh in MESHES)],
+    [
+        (LLAMA, (1, 1, 1), "none", 8),
+        (QWEN2, (1, 1, 1), "full", 100),
+        *((LLAMA, mesh, "dots", 3) for mesh in MESHES),
+    ],
     ids=["one device", "one device, untied", *map(str, MESHES)],
 )
 def test_responses_in_whole_rows(config, mesh, remat, chunk):

@@ -30,7 +30,8 @@ from ttrl_jax.rollout import copies
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}
-WAYS = [(False, False), (True, False), (False, True), (True, True)]  # remat, and layers apart in place of a loop
+# remat, and layers apart in place of a loop
+WAYS = [("none", False), ("dots", False), ("full", False), ("none", True), ("full", True)]
 
 
 def with_adapters(config, *, targets=tuple(PROJECTIONS), rank=3, alpha=6.0, base="dtype"):
@@ -94,7 +95,7 @@ def test_new_adapters_change_nothing_and_are_those_of_the_seed():
     ids, params = np.arange(12)[None], random_params(config)
     base = base_of(params, config)
     with_them, without = (
-        decoder.forward({**base, **more}, config, ids, dtype=jnp.float32, remat=False) for more in (made, {})
+        decoder.forward({**base, **more}, config, ids, dtype=jnp.float32, remat="none") for more in (made, {})
     )
     assert np.array_equal(with_them, without)
 
@@ -146,11 +147,11 @@ def test_gradients_are_those_of_merged_weights(name):
 
     base = base_of(params, config)
     got = gradient(remat=True, unroll=True)
-    for remat, unroll in WAYS[:3] if name == "qwen3" else ():  # whose layers differ
+    for remat, unroll in WAYS[:4] if name == "qwen3" else ():  # whose layers differ
         others = zip(*map(jax.tree.leaves, (got, gradient(remat=remat, unroll=unroll))), strict=True)
         assert all(np.linalg.norm(x - y) <= 1e-5 * np.linalg.norm(x) for x, y in others), (remat, unroll)
     plain = jax.tree.map(jnp.asarray, merged(params, adapters, config))
-    of_weights = jax.jit(jax.grad(lambda whole: loss(whole, remat=True)))(plain)["blocks"]
+    of_weights = jax.jit(jax.grad(lambda whole: loss(whole, remat="full")))(plain)["blocks"]
     for room, of_names in got["lora"].items():
         for leaf, pair in of_names.items():
             own, slope = adapters["lora"][room][leaf], np.asarray(of_weights[room][leaf])
@@ -174,7 +175,7 @@ def test_some_targets_leave_the_others_alone():
     ids = np.arange(8)[None]
     want = all_logits(jax.tree.map(jnp.asarray, merged(params, adapters, config)), LLAMA, ids)
     base = base_of(params, config)
-    hidden = decoder.forward({**base, **adapters}, config, ids, dtype=jnp.float32, remat=False)
+    hidden = decoder.forward({**base, **adapters}, config, ids, dtype=jnp.float32, remat="none")
     np.testing.assert_allclose(decoder.logits(base, config, hidden), want, rtol=2e-5, atol=2e-5)
 
 
@@ -192,7 +193,7 @@ def test_a_mesh_changes_nothing(shape, held):
             tensors = {name: Lazy(tensor) for name, tensor in weights.to_huggingface(params, config).items()}
             base = weights.base_of(tensors, config, layout)
             own = jax.device_put(adapters, shardings(lora.logical_axes(config), lora.shapes(config), mesh))
-            hidden = jax.jit(partial(decoder.forward, config=config, dtype=jnp.float32, remat=True))(
+            hidden = jax.jit(partial(decoder.forward, config=config, dtype=jnp.float32, remat="full"))(
                 {**base, **own}, ids=ids
             )
             for one, like in zip(jax.tree.leaves(base), jax.tree.leaves(layout), strict=True):

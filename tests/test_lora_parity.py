@@ -48,7 +48,7 @@ def reference(name: str):
 
 def ours(config, params, adapters):
     base = base_of(params, config)
-    hidden = jax.jit(partial(decoder.forward, config=config, dtype=jnp.float32, remat=False))(
+    hidden = jax.jit(partial(decoder.forward, config=config, dtype=jnp.float32, remat="none"))(
         {**base, **adapters}, ids=IDS
     )
     return np.asarray(decoder.logits(base, config, hidden))
@@ -123,7 +123,7 @@ def test_gradients_are_those_of_peft(name, tmp_path: Path):
     base = base_of(params, config)
 
     def loss(own):
-        hidden = decoder.forward({**base, **own}, config, IDS, dtype=jnp.float32, remat=True)
+        hidden = decoder.forward({**base, **own}, config, IDS, dtype=jnp.float32, remat="full")
         return (jax.nn.log_softmax(decoder.logits(base, config, hidden)) * factor).sum()
 
     got = dict(peft.named(jax.jit(jax.grad(loss))(adapters), config))

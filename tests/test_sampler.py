@@ -167,7 +167,7 @@ def test_logprobs_are_those_of_the_training_forward(rollouts, few):
             micro,
             temperature=SAMPLING.temperature,
             dtype=jnp.float32,
-            remat=False,
+            remat="none",
             entropy_gradient=False,
         )[0]
     )

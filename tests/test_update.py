@@ -72,7 +72,7 @@ def make_update(
     minibatch,
     micro,
     loss=LOSS,
-    remat=False,
+    remat="none",
     chunk=1000,
     shards=1,
     few=False,
@@ -94,7 +94,7 @@ def make_update(
             chunk_tokens=chunk,
             longest=18,
             shards=shards,
-            in_place=remat,
+            in_place=remat == "full",
             few=few,
         ),
         reference=jax.tree.map(jnp.asarray, reference),
@@ -153,8 +153,8 @@ def assert_close(got, want, tolerance=1e-5):
 NO_KL = Settings(clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_coef=0.0, entropy_coef=0.0)
 
 
-SMALL, ONE = (LLAMA, 48, True, 8, LOSS), (QWEN2, 1000, False, 1000, LOSS)
-ROW_BY_ROW = (LLAMA, 1, False, 3, NO_KL)
+SMALL, ONE = (LLAMA, 48, "full", 8, LOSS), (QWEN2, 1000, "none", 1000, LOSS)
+ROW_BY_ROW = (LLAMA, 1, "dots", 3, NO_KL)
 
 
 @pytest.mark.parametrize(

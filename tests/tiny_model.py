@@ -62,7 +62,7 @@ QWEN3 = ModelConfig(
 MESHES = [(1, 8, 1), (2, 2, 2)]
 
 
-def forward_of(config: ModelConfig, *, temperature: float, remat: bool = False, unroll: bool = True):
+def forward_of(config: ModelConfig, *, temperature: float, remat: str = "none", unroll: bool = True):
     """What an Update of a policy computes, in float32."""
 
     def forward(params, base, micro):
@@ -106,7 +106,7 @@ def all_logits(params: decoder.Params, config: ModelConfig, ids: np.ndarray) -> 
 
 
 def _forward(params, ids, config):
-    return decoder.logits(params, config, decoder.forward(params, config, ids, dtype=jnp.float32, remat=False))
+    return decoder.logits(params, config, decoder.forward(params, config, ids, dtype=jnp.float32, remat="none"))
 
 
 _all_logits = jax.jit(_forward, static_argnums=2)

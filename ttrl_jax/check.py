@@ -15,6 +15,8 @@ ALGORITHMS = ("grpo", "dr_grpo", "rloo", "ppo", "prime")
 # is known at all, and what is drawn is not the highest. Already here a token 0.1 below that has a chance of e^-100.
 LEAST_TEMPERATURE = 1e-3
 LEAST_TOP_P = 2.0**-126  # the smallest normal number of float32
+OLD_REMAT = {"True": "full", "False": "none", "true": "full", "false": "none"}  # of train.remat, when it was no name
+REMAT = ("none", "dots", "full")
 OLD_RULES = {"agreement": "majority", "vote_share": "vote_share"}  # reward.kind -> judge.rule
 
 
@@ -39,6 +41,10 @@ def check(config: ConfigDict) -> None:
         (all(isinstance(t, str) for t in rollout.stop), f"rollout.stop must be a tuple of texts, got {rollout.stop}"),
         (0 <= train.warmup <= 1, f"train.warmup is a share of the steps, 0 to 1, got {train.warmup}"),
         (0 < train.clip_low <= 1 and train.clip_high > 0, "train.clip_low must be in (0, 1], train.clip_high above 0"),
+        (
+            train.remat in (*REMAT, *OLD_REMAT),
+            f"train.remat must be one of {', '.join(REMAT)}, got {train.remat!r}",
+        ),
         (train.dual_clip > 1, f"train.dual_clip must be above 1, got {train.dual_clip}"),
         (
             all(type(k) is int and 1 <= k <= config.eval.samples for k in config.eval.k),

@@ -245,7 +245,8 @@ def make_learners(
                 chunk_tokens=train.chunk_tokens,
                 longest=longest_row(config),
                 shards=mesh.shape["data"] * mesh.shape["fsdp"],
-                in_place=train.remat and alone and not on_cpu,  # a loop over layers, which `unroll` is there to avoid
+                # A loop over layers, which `unroll` is there to avoid.
+                in_place=train.remat == "full" and alone and not on_cpu,
                 few=not on_cpu,
             ),
             reference=starts[name],

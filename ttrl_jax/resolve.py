@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from ttrl_jax import commands
-from ttrl_jax.check import OLD_RULES
+from ttrl_jax.check import OLD_REMAT, OLD_RULES
 from ttrl_jax.errors import InputError
 
 # The reference's scripts write "\n" where nothing turns it into a line break, so that its models see a back-slash and
@@ -147,6 +147,9 @@ def resolve(
         if config.reward.kind is not None:
             whole.judge.rule, whole.reward.kind = OLD_RULES[config.reward.kind], None
             sources["judge.rule"] = f"by its older spelling, reward.kind={config.reward.kind!r}"
+        if config.train.remat in OLD_REMAT:
+            whole.train.remat = OLD_REMAT[config.train.remat]
+            sources["train.remat"] = f"by its older spelling, {config.train.remat}"
         for key, value in decided.items():
             section, leaf = key.split(".")
             sources[key] = "set"

@@ -52,7 +52,7 @@ def config_of(model: str, shape: dict) -> ConfigDict:
     c.data.path = "builtin:digits.train"
     c.prompt.chat_template, c.prompt.suffix, c.prompt.max_tokens = False, "", 128
     c.rollout.max_tokens, c.rollout.temperature, c.rollout.top_p = shape["new_tokens"], 1.0, 0.95
-    c.train.kl_coef, c.train.remat = 0.0, False
+    c.train.kl_coef, c.train.remat = 0.0, "none"
     return c
 
 

@@ -42,7 +42,7 @@ def response_values(
     micro: MicroBatch,
     *,
     dtype: jnp.dtype,
-    remat: bool,
+    remat: str,
     unroll: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """The value of the state before each response token of a micro-batch (verl workers/critic/dp_critic.py), and zeros

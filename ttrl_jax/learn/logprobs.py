@@ -19,7 +19,7 @@ def response_logprobs(
     *,
     temperature: float,
     dtype: jnp.dtype,
-    remat: bool,
+    remat: str,
     entropy_gradient: bool,
     table_gradient: bool = True,
     unroll: bool = False,

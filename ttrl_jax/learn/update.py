@@ -33,7 +33,7 @@ class Sizes:
     chunk_tokens: int  # response tokens of a shard with logits at a time
     longest: int  # the most tokens of a row: prompt and response
     shards: int  # parts that rows are split into, over the batch axes of the mesh
-    in_place: bool  # whether gradients of layers are added up where they are computed; for remat
+    in_place: bool  # whether gradients of layers are added up where they are computed; for remat "full"
     few: bool  # whether all passes of a run have one of two shapes, for devices that take long to compile one
 
 

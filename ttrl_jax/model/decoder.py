@@ -18,7 +18,7 @@ from ttrl_jax.model import attention
 from ttrl_jax.model.cache import LayerCache, Prefix, Suffix
 from ttrl_jax.model.config import PROJECTIONS, ModelConfig
 from ttrl_jax.model.int8 import is_int8, plain
-from ttrl_jax.model.layers import Block, Decoder, Rotation, rms_norm, rotation_at
+from ttrl_jax.model.layers import PRODUCT, Block, Decoder, Rotation, rms_norm, rotation_at
 from ttrl_jax.model.packing import Packing
 from ttrl_jax.model.sharding import constrain
 
@@ -107,15 +107,16 @@ def forward(
     packing: Packing | None = None,
     *,
     dtype: jnp.dtype,
-    remat: bool,
+    remat: str,
     unroll: bool = False,
 ) -> jax.Array:
     """Final hidden states of rows, after the last norm.
 
-    ids int32 [R, T], left-aligned rows, or with a packing its tokens [X, N] -> [R, T, D] or [X, N, D] in `dtype`. With
-    `remat` each layer is recomputed in the backward pass. With `unroll` the program has each layer anew instead of a
+    ids int32 [R, T], left-aligned rows, or with a packing its tokens [X, N] -> [R, T, D] or [X, N, D] in `dtype`.
+    remat: what the backward pass computes again: nothing ("none"), all but the products with weights ("dots"), or whole
+    layers ("full"). With `unroll` the program has each layer anew instead of a
     loop over them: it is compiled for longer, but keeps what the backward pass needs where it was computed. The blocks
-    of `params` may be a Tapped, which is for remat; or a tuple of layers, as in `sampling_weights`, with or without
+    of `params` may be a Tapped, which is for "full"; or a tuple of layers, as in `sampling_weights`, with or without
     adapters, stacked, under "lora".
     """
     positions = packing.positions if packing else jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
@@ -138,7 +139,7 @@ def forward(
         def one(x: jax.Array, its: tuple[Params, jax.Array | None]) -> tuple[jax.Array, None]:
             return layer(x, *its, rotation, packing), None
 
-        x, _ = jax.lax.scan(jax.checkpoint(one) if remat else one, x, (blocks, scanned), unroll=unroll)
+        x, _ = jax.lax.scan(_again(one, remat), x, (blocks, scanned), unroll=unroll)
     return rms_norm(x, params["norm"], config.norm_eps)
 
 
@@ -150,7 +151,7 @@ def _one_by_one(
     rotation: Rotation,
     packing: Packing | None,
     *,
-    remat: bool,
+    remat: str,
 ) -> jax.Array:
     """The layers of a tuple, each a part of the program."""
     adapters = apart(params["lora"], config) if "lora" in params else (None,) * config.layers
@@ -159,7 +160,7 @@ def _one_by_one(
         def one(x: jax.Array, own: Params | None, weights=weights, window=window) -> jax.Array:
             return _layer(x, weights, None, rotation, packing, config=config, window=window, adapters=own)
 
-        x = (jax.checkpoint(one) if remat else one)(x, own)
+        x = _again(one, remat)(x, own)
     return x
 
 
@@ -171,7 +172,7 @@ def _looked_up(
     rotation: Rotation,
     packing: Packing | None,
     *,
-    remat: bool,
+    remat: str,
 ) -> jax.Array:
     """The layers of a tuple in a loop, as if they were stacked. Each turn copies the weights of its layer, in the
     backward pass again: that is little beside what a layer computes, and no second set of all weights."""
@@ -186,9 +187,17 @@ def _looked_up(
         return primitive.name not in _OF_WEIGHTS
 
     numbers, adapters = jnp.arange(len(blocks)), params["lora"] if "lora" in params else None
-    again = jax.checkpoint(one, policy=None if remat else worth_keeping)
+    again = jax.checkpoint(one, policy=worth_keeping) if remat == "none" else _again(one, remat)
     x, _ = jax.lax.scan(again, x, (numbers, adapters, scanned))
     return x
+
+
+def _again(layer: Callable, remat: str) -> Callable:
+    """A layer of which the backward pass computes again what it does not keep."""
+    if remat == "none":
+        return layer
+    kept = jax.checkpoint_policies.save_only_these_names(PRODUCT) if remat == "dots" else None
+    return jax.checkpoint(layer, policy=kept)
 
 
 # What is done to the weights of a layer before they are multiplied with: to look them up, to make matrices of them in

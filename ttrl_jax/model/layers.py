@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.rope import frequencies
@@ -17,6 +18,7 @@ from ttrl_jax.model.sharding import Axes
 
 Rotation = tuple[jax.Array, jax.Array]  # cosines and sines, float32 [..., 1, H / 2]
 
+PRODUCT = "product with weights"  # the name of what a backward pass may keep of a layer, and compute the rest again
 INIT_STD = 0.02  # transformers' initializer_range for all families
 
 
@@ -96,7 +98,8 @@ def project(
     if names:
         pairs = tuple(_matrices(adapters[name], flat.shape[-1]) for name in names)
         found |= dict(zip(names, adapted(flat, tuple(matrices[name] for name in names), pairs, scale), strict=True))
-    return tuple(found[name].reshape(*lead, *weight.shape[inputs:]) for name, weight in weights.items())
+    kept = {name: checkpoint_name(y, PRODUCT) for name, y in found.items()}
+    return tuple(kept[name].reshape(*lead, *weight.shape[inputs:]) for name, weight in weights.items())
 
 
 def _matrices(pair: Pair, inputs: int) -> tuple[jax.Array, jax.Array]:

@@ -12,8 +12,9 @@ Bytes of a chip are XLA's own account of the very programs that training runs, a
 up to their limits. Operations (FLOP) and bytes from and to memory are the model's arithmetic, padding and idle slots
 included; the roofline is the longer of the two at the published speed of the chips, so that no run is faster. JAX takes
 75 % of a GPU's memory unless XLA_CLIENT_MEM_FRACTION says otherwise: the plan says where that must be set. If it
-does not fit, the nearest settings that should are looked for, and compiled. --json prints everything as one JSON
-object. Exit code 1 if nothing fits.
+does not fit, the nearest settings that should are looked for, and compiled. If it does, the plan says whether the
+update fits with less computed again (train.remat) too. --json prints everything as one JSON object. Exit code 1 if
+nothing fits.
 """
 
 from ttrl_jax import commands
@@ -172,6 +173,8 @@ def search(setting: Setting, chip: Chip | None, memory: Memory, say: Say) -> lis
     while True:
         compiler = Compiler(other, say)
         plans.append({"change": change} | plan_of(compiler, chip, memory, say))
+        if plans[-1]["fits"] and other.config.train.remat == "full":
+            plans[-1]["remat"] = computed_once(other, plans[-1]["seconds"], chip, memory, say)
         if plans[-1]["fits"] or len(plans) > TRIES:
             return plans
         factors = found(other, compiler.programs, factors)
@@ -207,6 +210,31 @@ def plan_of(compiler: Compiler, chip: Chip | None, memory: Memory, say: Say) -> 
         say(table(plan, memory))
     say(said)
     return plan
+
+
+def computed_once(
+    setting: Setting, before: dict[str, float] | None, chip: Chip | None, memory: Memory, say: Say
+) -> dict[str, Any] | None:
+    """What of train.remat, less than "full", the update fits with too, the fastest; None where nothing does. before:
+    the seconds of the plan with "full"."""
+    for remat in ("none", "dots"):
+        compiler = Compiler(changed(setting, {"train.remat": remat}), say)
+        try:
+            with jax.set_mesh(setting.mesh):
+                for name in compiler.learners:
+                    compiler.learning(name)
+        except DoesNotCompile:
+            continue
+        largest = max(compiler.programs, key=lambda program: program.together)
+        if largest.together > memory.most:
+            continue
+        said = f"--config.train.remat={remat} fits too: {largest.label} needs {largest.together / GB:.2f} GB"
+        seconds = None if chip is None or before is None else seconds_of(compiler, chip)["update"]
+        if seconds is not None:
+            said += f", and the update takes {seconds:.3g} s in place of {before['update']:.3g}"
+        say(said)
+        return {"train.remat": remat, "together": largest.together, "seconds": seconds}
+    return None
 
 
 def seconds_of(compiler: Compiler, chip: Chip) -> dict[str, float]:

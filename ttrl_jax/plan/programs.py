@@ -270,9 +270,10 @@ class Compiler:
         forward = steps * sum(_forward_flops(model, micro, length) for micro in micros)
         old = (steps > 1 and learner.loss.asks_old) or name == CRITIC  # or values
         held, gradient = self.state - chip_bytes(weights), chip_bytes(layout.params)
-        # Backward twice what forward is, or once where weights have no gradient; with remat forward again; and forward
-        # under the start.
-        times = (2 if model.lora else 3) + config.train.remat + (learner.reference is not None)
+        # Backward twice what forward is, or once where weights have no gradient; forward again if layers are computed
+        # again; and forward under the start.
+        again = config.train.remat == "full"
+        times = (2 if model.lora else 3) + again + (learner.reference is not None)
         for i, micro in enumerate(learner.kinds() if learner.sizes.few else micros[:1]):
             asked = (*learner.loss.names, "sampler_logps")
             numbers, which = dict.fromkeys(asked, micro.mask), " of short rows" if i else ""

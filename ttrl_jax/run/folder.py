@@ -177,6 +177,8 @@ def made_with(folder: Path, *, flag: str) -> Identity:
             kind = config["reward"]["kind"]
             config["judge"] = {"rule": "majority" if kind == "agreement" else kind}
             config["reward"]["kind"] = None
+        if isinstance(flat(config).get("train.remat"), bool):  # made before it had names
+            config["train"]["remat"] = "full" if config["train"]["remat"] else "none"
         if "checkpoint" in config and "keep" not in (
             config["checkpoint"] or {}
         ):  # an evaluation, from before `evaluated` was its name
