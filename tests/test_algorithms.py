@@ -107,6 +107,7 @@ def test_a_new_head_is_drawn_by_the_seed():
 # ---------------------------------------------------------------------- the process model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [None, pytest.param(MESHES[1], marks=pytest.mark.slow)], ids=str)
 def test_the_process_model_equals_the_slow_twin(shape):
     """Two optimizer steps: gradients of rows' cross-entropies, and log-ratios each from before its own step."""

@@ -16,6 +16,7 @@ import pod_work
 import pytest
 
 from ttrl_jax.errors import InputError
+from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.sharding import make_mesh, require_fit, require_fit_of_batch
 from ttrl_jax.rollout import hosts
 from ttrl_jax.run import distributed
@@ -214,7 +215,7 @@ def test_a_host_samples_by_itself_where_it_can_hold_what_that_needs():
     """Hand-worked: weights over tensor, cache over fsdp and tensor, what training keeps over the whole mesh."""
     model = pod_work.LLAMA  # kv heads 2, head size 6, layers 2
     whole, host = make_mesh(data=1, fsdp=4, tensor=2), make_mesh(data=1, fsdp=4, tensor=2)
-    count = hosts.parameter_count(model)
+    count = parameter_count(model)
     found = hosts.sampling_bytes(model, host, mesh=whole, itemsize=2, rows=100, tokens=50, kept_bytes=14 * count)
     assert found == 2 * count / 2 + 2 * 2 * (2 / 2) * 6 * 2 * 100 * 50 / 4 + 14 * count / 8
 

@@ -273,6 +273,8 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     ("fields", "tensors", "words"),
     [
         ({"use_dora": True}, None, "use_dora=True, which is not computed here"),
+        ({"target_modules": ["v_proj"]}, None, r"target_modules=\['v_proj'\], and the weights are of q_proj"),
+        (None, lambda t: t | {Q0: np.full_like(t[Q0], np.nan)}, "numbers that are not finite"),
         ({"rank_pattern": {"q_proj": 4}}, None, "rank_pattern"),
         ({"peft_type": "IA3"}, None, "should be a LoRA adapter with a rank and an alpha, got"),
         ({"r": "8"}, None, "should be a LoRA adapter"),
@@ -319,7 +321,8 @@ def run(tmp_path_factory) -> Path:
     """A run of four steps, in one piece."""
     folder = tmp_path_factory.mktemp("lora")
     printed = call("train", folder, *ARGUMENTS, LORA, "--config.episodes=4", "--workdir=run")
-    assert "rank 4, alpha 32, 7 projections a layer: 0.03 M parameters, new" in printed
+    assert "rank 4, alpha 32, adapters of 7 of a layer's 7 projections: 0.03 M parameters; the model's own" in printed
+    assert "--out run-adapter --adapter" in printed
     assert "learning rate 0.001: lora.rate_factor=10 times train.learning_rate=0.0001" in printed
     return folder / "run"
 
@@ -368,16 +371,19 @@ def test_a_run_begins_with_the_adapters_of_a_folder(run, tmp_path):
     export.write_adapter(trained, tmp_path / "adapters")
     given = [*ARGUMENTS, "--config.model.adapter=adapters", "--config.episodes=1", "--workdir=next"]
     printed = call("train", tmp_path, *given)
-    assert "as adapters has them" in printed and "lora.rank=4, as model.adapter" in printed
+    assert "which begin as adapters has them" in printed and "lora.rank=4, as model.adapter" in printed
     found = results(tmp_path / "next")
     before, after = json.loads((run / "summary.json").read_text()), found["summary"]
     assert after["before"] == before["after"] and found["metrics"][0]["update/kl"] == 0
     path = tmp_path / "adapters" / peft.WEIGHTS
     save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, path)
     assert "the adapters in model.adapter have changed since" in call("train", tmp_path, *given, code=2)
-    assert "lora.rank=8, and the adapters of adapters have rank 4" in call(
-        "train", tmp_path, *given, "--config.lora.rank=8", code=2
-    )
+    for key, value, own in (("rank", 8, 4), ("alpha", 16.0, 32.0)):
+        said = call("train", tmp_path, *given, f"--config.lora.{key}={value}", code=2)
+        assert f"lora.{key}={value}, and the adapters of adapters have {key} {own}" in said
+    # Without the adapters that it began with, it would be pulled to another start.
+    plain = [each for each in given if "adapter" not in each]
+    assert "the adapters in model.adapter have changed" in call("train", tmp_path, *plain, LORA, code=2)
 
 
 def test_another_base_is_refused(run, tmp_path):
@@ -404,7 +410,11 @@ def test_another_base_is_refused(run, tmp_path):
         ("--config.lora.base=nf4", "lora.base must be dtype or int8"),
         ("--config.lora.alpha=0", "lora.alpha must be above 0"),
         ("--config.lora.rate_factor=0", "lora.rate_factor must be above 0"),
-        ("--config.model.adapter=/nowhere/at/all", "There is no adapter /nowhere/at/all"),
+        ("--config.lora.base=int8", "lora.base='int8' is for weights that stay as they are; set lora.rank"),
+        ("--config.lora.targets=q_proj,v_proj", "as in \"--config.lora.targets=('q_proj','v_proj')\"; got"),
+        ("--config.lora.rank=1600", "lora.rank=1600 is more than the 128 numbers of a state"),
+        ("--config.model.adapter=/nowhere/at/all", "There is no adapter '/nowhere/at/all'"),
+        (f"--config.model.adapter={ROOT / 'setup.py'}", "give the folder that it is in"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(given, words, fresh_flags, monkeypatch, capsys):

@@ -14,6 +14,8 @@ from tiny_model import LLAMA, QWEN2, QWEN3, random_params
 from ttrl_jax.model import decoder, lora, peft, weights
 from ttrl_jax.model.config import PROJECTIONS
 
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
 pytestmark = pytest.mark.parity
 IDS = np.random.default_rng(1).integers(60, size=(3, 12))
 ALL = list(PROJECTIONS)
@@ -21,8 +23,6 @@ ALL = list(PROJECTIONS)
 
 def reference(name: str):
     """(our config, our parameters, the same model of transformers)."""
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("peft")
     import transformers
 
     config = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": dataclasses.replace(QWEN3, windows=None)}[name]
@@ -55,8 +55,6 @@ def ours(config, params, adapters):
 
 
 def theirs(model):
-    import torch
-
     with torch.no_grad():
         return model(torch.from_numpy(IDS)).logits.numpy()
 
@@ -68,8 +66,6 @@ def close(got, want, bound):
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("stabilised", [False, True])
 def test_an_adapter_that_peft_wrote(name, stabilised, tmp_path: Path):
-    import torch
-
     config, params, model = reference(name)
     from peft import LoraConfig, get_peft_model
 
@@ -107,8 +103,6 @@ def test_an_adapter_that_peft_reads(name, tmp_path: Path):
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_gradients_are_those_of_peft(name, tmp_path: Path):
     """Of a sum of log-probs with random factors."""
-    import torch
-
     config, params, model = reference(name)
     from peft import PeftModel
 
@@ -134,8 +128,6 @@ def test_gradients_are_those_of_peft(name, tmp_path: Path):
 
 def test_new_adapters_are_spread_as_those_of_peft():
     """A golden comparison: both are uniform within 1 / sqrt(d_in); 30,000 numbers of each have like quantiles."""
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("peft")
     from peft import LoraConfig, get_peft_model
 
     _, _, model = reference("qwen2")

@@ -130,4 +130,6 @@ def test_the_decode_loop_holds_the_base_once(base):
             "int8": {"bfloat16": WEIGHTS - products + ADAPTERS, "int8": products, "float32": scales},
         }[base]
     )
+    number = lora.weight_bytes(made.model, itemsize=2)
+    assert number == 2 * held["bfloat16"] + held["int8"]  # scales are left out
     assert base == "int8" or not [shape for shape in sizes(lowered, "f32") if of_the_base(shape)]

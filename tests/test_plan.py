@@ -212,6 +212,7 @@ def test_the_other_model_is_planned_for(algorithm: str, name: str, copies: int):
     assert all(program.together >= compiler.state for program in compiler.programs)
 
 
+@pytest.mark.slow
 def test_what_rests_in_the_hosts_memory_takes_none_of_a_device_while_it_samples():
     """Hand-worked: without masters and moments, but for the masters while they are copied."""
     config = ConfigDict(small_setting().config.to_dict())

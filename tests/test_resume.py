@@ -172,6 +172,7 @@ def cut_back(ended: tuple[Path, str], workdir: Path) -> None:
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoint_is_damaged(ended: tuple[Path, str], undisturbed: dict[str, object], tmp_path: Path):
     """It is named and moved away, and the one before is used. A damaged summary is made again."""
     workdir = tmp_path / "run"
@@ -302,6 +303,7 @@ def test_a_state_is_restored_whole_or_the_one_before(tmp_path: Path, algorithm: 
     assert set(used) == {2, 3}
 
 
+@pytest.mark.slow
 def test_a_finished_run_prints_its_table_again(ended: tuple[Path, str]):
     workdir, first = ended
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}

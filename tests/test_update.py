@@ -277,6 +277,7 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(four_steps):
     assert all(np.isfinite(value) for value in metrics.values())
 
 
+@pytest.mark.slow
 def test_no_finite_gradient_at_all_is_an_error(four_steps):
     with pytest.raises(FloatingPointError, match="not finite"):
         state = model_of(random_params(LLAMA), make_optimizer(**ADAM))

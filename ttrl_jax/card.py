@@ -155,6 +155,12 @@ def _table(evaluations: Sequence[Mapping[str, Any]]) -> str:
     if not evaluations:
         return "No evaluation was made before this checkpoint."
     first, last = evaluations[0], evaluations[-1]
+    if len(evaluations) == 1:
+        lines = [f"| questions | | after {first['step']} steps |", "|---|---|---|"]
+        for key in [key for key in first if key != "step"]:
+            title = "trained on" if key == "data" else key.replace("_", " ")
+            lines += [f"| {title} | {name} | {x:.3f} |" for name, x in first[key].items()]
+        return "\n".join([*lines, "", "It was not evaluated after that."])
     lines = [
         f"| questions | | after {first['step']} steps | after {last['step']} steps |",
         "|---|---|---|---|",

@@ -78,7 +78,12 @@ def _lora_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         (0 < lora.alpha < math.inf, f"lora.alpha must be above 0 and finite, got {lora.alpha}"),
         (
             len(lora.targets) > 0 and set(lora.targets) <= set(PROJECTIONS),
-            f"lora.targets must hold some of {', '.join(PROJECTIONS)}, got {lora.targets}",
+            f"lora.targets must hold some of {', '.join(PROJECTIONS)}, as in "
+            f"\"--config.lora.targets=('q_proj','v_proj')\"; got {lora.targets}",
+        ),
+        (
+            lora.base != "int8" or lora.rank > 0 or config.model.adapter != "",
+            f"lora.base={lora.base!r} is for weights that stay as they are; set lora.rank, or leave it out",
         ),
         (len(set(lora.targets)) == len(lora.targets), f"lora.targets has a name twice: {lora.targets}"),
         (lora.base in ("dtype", "int8"), f"lora.base must be dtype or int8, got {lora.base!r}"),

@@ -17,6 +17,7 @@ if __name__ == "__main__":  # before the other imports, which take seconds
 
 import dataclasses
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Origin:
     run: Path | None
     step: int | None  # of the checkpoint; None without a run
     lora: dict[str, Any] | None = None  # the run's keys of this section
+    adapter: str = ""  # the model.adapter that it began with
 
 
 def main() -> int:
@@ -119,6 +121,7 @@ def find_inputs() -> tuple[Origin, Inputs]:
     """What the flags ask for, checked. Raises InputError."""
     config = commands.config()
     origin = find_origin(flags.FLAGS.checkpoint, config.model.path)
+    _require_lora_of_run(config, origin, given=commands.given())
     inputs = read_inputs(with_model(config, origin), training=False, given=commands.given())
     if origin.run is not None:
         folder.require_same_model(origin.run, identity(inputs).model, flag="--checkpoint")
@@ -145,7 +148,8 @@ def find_origin(checkpoint: str, model_path: str) -> Origin:
         if step is None:
             raise InputError(f"{run} has no checkpoint yet; wait for its first episode to end")
         checkpoints.meta(step)  # raises if there is none
-    return Origin(model, places.absolute(run), step, made.config.get("lora", {"rank": 0}))
+    lora, adapter = made.config.get("lora", {"rank": 0}), made.config["model"].get("adapter", "")
+    return Origin(model, places.absolute(run), step, lora, adapter)
 
 
 def checkpoint_of(origin: Origin) -> dict[str, Any] | None:
@@ -153,14 +157,35 @@ def checkpoint_of(origin: Origin) -> dict[str, Any] | None:
 
 
 def with_model(config: FrozenConfigDict, origin: Origin) -> FrozenConfigDict:
-    """The config with the model of `origin`, and the adapters that its run has trained."""
+    """The config with the model of `origin`, and the adapters that its run has trained; without a run and model.adapter
+    there are none to measure. How the weights are held stays as the config has it."""
     changed = ConfigDict(config)
     changed.model.path = origin.model
     if origin.lora is not None:
         changed.model.adapter = ""
-        for key, value in origin.lora.items():
-            changed.lora[key] = tuple(value) if isinstance(value, list) else value
+        for key in ("rank", "alpha", "targets"):
+            if key in origin.lora:
+                changed.lora[key] = tuple(origin.lora[key]) if key == "targets" else origin.lora[key]
+    elif not config.model.adapter:
+        changed.lora.rank = 0
+    if not changed.lora.rank and not changed.model.adapter:
+        changed.lora.base = "dtype"
     return FrozenConfigDict(changed)
+
+
+def _require_lora_of_run(config: FrozenConfigDict, origin: Origin, *, given: Collection[str]) -> None:
+    """Raise InputError if the command line asks for other adapters than those of the run."""
+    if origin.lora is None:
+        return
+    own = {f"lora.{key}": value for key, value in origin.lora.items()} | {"model.adapter": origin.adapter}
+    for key in ("lora.rank", "lora.alpha", "lora.targets", "model.adapter"):
+        section, leaf = key.split(".")
+        asked = config[section][leaf]
+        asked, has = (list(x) if isinstance(x, tuple | list) else x for x in (asked, own.get(key)))
+        if key in given and asked != has:
+            raise InputError(
+                f"{key}={asked!r}, and {origin.run} has {has!r}: its adapters are evaluated; leave {key} out"
+            )
 
 
 def out_folder(origin: Origin, config: FrozenConfigDict) -> Path:
@@ -171,7 +196,9 @@ def out_folder(origin: Origin, config: FrozenConfigDict) -> Path:
 def default_out(origin: Origin, config: FrozenConfigDict) -> Path:
     """A folder of its own for each config, checkpoint or model, and seed."""
     if origin.run is None:
-        return Path("evals") / f"{commands.config_name()}-{Path(origin.model).absolute().name}-seed{config.seed}"
+        beside = f"+{Path(config.model.adapter).absolute().name}" if config.model.adapter else ""
+        name = f"{commands.config_name()}-{Path(origin.model).absolute().name}{beside}"
+        return Path("evals") / f"{name}-seed{config.seed}"
     return origin.run / "eval" / f"{commands.config_name()}-step{origin.step}-seed{config.seed}"
 
 

@@ -56,6 +56,8 @@ def main(run: str) -> int:
         raise InputError("--out is missing; give a new folder for the model")
     if dtype not in _DTYPES:
         raise InputError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    if flags.FLAGS.adapter and dtype != "float32":
+        raise InputError(f"--adapter writes float32, got --dtype={dtype}; leave --dtype out")
     where, out = places.run_folder(run, flag="RUN"), places.local(flags.FLAGS.out, flag="--out")
     itemsize = huggingface.DTYPES[dtype].itemsize
     distributed.devices()

@@ -19,7 +19,7 @@ from ttrl_jax.data import stops
 from ttrl_jax.data.problems import Problems, truths
 from ttrl_jax.errors import InputError
 from ttrl_jax.model import lora, peft, weights
-from ttrl_jax.model.config import ModelConfig, passed_over
+from ttrl_jax.model.config import PROJECTIONS, ModelConfig, passed_over
 from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.sharding import make_mesh, require_fit, require_fit_of_batch, require_host_memory
 from ttrl_jax.programs import check_length, rate_factor, with_kernel, with_lora
@@ -88,6 +88,11 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
     if config.model.adapter:
         config, adapter, more = with_adapter(config, model)
         adjusted |= more
+    if config.lora.rank > model.width:
+        raise InputError(
+            f"lora.rank={config.lora.rank} is more than the {model.width} numbers of a state of {config.model.path}; "
+            "adapters are thin, 16 is a good rank"
+        )
     model = with_lora(config, model)
     tokenizer, ends = tokenizer_of(source)
     text.check_vocabulary(tokenizer, model.vocab, str(source))
@@ -124,13 +129,16 @@ def with_adapter(
     """The config with rank, alpha and targets of model.adapter; its adapters; which keys it decided. Raises InputError
     for one that cannot be used, or has another rank than lora.rank asks for."""
     found, adapter = peft.read(adapter_source(config.model.adapter), model)
-    if config.lora.rank not in (0, found.rank):
-        raise InputError(
-            f"lora.rank={config.lora.rank}, and the adapters of {config.model.adapter} have rank {found.rank}; leave "
-            "lora.rank out"
-        )
-    whole = ConfigDict(config.as_configdict())
-    whole.lora.rank, whole.lora.alpha, whole.lora.targets = found.rank, found.scale * found.rank, found.targets
+    own = {"rank": found.rank, "alpha": found.scale * found.rank, "targets": found.targets}
+    whole, defaults = ConfigDict(config.as_configdict()), commands.defaults()["lora"]
+    for key, value in own.items():
+        asked = config.lora[key]
+        if asked not in (defaults[key], value) and not (key == "targets" and set(asked) == set(value)):
+            raise InputError(
+                f"lora.{key}={asked}, and the adapters of {config.model.adapter} have {key} {value}; leave "
+                f"lora.{key} out"
+            )
+        whole.lora[key] = value
     return (
         FrozenConfigDict(whole),
         adapter,
@@ -167,8 +175,8 @@ def identity(inputs: Inputs) -> folder.Identity:
     shape = dataclasses.asdict(inputs.model)
     del shape["attention"], shape["lora"]  # a run may go on on other devices; the settings have the other
     fingerprints = {"fingerprint": weights.fingerprint(inputs.source), "tokenizer": text_fingerprint(inputs.source)}
-    if inputs.adapter is not None:
-        fingerprints["adapter"] = weights.sha256(inputs.adapter)
+    if inputs.problems is not None or inputs.adapter is not None:
+        fingerprints["adapter"] = None if inputs.adapter is None else weights.sha256(inputs.adapter)
     settings = inputs.config.as_configdict().to_dict()
     if inputs.config.task:
         settings["task_sha256"] = hashlib.sha256(Path(inputs.config.task).expanduser().read_bytes()).hexdigest()
@@ -211,13 +219,16 @@ def _about_lora(inputs: Inputs) -> list[str]:
     config, own = inputs.config, inputs.config.lora
     if not own.rank:
         return []
-    begun = f"as {config.model.adapter} has them" if config.model.adapter else "new"
+    begun = f", which begin as {config.model.adapter} has them" if config.model.adapter else ""
     held = "in 8 bits" if own.base == "int8" else f"in {config.model.dtype}"
     count = lora.parameter_count(inputs.model) / 1e6
     said = [
-        f"rank {own.rank}, alpha {own.alpha:g}, {len(own.targets)} projections a layer: {count:.2f} M parameters, "
-        f"{begun}; the model's own stay as they are, {held}"
+        f"rank {own.rank}, alpha {own.alpha:g}, adapters of {len(own.targets)} of a layer's {len(PROJECTIONS)} "
+        f"projections: {count:.2f} M parameters{begun}; the model's own stay as they are, {held}"
     ]
+    if config.model.adapter and (made_for := peft.base_of(adapter_source(config.model.adapter))):
+        if Path(made_for).name != Path(config.model.path).name:
+            said.append(f"{config.model.adapter} was made for {made_for}, and model.path is {config.model.path}")
     if inputs.problems is not None:
         rate = rate_factor(config) * config.train.learning_rate
         said.append(
@@ -225,7 +236,10 @@ def _about_lora(inputs: Inputs) -> list[str]:
             f"{config.train.learning_rate:g}"
         )
         if rate < LEAST_LORA_RATE:
-            said.append(f"a rate below {LEAST_LORA_RATE:g} hardly changes adapters; raise train.learning_rate")
+            said.append(
+                f"a rate below {LEAST_LORA_RATE:g} hardly changes adapters; raise train.learning_rate or "
+                "lora.rate_factor"
+            )
     return said
 
 

@@ -132,7 +132,7 @@ def _parts(path: str) -> tuple[str, str | None]:
 def _deltas(adapter: str | None, model: ModelConfig) -> dict[str, Callable[[], np.ndarray]]:
     if adapter is None:
         return {}
-    found, adapters = peft.read(adapter_source(adapter), model)
+    found, adapters = peft.read(adapter_source(adapter, key="what stands behind +"), model)
     return peft.deltas(adapters, dataclasses.replace(model, lora=found))
 
 

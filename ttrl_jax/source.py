@@ -87,21 +87,23 @@ def model_source(path: str, *, key: str = "model.path") -> Path:
         ) from error
 
 
-def adapter_source(path: str) -> Path:
+def adapter_source(path: str, *, key: str = "model.adapter") -> Path:
     """A local PEFT folder: `path` itself, or the files of the hub's adapter of that name. Raises InputError if there is
-    no such adapter."""
-    local = places.local(path, flag="model.adapter")
-    if local.is_dir():
+    no such adapter; its sentence names `key` as the key to change."""
+    local = places.local(path, flag=key)
+    if path and local.is_dir():
         return local
+    if local.is_file():
+        raise InputError(f"{key} is the file {local}; give the folder that it is in, with its {peft.CONFIG}")
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise InputError(f"There is no adapter {local.absolute()}; set model.adapter to a PEFT folder or a hub name")
+        raise InputError(f"There is no adapter {path!r}; set {key} to a PEFT folder or a hub name")
     try:
         return Path(huggingface_hub.snapshot_download(path, allow_patterns=[peft.CONFIG, peft.WEIGHTS]))
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{path} is no adapter here and could not be fetched from the hub ({reason}); check the name and the "
-            "network, or set model.adapter to a PEFT folder"
+            f"network, or set {key} to a PEFT folder"
         ) from error
 
 

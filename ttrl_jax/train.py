@@ -106,7 +106,7 @@ def main() -> int:
     summary = distributed.gather(lambda: folder.read_summary(workdir) if distributed.leader() else None)[0]
     print(report(summary, samples=config.eval.samples, extra_k=config.eval.k))
     print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}. Next:")
-    for line in next_commands(workdir):
+    for line in next_commands(workdir, adapters=config.lora.rank > 0):
         print(f"  {line}")
     return 0
 
@@ -341,7 +341,7 @@ def said_first(session: Session, workdir: Path, changes: Sequence[str]) -> list[
     ]
 
 
-def next_commands(workdir: Path) -> list[str]:
+def next_commands(workdir: Path, *, adapters: bool = False) -> list[str]:
     """What one does with a finished run, ready to paste: with this Python, which need not be the first on the PATH."""
     python = Path(sys.executable)
     python = shlex.quote(str(python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python))
@@ -351,7 +351,7 @@ def next_commands(workdir: Path) -> list[str]:
         f"{python} -m ttrl_jax.report {run}",
         f"{python} -m ttrl_jax.evaluate --config {config} --checkpoint {run}{changed}",
         f"{python} -m ttrl_jax.export {run} --out {shlex.quote(str(workdir) + '-model')}",
-    ]
+    ] + [f"{python} -m ttrl_jax.export {run} --out {shlex.quote(str(workdir) + '-adapter')} --adapter"] * adapters
 
 
 def what_now(session: Session) -> str:

@@ -83,6 +83,19 @@ def parameter_count(config: ModelConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(config)))
 
 
+def weight_bytes(config: ModelConfig, *, itemsize: int) -> int:
+    """Bytes of all weights that sample, of `itemsize` each but for those in 8 bits, with the adapters if there are
+    any."""
+    whole = decoder.shapes(config)
+    numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(whole))
+    if config.lora is None:
+        return itemsize * numbers
+    blocks, in_bytes = whole["blocks"], 0
+    if config.lora.base == "int8":
+        in_bytes = sum(math.prod(blocks[room][name].shape) for room, name, _ in PROJECTIONS.values())
+    return in_bytes + itemsize * (numbers - in_bytes + parameter_count(config))
+
+
 def _split(name: str, axes: tuple) -> tuple[Any, tuple, tuple]:
     """The axes of a stacked weight: layers, inputs, outputs."""
     inputs = 1 + PROJECTIONS[name][2]

@@ -53,6 +53,14 @@ def read(folder: Path, model: ModelConfig) -> tuple[Lora, lora.Adapters]:
             )
         found[match[2], int(match[1]), match[3]] = np.asarray(tensor, np.float32)
     targets = tuple(target for target in PROJECTIONS if any(target == key[0] for key in found))
+    listed = fields.get("target_modules")
+    if isinstance(listed, list) and set(listed) != set(targets):
+        raise InputError(
+            f"{folder / CONFIG} has target_modules={sorted(listed)}, and the weights are of "
+            f"{', '.join(sorted(targets))}; save the adapter again"
+        )
+    if not all(np.isfinite(tensor).all() for tensor in found.values()):
+        raise InputError(f"{folder / WEIGHTS} has numbers that are not finite; take another adapter")
     rank, alpha = fields["r"], fields["lora_alpha"]
     scale = alpha / (math.sqrt(rank) if fields.get("use_rslora") else rank)
     adapters = Lora(rank, scale, targets)
@@ -83,6 +91,12 @@ def read(folder: Path, model: ModelConfig) -> tuple[Lora, lora.Adapters]:
     if found:
         raise InputError(f"{folder} is no adapter of this model: it has layer {next(iter(found))[1]} of {model.layers}")
     return adapters, {"lora": tree}
+
+
+def base_of(folder: Path) -> str | None:
+    """The name or folder of the model that the adapters in a PEFT folder were made for, if it is known."""
+    found = _fields(folder).get("base_model_name_or_path")
+    return found if isinstance(found, str) and found else None
 
 
 def write(folder: Path, adapters: lora.Adapters, model: ModelConfig, *, base: str) -> None:
@@ -138,8 +152,10 @@ def _fields(folder: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         rank, alpha = fields["r"], fields["lora_alpha"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not the config of a LoRA adapter ({error!r})") from error
+    except KeyError as error:
+        raise InputError(f"{path} is not the config of a LoRA adapter: it has no {error.args[0]}") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is not the config of a LoRA adapter: {error}") from error
     if fields.get("peft_type") != "LORA" or type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
         got = {name: fields.get(name) for name in ("peft_type", "r", "lora_alpha")}
         raise InputError(f"{path} should be a LoRA adapter with a rank and an alpha, got {got}")

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ttrl_jax.model import decoder, lora
-from ttrl_jax.model.config import PROJECTIONS, ModelConfig
+from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.plan.chips import Chip
 from ttrl_jax.rollout import slots as places
 from ttrl_jax.rollout.shapes import Shapes
@@ -68,16 +68,6 @@ def adapters(model: ModelConfig) -> int:
     return lora.parameter_count(model) if model.lora else 0
 
 
-def sampled_bytes(model: ModelConfig, *, itemsize: int) -> int:
-    """Bytes of all weights that sample."""
-    in_bytes = 0
-    if model.lora and model.lora.base == "int8":
-        blocks = decoder.shapes(model)["blocks"]
-        in_bytes = sum(count(blocks[room][name]) for room, name, _ in PROJECTIONS.values())
-    others = count(decoder.shapes(model)) - in_bytes + adapters(model)
-    return in_bytes + itemsize * others
-
-
 def chip_bytes(tree: Any) -> int:
     """How many bytes of a tree of arrays with shardings are on one chip."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -117,7 +107,7 @@ def prefill_work(model: ModelConfig, drawn: Draw, mesh: jax.sharding.Mesh, *, le
     """The work of the prefill of all questions, padded to `length` tokens. All chips that share the votes on a question
     (fsdp) compute its prompt."""
     computed = drawn.batches * drawn.parts * drawn.prefill * mesh.shape["fsdp"]
-    weights = drawn.batches * drawn.parts * sampled_bytes(model, itemsize=itemsize) * copies(mesh)
+    weights = drawn.batches * drawn.parts * lora.weight_bytes(model, itemsize=itemsize) * copies(mesh)
     cache = cache_bytes(model, computed * length, itemsize=itemsize)
     return Work(forward_flops(model, computed, length, logits=computed), weights + cache)
 
@@ -132,7 +122,7 @@ def decode_work(
     places_read = sum(next(size for size in drawn.sizes if size >= made) for made in range(1, tokens))
     seen = drawn.slots.size * (places_read + (tokens - 1) * length)
     each = drawn.slots.size * forward_flops(model, 1, 1, logits=1)
-    weights = sampled_bytes(model, itemsize=itemsize) * copies(mesh)
+    weights = lora.weight_bytes(model, itemsize=itemsize) * copies(mesh)
     prompts = cache_bytes(model, mesh.shape["fsdp"] * drawn.slots.groups * length, itemsize=itemsize)
     own = cache_bytes(model, drawn.slots.size * places_read, itemsize=itemsize)
     return Work(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ttrl_jax.model.config import ModelConfig
-from ttrl_jax.model.shapes import parameter_count
+from ttrl_jax.model.lora import weight_bytes
 from ttrl_jax.model.sharding import of_hosts
 from ttrl_jax.records import Prompts, Rollouts
 from ttrl_jax.run import distributed
@@ -65,14 +65,15 @@ def sampling_bytes(
 ) -> float:
     """Bytes that each device of a host needs which samples by itself.
 
-    The weights, of `itemsize` bytes each and split over the host's tensor axis alone; the cache of `rows` responses of
-    `tokens` tokens; and its part of what training keeps, kept_bytes, split over `mesh`.
+    The weights, of `itemsize` bytes each (those of a base may be in 8 bits), split over the host's tensor axis alone;
+    the cache of `rows` responses of `tokens` tokens; and its part of what training keeps, kept_bytes, split over
+    `mesh`.
     """
-    count, tensor = parameter_count(model), host.shape["tensor"]
+    tensor = host.shape["tensor"]
     heads = model.kv_heads / (tensor if model.kv_heads % tensor == 0 else 1)
     cache = 2 * model.layers * heads * model.head_dim * itemsize * rows * tokens / host.shape["fsdp"]
     kept = kept_bytes / (mesh.shape["fsdp"] * mesh.shape["tensor"])
-    return itemsize * count / tensor + cache + kept
+    return weight_bytes(model, itemsize=itemsize) / tensor + cache + kept
 
 
 def sample_shares(

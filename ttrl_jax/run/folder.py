@@ -153,9 +153,10 @@ def require_same_model(folder: Path, model: Mapping[str, Any], *, flag: str) -> 
     """Raise InputError if the run in `folder`, which `flag` sets, is not of the model with these fingerprints."""
     old = made_with(folder, flag=flag).model
     # Its shape follows from its files. Of a run from before tokenizers were recorded, the weights alone are known.
-    # A run that began with adapters has others since: who only measures or exports it does not read them.
     for name, what in _FINGERPRINTS.items():
-        if name in old and name in model and old[name] != model[name]:
+        # Who only measures or exports a run does not read the adapters that it began with.
+        before = old[name] if name in old else None if name == "adapter" else model.get(name)
+        if name in model and before != model[name]:
             raise InputError(
                 f"{folder} was made with another model: the {what} have changed since; restore them or choose another "
                 f"{flag}"
