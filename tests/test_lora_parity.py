@@ -83,15 +83,20 @@ def test_an_adapter_that_peft_wrote(name, stabilised, tmp_path: Path):
     close(ours(dataclasses.replace(config, lora=found), params, adapters), want, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
-def test_an_adapter_that_peft_reads(name, tmp_path: Path):
-    config, params, model = reference(name)
+def ours_read_by_peft(name: str, folder: Path, **way: bool):
+    """(our config, our parameters, our random adapters, transformers' model with them, which PEFT read)."""
     from peft import PeftModel
 
+    config, params, model = reference(name)
     config = with_adapters(config, rank=4, alpha=6.0)
     adapters = random_adapters(config)
-    peft.write(tmp_path, adapters, config, base="none")
-    read = PeftModel.from_pretrained(model, tmp_path)
+    peft.write(folder, adapters, config, base="none")
+    return config, params, adapters, PeftModel.from_pretrained(model, folder, **way)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_an_adapter_that_peft_reads(name, tmp_path: Path):
+    config, params, adapters, read = ours_read_by_peft(name, tmp_path)
     assert sorted(read.peft_config["default"].target_modules) == sorted(ALL)
     close(ours(config, params, adapters), theirs(read), 1e-4)
     merged = read.merge_and_unload().state_dict()
@@ -103,13 +108,7 @@ def test_an_adapter_that_peft_reads(name, tmp_path: Path):
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_gradients_are_those_of_peft(name, tmp_path: Path):
     """Of a sum of log-probs with random factors."""
-    config, params, model = reference(name)
-    from peft import PeftModel
-
-    config = with_adapters(config, rank=4, alpha=6.0)
-    adapters = random_adapters(config)
-    peft.write(tmp_path, adapters, config, base="none")
-    read = PeftModel.from_pretrained(model, tmp_path, is_trainable=True)
+    config, params, adapters, read = ours_read_by_peft(name, tmp_path, is_trainable=True)
     factor = np.float32(np.random.default_rng(2).normal(size=(*IDS.shape, config.vocab)))
     (torch.log_softmax(read(torch.from_numpy(IDS)).logits, -1) * torch.from_numpy(factor)).sum().backward()
     want = {key: x.grad.numpy() for key, x in read.named_parameters() if x.requires_grad}

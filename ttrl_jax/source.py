@@ -1,7 +1,9 @@
 """Where a model comes from: a Hugging Face folder, a llama.cpp GGUF file, or a name on the hub."""
 
+import functools
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +79,7 @@ def model_source(path: str, *, key: str = "model.path") -> Path:
     if path.startswith((".", "/", "~")) or path.count("/") != 1 or local.suffix == ".gguf":
         raise InputError(f"There is no model {local.absolute()}; set {key} to a folder, a .gguf file or a hub name")
     print(f"taking {path} from the hub, or from its copy here{_size(path)} ...", file=sys.stderr, flush=True)
-    try:
-        return _fetched(path)
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{path} is no model folder here and could not be fetched from the hub ({reason}); check the name and the "
-            f"network, or set {key} to a folder or a .gguf file"
-        ) from error
+    return _from_hub(path, _fetched, what="model folder", instead=f"set {key} to a folder or a .gguf file")
 
 
 def adapter_source(path: str, *, key: str = "model.adapter") -> Path:
@@ -97,13 +92,20 @@ def adapter_source(path: str, *, key: str = "model.adapter") -> Path:
         raise InputError(f"{key} is the file {local}; give the folder that it is in, with its {peft.CONFIG}")
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise InputError(f"There is no adapter {path!r}; set {key} to a PEFT folder or a hub name")
+    files = [peft.CONFIG, peft.WEIGHTS]
+    fetch = functools.partial(huggingface_hub.snapshot_download, allow_patterns=files)
+    return _from_hub(path, fetch, what="adapter", instead=f"set {key} to a PEFT folder")
+
+
+def _from_hub(name: str, fetch: Callable[[str], str | Path], *, what: str, instead: str) -> Path:
+    """fetch(name). Raises InputError where that fails; what: is looked for; instead: what else can be done."""
     try:
-        return Path(huggingface_hub.snapshot_download(path, allow_patterns=[peft.CONFIG, peft.WEIGHTS]))
+        return Path(fetch(name))
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{path} is no adapter here and could not be fetched from the hub ({reason}); check the name and the "
-            f"network, or set {key} to a PEFT folder"
+            f"{name} is no {what} here and could not be fetched from the hub ({reason}); check the name and the "
+            f"network, or {instead}"
         ) from error
 
 

@@ -6,7 +6,7 @@ import optax
 
 from ttrl_jax.model import decoder, lora
 from ttrl_jax.model.config import ModelConfig
-from ttrl_jax.model.sharding import replicated, shardings
+from ttrl_jax.model.sharding import placed, replicated, shardings
 from ttrl_jax.records import Model, TrainState
 
 
@@ -14,25 +14,21 @@ def params_layout(model: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params
     """The float32 parameters of `model` that are trained: all, or its adapters."""
     room = lora if model.lora else decoder
     shapes = room.shapes(model)
-    return jax.tree.map(_like, shapes, shardings(room.logical_axes(model), shapes, mesh))
+    return jax.tree.map(placed, shapes, shardings(room.logical_axes(model), shapes, mesh))
 
 
 def model_layout(params: decoder.Params, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> Model:
     """A model that is trained, for parameters as `params_layout` has them; each moment lies as its parameter does."""
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda shape, of: _like(shape, of.sharding),
+        lambda shape, of: placed(shape, of.sharding),
         jax.eval_shape(optimizer.init, params),
         params,
-        transform_non_params=lambda shape: _like(shape, replicated(mesh)),
+        transform_non_params=lambda shape: placed(shape, replicated(mesh)),
     )
     return Model(params, opt_state)
 
 
 def state_layout(models: dict[str, Model], mesh: jax.sharding.Mesh) -> TrainState:
     """The whole state, for models as `model_layout` has them."""
-    return TrainState(_like(jax.ShapeDtypeStruct((), jnp.int32), replicated(mesh)), models)
-
-
-def _like(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+    return TrainState(placed(jax.ShapeDtypeStruct((), jnp.int32), replicated(mesh)), models)

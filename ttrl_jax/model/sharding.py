@@ -105,6 +105,11 @@ def shardings(axes: Any, shapes: Any, mesh: Mesh, *, without: tuple[str, ...] = 
     return jax.tree.map(one, shapes, axes)
 
 
+def placed(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """The same shape and dtype, lying as `sharding` says."""
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
 def of_hosts(mesh: Mesh) -> Mesh:
     """The devices of `mesh` by host: axes "hosts", data (1), fsdp and tensor. Its `local_mesh` is that of one host.
 

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from ttrl_jax.model import decoder, lora
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.int8 import Int8
-from ttrl_jax.model.sharding import of_hosts, on_this_host, shardings
+from ttrl_jax.model.sharding import of_hosts, on_this_host, placed, shardings
 
 Copy = Callable[[decoder.Params], decoder.Params]  # masters -> the weights that sample
 
 
 def layout(model: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> decoder.Params:
     """ShapeDtypeStructs with shardings of all weights that sample: whole on each fsdp group of the mesh."""
-    copied = _placed(model, mesh, dtype, without=("embed",))
+    copied = _copied(model, mesh, dtype, without=("embed",))
     return base_layout(model, mesh, dtype) | copied if model.lora else copied
 
 
@@ -30,15 +30,15 @@ def base_layout(model: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -
         functools.partial(decoder.sampling_weights, config=model, dtype=dtype), decoder.shapes(model)
     )
     where = shardings(decoder.sampling_axes(model), shapes, mesh, without=("embed",))
-    placed = jax.tree.map(_like, shapes, where)
+    base = jax.tree.map(placed, shapes, where)
     if model.lora is None or model.lora.base != "int8":
-        return placed
-    return {**placed, "blocks": tuple(_in_int8(block) for block in placed["blocks"])}
+        return base
+    return {**base, "blocks": tuple(_in_int8(block) for block in base["blocks"])}
 
 
 def program(model: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype) -> jax.stages.Wrapped:
     """The jitted program that copies the masters, with the shardings of `layout`."""
-    return jax.jit(_make(model, dtype), out_shardings=_shardings(_placed(model, mesh, dtype, without=("embed",))))
+    return jax.jit(_make(model, dtype), out_shardings=_shardings(_copied(model, mesh, dtype, without=("embed",))))
 
 
 def of_the_mesh(
@@ -54,8 +54,8 @@ def of_each_host(
 ) -> Copy:
     """The same for hosts that sample by themselves: whole on the devices of each host, and returned as arrays of this
     host alone."""
-    cast = jax.jit(_make(model, dtype), out_shardings=_shardings(_placed(model, mesh, dtype)))
-    on_hosts = _shardings(_placed(model, of_hosts(mesh), dtype, without=("embed",)))
+    cast = jax.jit(_make(model, dtype), out_shardings=_shardings(_copied(model, mesh, dtype)))
+    on_hosts = _shardings(_copied(model, of_hosts(mesh), dtype, without=("embed",)))
     under = {}
     if base is not None:  # what lies the same way on the devices is not moved
         where = _shardings(base_layout(model, of_hosts(mesh), dtype))
@@ -74,13 +74,13 @@ def _make(model: ModelConfig, dtype: jnp.dtype) -> Copy:
     )
 
 
-def _placed(
+def _copied(
     model: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype, *, without: tuple[str, ...] = ()
 ) -> decoder.Params:
     """What is copied: all weights, or the adapters."""
     shapes = jax.eval_shape(_make(model, dtype), lora.shapes(model) if model.lora else decoder.shapes(model))
     axes = lora.sampling_axes(model) if model.lora else decoder.sampling_axes(model)
-    return jax.tree.map(_like, shapes, shardings(axes, shapes, mesh, without=without))
+    return jax.tree.map(placed, shapes, shardings(axes, shapes, mesh, without=without))
 
 
 def _in_int8(block: decoder.Params) -> decoder.Params:
@@ -95,10 +95,6 @@ def _in_int8(block: decoder.Params) -> decoder.Params:
         )
 
     return decoder.at_products(one, block)
-
-
-def _like(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 def _shardings(tree: decoder.Params) -> decoder.Params:
