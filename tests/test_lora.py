@@ -371,6 +371,7 @@ def test_a_run_begins_with_the_adapters_of_a_folder(run, tmp_path):
     export.write_adapter(trained, tmp_path / "adapters")
     given = [*ARGUMENTS, "--config.model.adapter=adapters", "--config.episodes=1", "--workdir=next"]
     printed = call("train", tmp_path, *given)
+    assert "lora.rank=4, as model.adapter, which was made for " in printed
     assert "which begin as adapters has them" in printed and "lora.rank=4, as model.adapter" in printed
     found = results(tmp_path / "next")
     before, after = json.loads((run / "summary.json").read_text()), found["summary"]

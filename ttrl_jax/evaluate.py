@@ -121,8 +121,9 @@ def find_inputs() -> tuple[Origin, Inputs]:
     """What the flags ask for, checked. Raises InputError."""
     config = commands.config()
     origin = find_origin(flags.FLAGS.checkpoint, config.model.path)
-    _require_lora_of_run(config, origin, given=commands.given())
-    inputs = read_inputs(with_model(config, origin), training=False, given=commands.given())
+    given = commands.given()
+    _require_lora_of_run(config, origin, given=given)
+    inputs = read_inputs(with_model(config, origin, given=given), training=False, given=given)
     if origin.run is not None:
         folder.require_same_model(origin.run, identity(inputs).model, flag="--checkpoint")
     return origin, inputs
@@ -156,16 +157,16 @@ def checkpoint_of(origin: Origin) -> dict[str, Any] | None:
     return None if origin.run is None else {"run": str(origin.run), "step": origin.step}
 
 
-def with_model(config: FrozenConfigDict, origin: Origin) -> FrozenConfigDict:
-    """The config with the model of `origin`, and the adapters that its run has trained; without a run and model.adapter
-    there are none to measure. How the weights are held stays as the config has it."""
+def with_model(config: FrozenConfigDict, origin: Origin, *, given: Collection[str]) -> FrozenConfigDict:
+    """The config with the model of `origin`, and the adapters that its run has trained, on weights that are held as
+    there unless lora.base is `given`; without a run and model.adapter there are none to measure."""
     changed = ConfigDict(config)
     changed.model.path = origin.model
     if origin.lora is not None:
         changed.model.adapter = ""
-        for key in ("rank", "alpha", "targets"):
-            if key in origin.lora:
-                changed.lora[key] = tuple(origin.lora[key]) if key == "targets" else origin.lora[key]
+        for key, value in origin.lora.items():
+            if f"lora.{key}" not in given or key != "base":
+                changed.lora[key] = tuple(value) if key == "targets" else value
     elif not config.model.adapter:
         changed.lora.rank = 0
     if not changed.lora.rank and not changed.model.adapter:

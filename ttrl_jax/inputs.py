@@ -88,11 +88,6 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
     if config.model.adapter:
         config, adapter, more = with_adapter(config, model)
         adjusted |= more
-    if config.lora.rank > model.width:
-        raise InputError(
-            f"lora.rank={config.lora.rank} is more than the {model.width} numbers of a state of {config.model.path}; "
-            "adapters are thin, 16 is a good rank"
-        )
     model = with_lora(config, model)
     tokenizer, ends = tokenizer_of(source)
     text.check_vocabulary(tokenizer, model.vocab, str(source))
@@ -126,9 +121,10 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
 def with_adapter(
     config: FrozenConfigDict, model: ModelConfig
 ) -> tuple[FrozenConfigDict, lora.Adapters, dict[str, str]]:
-    """The config with rank, alpha and targets of model.adapter; its adapters; which keys it decided. Raises InputError
-    for one that cannot be used, or has another rank than lora.rank asks for."""
-    found, adapter = peft.read(adapter_source(config.model.adapter), model)
+    """The config with rank, alpha and targets of model.adapter; its adapters; which keys it decided, and why, in words.
+    Raises InputError for one that cannot be used, or is another than these keys ask for."""
+    folder_of = adapter_source(config.model.adapter)
+    found, adapter = peft.read(folder_of, model)
     own = {"rank": found.rank, "alpha": found.scale * found.rank, "targets": found.targets}
     whole, defaults = ConfigDict(config.as_configdict()), commands.defaults()["lora"]
     for key, value in own.items():
@@ -139,11 +135,9 @@ def with_adapter(
                 f"lora.{key} out"
             )
         whole.lora[key] = value
-    return (
-        FrozenConfigDict(whole),
-        adapter,
-        dict.fromkeys(("lora.rank", "lora.alpha", "lora.targets"), "as model.adapter"),
-    )
+    base = peft.base_of(folder_of)
+    why = "as model.adapter" + (f", which was made for {base}" if base else "")
+    return FrozenConfigDict(whole), adapter, {f"lora.{key}": why for key in own}
 
 
 def _encoder(config: FrozenConfigDict, tokenizer: Any, task: Task) -> text.PromptEncoder:
@@ -226,9 +220,6 @@ def _about_lora(inputs: Inputs) -> list[str]:
         f"rank {own.rank}, alpha {own.alpha:g}, adapters of {len(own.targets)} of a layer's {len(PROJECTIONS)} "
         f"projections: {count:.2f} M parameters{begun}; the model's own stay as they are, {held}"
     ]
-    if config.model.adapter and (made_for := peft.base_of(adapter_source(config.model.adapter))):
-        if Path(made_for).name != Path(config.model.path).name:
-            said.append(f"{config.model.adapter} was made for {made_for}, and model.path is {config.model.path}")
     if inputs.problems is not None:
         rate = rate_factor(config) * config.train.learning_rate
         said.append(

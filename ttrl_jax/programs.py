@@ -68,9 +68,14 @@ def with_kernel(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh)
 
 
 def with_lora(config: ConfigDict, model: ModelConfig) -> ModelConfig:
-    """The model with the adapters that the config asks for, if it does."""
+    """The model with the adapters that the config asks for, if it does. Raises InputError for a rank that is none."""
     if not config.lora.rank:
         return model
+    if config.lora.rank > model.width:
+        raise InputError(
+            f"lora.rank={config.lora.rank} is more than the {model.width} numbers of a state of {config.model.path}; "
+            "adapters are thin, 16 is a good rank"
+        )
     rank, targets = config.lora.rank, tuple(config.lora.targets)
     return dataclasses.replace(model, lora=Lora(rank, config.lora.alpha / rank, targets, config.lora.base))
 
