@@ -103,9 +103,21 @@ def get_config() -> ConfigDict:
     c.reward.allow_silence = False
 
     c.judge = ConfigDict()
-    # majority: 1 if the answer is the label, else 0 | vote_share: the answer's share of the votes | answered: 1 for any
-    # answer, a control: what it gains is the form, not the substance
+    # What a vote earns (docs/algorithms.md). majority: 1 if the answer is the label, else 0 | vote_share: an answer's
+    # share of the votes | answered: 1 for any answer, a control: what it gains is the form, not the substance | gate:
+    # as majority where the vote is clear, elsewhere nothing is learned | negative: -1 for rare and uncertain answers |
+    # scrl: gate and negative (arXiv 2603.19880) | guard: as majority, less where labels flip (arXiv 2605.19444) |
+    # best_of: the likeliest response has the label | soft: as majority, the more the clearer the vote is
     c.judge.rule = "majority"
+    c.judge.gate_share = 0.5  # with gate, negative, scrl: a label has at least this share of the votes
+    c.judge.gate_margin = 0.15  # and is ahead of the runner-up by more than this share
+    c.judge.negative_share = 0.15  # with negative, scrl: an answer that is pushed away has less than this share
+    # Reward of a response without an answer, with any rule; as published, scrl has -1. It teaches the form, too.
+    c.judge.no_answer_reward = 0.0
+    # With soft: slope and offset of the logistic curve from how clear the vote is to how much the label counts. They
+    # are calibrated on no data.
+    c.judge.soft_slope = 1.0
+    c.judge.soft_offset = 0.0
 
     c.train = ConfigDict()
     c.train.samples = 32  # responses to each question that are trained on: the first ones of its votes

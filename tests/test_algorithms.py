@@ -25,6 +25,7 @@ from ttrl_jax.learn.update import Sizes, Update
 from ttrl_jax.model import decoder
 from ttrl_jax.model.sharding import replicated
 from ttrl_jax.records import Model
+from ttrl_jax.reward.judge import RULES
 from ttrl_jax.session import learn
 
 ROOT = Path(__file__).parent.parent
@@ -241,9 +242,56 @@ def test_a_smaller_last_step_is_learned_from(algorithm):
     assert session.step == 1 and np.isfinite(metrics["grad_norm"])
 
 
+# Eight votes on a question, "-" without an answer. A clear vote, with a rival that has a quarter; a tie; nothing but
+# rare answers; and a clear vote, with a rare answer among the four that are trained on.
+VOTES = ["abba-aac", "abbacdef", "abcdefgh", "ca-baaab"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "rloo", "ppo", "prime"])
+def test_every_rule_with_every_algorithm(algorithm):
+    """A step each: nothing has an advantage where the scale is 0 or there is no token, and the rest teaches."""
+    session = ttrl.open_session(ttrl.read_inputs(small_config(algorithm=algorithm, **{"prime.minibatch_rows": 16})))
+    batch = session.problems.take(0)
+    ids, prompts = [problem.index for problem in batch], ttrl.encode(session, batch)
+    rollouts = ttrl.sample(session, prompts, ttrl.step_key(session, 0), votes=8, sampling=session.sampling)
+    ballots = [ttrl.vote([None if vote == "-" else ttrl.Answer(vote) for vote in group]) for group in VOTES]
+    chosen = np.tile(np.arange(4), (8, 1))
+    rows, history = ttrl.train_batch(prompts, rollouts, chosen), ttrl.History()
+    for step, label in enumerate("xxxxy"):  # sure of one label, then of another; now both are gone
+        visits = history.visits_of(step, ids, ballots, [0] * 8, rollouts.lengths)
+        history = history.add([dataclasses.replace(visit, label=label, share=0.9) for visit in visits])
+    seen, rules_of = set(), [name for name, rule in RULES.items() if algorithm != "prime" or rule.outcomes]
+    for name in rules_of:
+        judge = ttrl.judge_of(small_config(**{"judge.rule": name}), session.task)
+        evidence = ttrl.evidence_of(session, prompts, rollouts, judge)
+        verdict = judge(ballots, evidence, history, ttrl.Draw(0, session.step, ids)).take(chosen)
+        session, advantages, found = ttrl.credit(session, rows, verdict)
+        left_out = np.repeat(verdict.scale == 0, 4)
+        assert advantages.shape == rows.mask.shape and np.isfinite(advantages).all(), name
+        assert not advantages[left_out].any() and not advantages[rows.mask == 0].any(), name
+        assert advantages[~left_out].any() and found["advantage"]["min"] < 0 < found["advantage"]["max"], name
+        session, metrics = ttrl.update(session, rows, {"advantages": advantages})
+        assert 0 < metrics["grad_norm"] < np.inf and np.isfinite(metrics["loss"]), name
+        kinds = {"left out": left_out, "bonus": verdict.bonus, "negative": verdict.rewards < 0}
+        seen |= {(name, kind) for kind, where in kinds.items() if where.any()}
+    assert session.step == len(rules_of) == (4 if algorithm == "prime" else 9)
+    ttrl.close(session)
+    outcomes, others = {("guard", "left out"), ("guard", "bonus")}, {("negative", "negative"), ("scrl", "negative")}
+    assert seen == (outcomes if algorithm == "prime" else outcomes | others | {("gate", "left out")})
+
+
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not rule.outcomes])
+def test_prime_is_refused_rules_that_give_no_outcomes(rule):
+    words = f"set judge.rule to one of majority, guard, best_of, soft, got '{rule}'"
+    with pytest.raises(InputError, match=words):
+        ttrl.read_inputs(small_config(algorithm="prime", **{"judge.rule": rule}))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"algorithm": "prime", "judge.no_answer_reward": -1.0}, ("prime", "judge.no_answer_reward", "-1.0")),
         ({"algorithm": "reinforce"}, ("algorithm", "grpo, dr_grpo, rloo, ppo, prime", "'reinforce'")),
         ({"algorithm": "rloo", "train.advantage": "entropic"}, ("train.advantage", "rloo")),
         ({"train.advantage": "mean"}, ("train.advantage", "'mean'")),

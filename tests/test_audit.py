@@ -39,6 +39,24 @@ def test_a_wrong_label_and_its_right_rewards_as_the_faq_has_them() -> None:
     assert "62.5 %" in FAQ and "| +1.208 | -0.725 |" in FAQ
 
 
+def test_a_rule_that_chooses_is_measured_by_the_labels_that_it_gives() -> None:
+    """The first label is right, as are 2 of 4 responses; the second question has none, though 3 of 4 are right."""
+    ballots, truths = [ballot("7", "7", "3", "4"), ballot("5", "5", "5", "6")], ["7", "5"]
+    chosen = np.tile(np.arange(3, dtype=np.int32), (2, 1))
+
+    def measured(labels: list[int | None], *, selective: bool) -> dict[str, float]:
+        return audit(ballots, labels, score(ballots, labels), chosen, truths, selective=selective)
+
+    whole, some = measured([0, 0], selective=True), measured([0, None], selective=True)
+    names = ("label_accuracy", "reward_accuracy", "votes_reward_accuracy")
+    assert whole == measured([0, 0], selective=False) and [some[name] for name in names] == [1, 1, 1]
+    unchosen = measured([0, None], selective=False)  # of 6 chosen and 8 votes, all 3 that are right have no reward
+    assert [unchosen[name] for name in names] == pytest.approx([1 / 2, 3 / 6, 5 / 8])
+    none = measured([None, None], selective=True)
+    assert none.keys() == whole.keys() - set(names) and none["ground_truth_reward"] == whole["ground_truth_reward"]
+    assert measured([None, None], selective=False)["label_accuracy"] == 0
+
+
 def test_truth_classes() -> None:
     b = ballot("7", None, r"\frac{3}{4}", "x", "0.75")
     truths = ["007", "0.750", "x", "4", "3", "", r"\,"]

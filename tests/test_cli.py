@@ -173,7 +173,14 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--config.reward.locale=fr", ("en, tr, de", "'fr'")),
         ("--config.reward.ties=last", ("reward.ties", "first or random", "'last'")),
         ("--config.reward.kind=entropy", ("reward.kind", "vote_share", "'entropy'")),
-        ("--config.judge.rule=entropy", ("judge.rule", "majority, vote_share, answered", "'entropy'")),
+        ("--config.judge.rule=entropy", ("judge.rule", "majority, vote_share, answered, gate", "'entropy'")),
+        ("--config.judge.gate_share=1.5", ("judge.gate_share is a share of the votes, 0 to 1, got 1.5",)),
+        ("--config.judge.gate_margin=-0.1", ("judge.gate_margin", "0 to 1", "-0.1")),
+        ("--config.judge.negative_share=nan", ("judge.negative_share", "0 to 1", "nan")),
+        ("--config.judge.no_answer_reward=1", ("judge.no_answer_reward", "0 or a finite number below", "got 1")),
+        ("--config.judge.no_answer_reward=-inf", ("judge.no_answer_reward", "-inf")),
+        ("--config.judge.soft_slope=0", ("judge.soft_slope", "above 0", "got 0")),
+        ("--config.judge.soft_offset=inf", ("judge.soft_offset", "finite", "inf")),
         ("--config.reward.format_weight=0.5", ("reward.format_weight=0.5", "set reward.format")),
         ("--config.reward.format_weight=-1", ("reward.format_weight", "at least 0", "-1")),
         ("--config.reward.format_weight=nan", ("reward.format_weight", "nan")),
@@ -241,8 +248,8 @@ def test_a_prompt_that_is_too_long_is_named(call, tmp_path: Path):
     assert_refused(call(questions(tmp_path / "long.json", rows)), "the-long-one", "32")
 
 
-@pytest.mark.parametrize(("rule", "label"), [("vote_share", "truth"), ("vote_share", "random"), ("answered", "truth")])
-def test_a_rule_may_have_no_label(call, rule: str, label: str):
+@pytest.mark.parametrize(("rule", "label"), [("vote_share", "truth"), ("vote_share", "random"), ("gate", "truth")])
+def test_a_rule_may_take_no_other_label(call, rule: str, label: str):
     assert_refused(call(f"--config.judge.rule={rule}", f"--config.reward.label={label}"), rule, "reward.label", label)
 
 

@@ -102,20 +102,55 @@ def test_every_token_of_a_response_has_its_advantage():
 
 
 def test_a_scale_and_a_bonus():
-    """Half of what the first question teaches; nothing of the second, whose bonus stays."""
+    """Half of what the first question teaches, and a quarter of the mean |A|, a, besides; nothing of the second."""
     mask = np.ones((4, 2), np.float32)
     given = verdict([[1, 0], [0, 1]], scale=[0.5, 0], bonus=[[0, 0.25], [0.5, 0]])
     advantages, found = of_groups(given, mask, group_normalised)
     a = 0.7071058 / 2
-    np.testing.assert_allclose(advantages, [[a] * 2, [0.25 - a] * 2, [0.5] * 2, [0] * 2], rtol=1e-6)
-    assert found == pytest.approx({"mean": 0.75 / 4, "max": 0.5, "min": 0.25 - a})
-    values = np.zeros((4, 2))
-    for advantages in (
-        ppo(given, mask, values, gamma=1.0, lam=1.0)[0],
-        credit.prime(given, mask, np.ones((4, 2)), beta=1.0, outcome_coef=1.0, process_coef=1.0)[0],
-    ):
-        np.testing.assert_array_equal(advantages[2:], [[0.5] * 2, [0] * 2])
-        assert (advantages[0] > 0).all() and (advantages[1] < 0.25).all()
+    np.testing.assert_allclose(advantages, [[a] * 2, [0.25 * a - a] * 2, [0] * 2, [0] * 2], rtol=1e-6)
+    assert found == pytest.approx({"mean": 0.25 * a / 4, "max": a, "min": -0.75 * a})
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_bonus_is_a_share_of_what_the_question_teaches(rule):
+    """Whatever the algorithm's units; where all rewards are equal there is nothing to take a share of."""
+    rewards, bonus = np.float32([[1, 0, 0, 1], [1, 1, 1, 1]]), [[0, 0.5, 0, 0], [0, 0.5, 0, 0]]
+    [first, second] = of_groups(verdict(rewards, bonus=bonus), np.ones((8, 1), np.float32), rule)[0].reshape(2, 4)
+    plain = rule(rewards)[0]
+    np.testing.assert_allclose(first - plain, [0, 0.5 * np.abs(plain).mean(), 0, 0], atol=1e-6)
+    assert not second.any()
+
+
+def by_tokens(given, mask, values):
+    """Advantages by PPO and by PRIME, whose process model is still the start."""
+    how = {"beta": 1.0, "outcome_coef": 1.0, "process_coef": 1.0}
+    return ppo(given, mask, values, gamma=1.0, lam=1.0)[0], credit.prime(given, mask, np.zeros(mask.shape), **how)[0]
+
+
+def test_a_scale_and_a_bonus_of_tokens():
+    """Rewards 1, 0 | 0, 0, 1; 2 and 1 | 1, 1 and 1 tokens, all values 0. With a scale of 0, the second does not count
+    when the first is whitened: 1, 1, 0 have the mean 2/3 and the variance (1/9 + 1/9 + 4/9) / 2 = 1/3, so A is
+    sqrt(1/3), sqrt(1/3), -2 sqrt(1/3). PRIME's outcomes 1 and -1 have the mean 1/3 and the variance 4/3: the same A.
+    The mean |A| over the three tokens is 4/3 sqrt(1/3)."""
+    mask, a = np.float32([[1, 1], [1, 0], [1, 0], [1, 0]]), math.sqrt(1 / 3)
+    scaled = verdict([[1, 0], [0, 1]], scale=[1, 0])
+    added = verdict([[1, 0], [0, 1]], scale=[1, 0], bonus=[[0, 0.75], [0.75, 0]])
+    halved = verdict([[1, 0], [0, 1]], scale=[0.5, 0], bonus=[[0, 0.75], [0.75, 0]])
+    for given, factor, last in ((scaled, 1, -2 * a), (added, 1, -a), (halved, 0.5, -a)):
+        for advantages in by_tokens(given, mask, np.zeros((4, 2), np.float32)):
+            want = np.float32([[a, a], [last, 0], [0, 0], [0, 0]]) * factor
+            np.testing.assert_allclose(advantages, want, atol=1e-5)
+
+
+def test_where_nothing_is_taught_nothing_is_learned():
+    """By the critic either: what it is to return is what it says already."""
+    mask, values = np.float32([[1, 1], [1, 0], [1, 1], [1, 1]]), np.float32([[1, 2], [3, 9], [4, 5], [6, 7]])
+    for scale, taught in (([0, 0], [[1, 2], [3, 0], [4, 5], [6, 7]]), ([0, 0.1], [[1, 2], [3, 0], [0, 0], [1, 1]])):
+        given = verdict([[1, 0], [0, 1]], scale=scale)
+        _, returns, found = ppo(given, mask, values, gamma=1.0, lam=1.0)
+        assert returns.tolist() == taught and found["critic"]["return"] == pytest.approx(4 / 7)
+        for advantages in by_tokens(given, mask, values):
+            assert not advantages[:2].any() and advantages[2:].any() == (scale[1] > 0)
 
 
 # ---------------------------------------------------------------------- PPO

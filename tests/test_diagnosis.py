@@ -73,6 +73,12 @@ def test_agreement_on_one_answer_to_everything_is_a_collapse():
         ),
         ({"vote_flip_rate": 0.8}, "Labels are luck", "no answer"),
         ({"vote_zero_advantage_groups": 0.9}, "In 90.0% of the questions all rewards were equal", "luck"),
+        (
+            {"vote_zero_advantage_groups": 0.9, "judge_unlabelled_rate": 0.85},
+            "85.0% of the questions had no label: their votes did not pass judge.gate_share",
+            "all rewards were equal",
+        ),
+        ({"judge_unlabelled_rate": 0.5}, "The votes have winners", "had no label"),
         ({"vote_tie_rate": 0.03, "vote_flip_rate": 0.07}, "The votes have winners", "luck"),
         ({}, "The votes have winners", "entropy"),
         ({"update_entropy": 0.36}, "from 0.360 to 0.360 nats", "luck"),

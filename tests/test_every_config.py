@@ -250,6 +250,41 @@ def test_two_steps_with_a_format_in_turkish(kind: str, call, tmp_path: Path):
     assert (old in printed) == kind.startswith("reward")
 
 
+@pytest.mark.slow
+def test_two_steps_by_a_rule_that_chooses(call, tmp_path: Path):
+    """Semantics: the labels, rewards and shares that were written down are SCRL's, worked out again from the votes."""
+    (tmp_path / "data.json").write_text(json.dumps([{"prompt": f"{'What is it? ' * 3}{i}"} for i in range(4)]))
+    code, printed = call(
+        "aime", f"--config.data.path={tmp_path / 'data.json'}", "--config.rollout.max_tokens=1",
+        "--config.rollout.votes=32", "--config.rollout.temperature=4.0", "--config.judge.rule=scrl",
+        "--config.judge.gate_share=0.15", "--config.judge.gate_margin=0.05", "--config.judge.negative_share=0.1",
+        "--config.judge.no_answer_reward=-0.5",
+    )  # fmt: skip
+    assert code == 0, printed
+    assert "label: majority, rule: scrl" in printed
+    steps, labels = metrics("aime"), []
+    for step in (0, 1):
+        pairs = samples_of("aime", f"train_{step:06}")
+        asked = [row for row, _ in pairs[::32]]
+        for row in asked:
+            first, second = (sorted(row["counts"], reverse=True) + [0])[:2]
+            assert (row["label"] is not None) == (first / 32 >= 0.15 and (first - second) / 32 > 0.05)
+            assert row["label"] in (None, row["majority"]) and row["majority"] is not None
+        for row, sample in pairs:
+            if sample["answer"] is None:
+                assert sample["reward"] == -0.5
+            elif sample["answer"] == row["label"]:
+                assert sample["reward"] == 1
+            else:
+                assert sample["reward"] in ((0, -1) if row["counts"][sample["class"]] / 32 < 0.1 else (0,))
+        labels += [row["label"] for row in asked]
+        pushed = sum(sample["reward"] == -1 for _, sample in pairs)
+        assert steps[step]["judge/negative_rate"] == pushed / 64 > 0
+        assert steps[step]["judge/unlabelled_rate"] == [row["label"] for row in asked].count(None) / 2
+        assert steps[step]["update/grad_norm"] > 0
+    assert None in labels and set(labels) != {None}, "a question of either kind"
+
+
 def turkish_model(folder: Path) -> Path:
     """The tiny model, half of whose tokens give true answers: in the format, in the tag, outside, beside a word."""
     truths = [f"{int(truth):,}".replace(",", ".") for _, truth in turkish.train()[:4] + turkish.held_out()[:4]]

@@ -205,7 +205,7 @@ def test_the_card_says_what_was_rewarded():
     """Of every label and rule that a config may have: all others are refused."""
     labels = ("majority", "offline", "truth", "random")
     said = {(label, rule): rewarded(label, rule) for rule in RULES for label in labels if allowed(label, rule)}
-    assert len(said) == 6
+    assert len(said) == 12
     assert said["majority", "answered"].endswith("this is a control, not the method.")
     assert said["majority", "vote_share"] == (
         "Every answer was rewarded by its share of the votes; true answers, where known, were only used to measure."

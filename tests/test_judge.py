@@ -9,7 +9,8 @@ import pytest
 from ttrl_jax.errors import InputError
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.history import History
-from ttrl_jax.reward.judge import RULES, Draw, Evidence, Judge, Rule, majority, winners
+from ttrl_jax.reward.judge import RULES, Draw, Evidence, Judge, Rule, winners
+from ttrl_jax.reward.rules import majority
 from ttrl_jax.reward.score import random_classes
 from ttrl_jax.reward.vote import Ballot, vote
 
@@ -71,9 +72,10 @@ def test_labels_from_elsewhere_take_the_place_of_the_judges_own() -> None:
 
 
 def test_a_rule_says_whether_it_asks_for_entropies(monkeypatch: pytest.MonkeyPatch) -> None:
-    def surest(ballots, labels, evidence, history):
-        sure = evidence.entropies == evidence.entropies.min(1, keepdims=True)
-        return dataclasses.replace(majority(ballots, labels, evidence, history), rewards=np.float32(sure))
+    def surest(case):
+        entropies = case.evidence.entropies
+        sure = entropies == entropies.min(1, keepdims=True)
+        return dataclasses.replace(majority(case), rewards=np.float32(sure))
 
     monkeypatch.setitem(RULES, "surest", Rule(surest, asks_entropies=True))
     assert Judge(rule="surest").asks_entropies and not Judge().asks_entropies

@@ -297,3 +297,7 @@ def test_the_line_of_a_step_names_silence_where_it_is_high():
     begins = "majority ratio 0.500, reward 0.250, label accuracy 1.000"
     assert line_of(metrics | silent) == f"{begins}, no answer 0.050"
     assert line_of(metrics | cut) == f"{begins}, cut 0.500"
+    chosen = {"judge/unlabelled_rate": 0.75, "judge/negative_rate": 0.1, "judge/skipped_rate": 0.0}
+    del metrics["audit/label_accuracy"]  # as where no question has a label
+    begins = "majority ratio 0.500, reward 0.250, without a label 0.750, pushed away 0.100, skipped 0.000"
+    assert line_of(metrics | chosen | cut) == f"{begins}, cut 0.500"

@@ -53,6 +53,19 @@ def test_wrong_is_what_was_rewarded_and_the_majority_stands_beside_it(tmp_path):
     assert [tuple(visit[name] for name in shown) for visit in old["visits"]] == [("9", 1.0, "9", 1.0, True)]
 
 
+def test_a_winner_that_was_given_no_label_is_not_wrong(tmp_path):
+    """The rule held its label back; a question that nobody answered has a wrong one, as ever."""
+    run = made_run(tmp_path / "run", {0: numbers(0.2, 0.3)})
+    silent = row("silent", "9", right=None) | {"label": None, "majority": None, "counts": []}
+    silent["samples"] = [generation("er", None, None, 0.0)] * 4
+    held = row("held", "8", right=None) | {"label": None, "majority": "8"}
+    write_jsonl(run / "rollouts" / "train_000000.jsonl", [held, silent])
+    found = read(run)
+    shown = ("label", "share", "majority", "majority_share", "right", "majority_right")
+    assert [found["held"]["visits"][0][name] for name in shown] == [None, 0.0, "8", 1.0, None, False]
+    assert not found["held"]["wrong"] and found["silent"]["wrong"]
+
+
 def test_the_share_of_every_visit(tmp_path):
     """votes.jsonl has all visits, by number; generations of two of them say what is right of the rest."""
     run = made_run(tmp_path / "run", {0: numbers(0.2, 0.3)}, questions=2)

@@ -129,7 +129,7 @@ def make_old(workdir: Path) -> None:
     """Turn a run into one that was begun when a state was one model, and neither judges nor histories were known."""
     made = json.loads((workdir / "config.json").read_text())
     session = open_session(read_inputs(ConfigDict(made["config"])), begin=False)
-    assert made["config"].pop("judge") == {"rule": "majority"} and made["config"].pop("task") == ""
+    assert made["config"].pop("judge")["rule"] == "majority" and made["config"].pop("task") == ""
     assert made["config"]["reward"]["kind"] is None and made["config"]["train"].pop("advantage") == "std"
     del made["config"]["critic"], made["config"]["prime"]
     made["config"]["reward"]["kind"] = "agreement"

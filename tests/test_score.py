@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from ttrl_jax.errors import InputError
+from ttrl_jax.reward import guard as guard_module
+from ttrl_jax.reward import rules as rules_module
 from ttrl_jax.reward import score as score_module
 from ttrl_jax.reward import vote as vote_module
 from ttrl_jax.reward.extract import Answer, extract
@@ -178,7 +180,9 @@ def test_random_classes_of_one_class_and_of_none() -> None:
 
 # Whatever a function on the way to a reward may be told. A truth under any name is not among them.
 PARAMETERS = {
-    score_module: {"ballots", "labels", "rewards", "formed", "weight", "samples", "seed", "step", "ids"},
+    score_module: {"ballots", "labels", "rewards", "reward", "formed", "weight", "samples", "seed", "step", "ids"},
+    rules_module: {"case", "ballot", "label", "labels", "settings"},
+    guard_module: {"case", "ballot", "label", "flipped", "visits", "ratio", "risky", "draw"},
     vote_module: {"group", "classes", "ballots", "answers", "same"},
 }
 
@@ -194,7 +198,7 @@ def test_nothing_that_knows_a_truth_is_imported(module: ModuleType) -> None:
     tree = ast.parse(Path(inspect.getfile(module)).read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     ours = {name for name in imported if name is not None and name.startswith("ttrl_jax")}
-    known = ("equivalence", "extract", "symbolic", "vote")
+    known = ("equivalence", "extract", "history", "rules", "score", "symbolic", "verdict", "vote")
     assert ours <= {"ttrl_jax.errors", *(f"ttrl_jax.reward.{name}" for name in known)}
 
 

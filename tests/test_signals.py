@@ -1,5 +1,6 @@
 """Hand-worked: what a step's votes say without any truth."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -75,6 +76,18 @@ def test_labels_that_questions_share() -> None:
     assert vote_metrics(ballots, verdict, chosen, [None] * 4, classes=by_length)["distinct_labels"] == 1.0
     nobody = vote_metrics([ballot(None)], judged([ballot(None)]), np.zeros((1, 1), np.int32), [None])
     assert "distinct_labels" not in nobody
+
+
+def test_a_question_that_is_left_out_has_no_gradient() -> None:
+    """The gate: 2 of 4 votes are no more than 0.15 ahead of 2. Its rewards differ where the rule does not see to it."""
+    ballots = [ballot("1", "1", "2", "2"), ballot("1", "1", "1", "2")]
+    every, nothing = np.tile(np.arange(4), (2, 1)), np.zeros((2, 4))
+    verdict = Judge(rule="gate")(ballots, Evidence(nothing, nothing, None), History(), Draw(0, 0, range(2)))
+    metrics = vote_metrics(ballots, verdict, every, [None] * 2)
+    assert metrics["zero_advantage_groups"] == 1 / 2 and metrics["no_label_rate"] == 0
+    assert metrics["accuracy_reward"] == metrics["majority_voting_reward"] == 3 / 8
+    formed = dataclasses.replace(verdict, rewards=verdict.rewards + np.float32([[0, 0.1, 0, 0]] * 2))
+    assert vote_metrics(ballots, formed, every, [None] * 2)["zero_advantage_groups"] == 1 / 2
 
 
 def test_a_vote_without_answer_breaks_unanimity() -> None:

@@ -42,6 +42,17 @@ _REWARDS = {  # by judge.rule
     "majority": "Responses whose answer was the label were rewarded. The label was {label}.",
     "vote_share": "Every answer was rewarded by its share of the votes; true answers, where known, were only used to "
     "measure.",
+    "gate": "Responses whose answer was the label were rewarded, where the vote was clear. The label was {label}.",
+    "negative": "Responses with a rare and uncertain answer were punished, and none was rewarded; true answers, where "
+    "known, were only used to measure.",
+    "scrl": "Responses whose answer was the label were rewarded, where the vote was clear, and those with a rare and "
+    "uncertain answer were punished (SCRL, arXiv 2603.19880). The label was {label}.",
+    "guard": "Responses whose answer was the label were rewarded, less where labels had changed from vote to vote "
+    "(TTRL-Guard, arXiv 2605.19444). The label was {label}.",
+    "best_of": "Responses whose answer was the label were rewarded. The label was the answer of the response that the "
+    "model found likeliest; true answers, where known, were only used to measure.",
+    "soft": "Responses whose answer was the label were rewarded, the more the clearer the vote was. The label was "
+    "{label}.",
     "answered": "Every response that had an answer was rewarded, whatever it was: this is a control, not the method.",
 }
 
@@ -111,6 +122,8 @@ def card(
         for title, section, key in _SETTINGS
         if not (shares and (section, key) == ("reward", "label"))
     ]
+    if "no_answer_reward" in config["judge"] and config["judge"]["no_answer_reward"]:
+        settings.append(f"| reward of a response without an answer | {config['judge']['no_answer_reward']} |")
     if "lora" in config and config["lora"]["rank"]:
         settings += [f"| {title} | {config['lora'][key]} |" for title, key in _LORA_SETTINGS]
     return _CARD.format(

@@ -121,7 +121,7 @@ def _divides(temperature: float) -> bool:
 
 def _reward_rules(config: ConfigDict) -> list[tuple[bool, str]]:
     """What rewards are made of."""
-    reward, rule = config.reward, config.judge.rule
+    reward, rule, judge = config.reward, config.judge.rule, config.judge
     return [
         (
             reward.label in ("majority", "offline", "truth", "random"),
@@ -139,9 +139,19 @@ def _reward_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         ),
         (
             (rule == "majority" and reward.kind != "vote_share") or reward.label == "majority",
-            f'judge.rule="{rule if reward.kind is None else reward.kind}" rewards answers without a label; leave '
-            f'reward.label at "majority", got {reward.label!r}',
+            f'judge.rule="{rule if reward.kind is None else reward.kind}" goes by the votes and takes no other labels; '
+            f'leave reward.label at "majority", got {reward.label!r}',
         ),
+        *(
+            (0 <= judge[name] <= 1, f"judge.{name} is a share of the votes, 0 to 1, got {judge[name]}")
+            for name in ("gate_share", "gate_margin", "negative_share")
+        ),
+        (
+            -math.inf < judge.no_answer_reward <= 0,
+            f"judge.no_answer_reward must be 0 or a finite number below, got {judge.no_answer_reward}",
+        ),
+        (0 < judge.soft_slope < math.inf, f"judge.soft_slope must be above 0 and finite, got {judge.soft_slope}"),
+        (math.isfinite(judge.soft_offset), f"judge.soft_offset must be finite, got {judge.soft_offset}"),
         (
             0 <= reward.format_weight < math.inf,
             f"reward.format_weight must be at least 0 and finite, got {reward.format_weight}",
@@ -157,6 +167,11 @@ def _reward_rules(config: ConfigDict) -> list[tuple[bool, str]]:
 def _algorithm_rules(config: ConfigDict) -> list[tuple[bool, str]]:
     """What the algorithms are told, and what does not go with them."""
     algorithm, advantage, critic = config.algorithm, config.train.advantage, config.critic
+    outcomes = [name for name, rule in RULES.items() if rule.outcomes]
+    added = {
+        "reward.format_weight": config.reward.format_weight,
+        "judge.no_answer_reward": config.judge.no_answer_reward,
+    }
     return [
         (advantage in ("std", "entropic"), f"train.advantage must be std or entropic, got {advantage!r}"),
         (
@@ -169,13 +184,16 @@ def _algorithm_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         (0 <= critic.gae_lambda <= 1, f"critic.gae_lambda must be from 0 to 1, got {critic.gae_lambda}"),
         (config.prime.beta > 0, f"prime.beta must be above 0, got {config.prime.beta}"),
         (
-            algorithm != "prime" or (config.judge.rule == "majority" and config.reward.kind != "vote_share"),
-            f'algorithm="prime" learns from labels; leave judge.rule at "majority", got {config.judge.rule!r}',
+            algorithm != "prime" or (config.judge.rule in outcomes and config.reward.kind != "vote_share"),
+            f'algorithm="prime" learns from a label for each question; set judge.rule to one of {", ".join(outcomes)}, '
+            f"got {config.judge.rule!r}",
         ),
-        (
-            algorithm != "prime" or config.reward.format_weight == 0,
-            'algorithm="prime" learns from outcomes that are 0 or 1; leave reward.format_weight at 0, got '
-            f"{config.reward.format_weight}",
+        *(
+            (
+                algorithm != "prime" or value == 0,
+                f'algorithm="prime" learns from outcomes that are 0 or 1; leave {name} at 0, got {value}',
+            )
+            for name, value in added.items()
         ),
     ]
 

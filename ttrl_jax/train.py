@@ -367,7 +367,7 @@ def budget(inputs: Inputs) -> str:
     said = (
         f"{inputs.total_steps} steps ({inputs.config.episodes} episodes) of {rollout.prompts} questions x "
         f"{rollout.votes} votes, {train.samples} of them trained on by {inputs.config.algorithm}; "
-        f"label: {inputs.config.reward.label}"
+        f"label: {inputs.config.reward.label}, rule: {inputs.config.judge.rule}"
     )
     if (left := len(problems) % rollout.prompts) and inputs.config.data.drop_last:
         said += f"; another {left} questions are left out of each episode (data.drop_last)"

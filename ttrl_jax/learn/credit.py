@@ -3,7 +3,8 @@
 
 All functions take the same two arguments. mask is float32 [R, T'], 1 on response tokens. verdict is the verdict on the
 samples that are trained on: rewards and bonus float32 [P, G], scale float32 [P]. With a scale of 0 a question teaches
-nothing, but its tokens still count in means. The bonus is added at the end.
+nothing, but its tokens still count in the means of the loss. The bonus is added at the end, in units of the question's
+mean absolute advantage: so it is a share of what the question teaches anyway, whatever the algorithm.
 """
 
 import math
@@ -22,10 +23,11 @@ Credited = tuple[np.ndarray, dict[str, float]]  # advantages float32 [R, T'], 0 
 
 
 def of_groups(verdict: Verdict, mask: np.ndarray, rule: Callable[[np.ndarray], np.ndarray]) -> Credited:
-    """Advantages scale * rule(rewards) + bonus, the same for all tokens of a response, and their mean, max and min over
-    responses. The rule of GRPO is `group_normalised` or `entropic`, that of Dr. GRPO `centred`, that of RLOO
-    `leave_one_out`."""
-    groups = verdict.scale[:, None] * rule(verdict.rewards) + verdict.bonus
+    """Advantages A + bonus * mean |A| over the responses to the question, A = scale * rule(rewards), the same for all
+    tokens of a response, and their mean, max and min over responses. The rule of GRPO is `group_normalised` or
+    `entropic`, that of Dr. GRPO `centred`, that of RLOO `leave_one_out`."""
+    groups = verdict.scale[:, None] * rule(verdict.rewards)
+    groups = groups + verdict.bonus * np.abs(groups).mean(1, keepdims=True)
     return groups.reshape(-1, 1) * mask, _spread(groups)
 
 
@@ -98,12 +100,13 @@ def ppo(
 
     values: float32 [R, T'], of the critic before its update. The reward comes with the last token (verl 0.4.1,
     core_algos.compute_gae_advantage_return). Returns advantages and returns, float32 [R, T'], 0 where there is no
-    token, and metrics of the advantages and of the critic.
+    token, and metrics of the advantages and of the critic. For a question with a scale of 0 the returns are the values:
+    the critic learns nothing of it either.
     """
     rewards = verdict.rewards.reshape(-1, 1) * _last(mask)
     raw = gae(rewards, values, mask, gamma=gamma, lam=lam)
     returns = (raw + values) * mask
-    advantages = _judged(verdict, whitened(raw, mask), mask)
+    advantages = _judged(verdict, raw, mask)
     tokens = mask > 0
     spread, left = np.var(returns[tokens]), np.var((returns - values)[tokens])
     critic = {
@@ -111,6 +114,7 @@ def ppo(
         "return": float(returns[tokens].mean()),
         "explained_variance": float(1 - left / spread) if spread > _NONE else 0.0,  # 0: equal returns
     }
+    returns = np.where(_of_rows(verdict, verdict.scale) > 0, returns, values * mask)
     return advantages, returns.astype(np.float32), {"advantage": _spread(advantages[tokens]), "critic": critic}
 
 
@@ -127,6 +131,8 @@ def gae(rewards: np.ndarray, values: np.ndarray, mask: np.ndarray, *, gamma: flo
 def whitened(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """(x - mean) / sqrt(variance + 1e-8) over all tokens, the variance unbiased, float32 [R, T'], 0 elsewhere."""
     tokens = x[mask > 0].astype(np.float64)
+    if not len(tokens):
+        return np.zeros(mask.shape, np.float32)
     variance = tokens.var(ddof=1) if len(tokens) > 1 else 0.0
     return ((x - tokens.mean()) / math.sqrt(variance + _WHITE) * mask).astype(np.float32)
 
@@ -157,8 +163,7 @@ def prime(
         base = np.repeat(means.sum(1) / others, count)[:, None]
         process = (process * count / others - base) * mask
     outcome = leave_one_out(verdict.rewards).reshape(-1, 1) * last
-    advantages = whitened(_to_the_end(process_coef * process + outcome_coef * outcome) * mask, mask)
-    advantages = _judged(verdict, advantages, mask)
+    advantages = _judged(verdict, _to_the_end(process_coef * process + outcome_coef * outcome) * mask, mask)
     sums = (log_ratios * mask).sum(1).reshape(shape)
     found = {"ordered_pairs": ordered_pairs(sums, verdict.rewards), "log_ratio": float(log_ratios[mask > 0].mean())}
     return advantages, {"advantage": _spread(advantages[mask > 0]), "process": found}
@@ -183,9 +188,18 @@ def _to_the_end(x: np.ndarray) -> np.ndarray:
 
 
 def _judged(verdict: Verdict, advantages: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """scale * advantages + bonus."""
-    scale = np.repeat(verdict.scale, verdict.rewards.shape[1])[:, None]
-    return ((scale * advantages + verdict.bonus.reshape(-1, 1)) * mask).astype(np.float32)
+    """A + bonus * mean |A| over the tokens of the question, A = scale * whitened advantages. What a question with a
+    scale of 0 has does not shift the others': the rest is whitened without it."""
+    scale = _of_rows(verdict, verdict.scale)
+    judged = scale * whitened(advantages, mask * (scale > 0))
+    groups = (len(verdict.scale), -1)
+    means = np.abs(judged).reshape(groups).sum(1) / mask.reshape(groups).sum(1)
+    return ((judged + verdict.bonus.reshape(-1, 1) * _of_rows(verdict, means)) * mask).astype(np.float32)
+
+
+def _of_rows(verdict: Verdict, x: np.ndarray) -> np.ndarray:
+    """A number of each question [P], for each of its rows: [R, 1]."""
+    return np.repeat(x, verdict.rewards.shape[1])[:, None]
 
 
 def _spread(x: np.ndarray) -> dict[str, float]:

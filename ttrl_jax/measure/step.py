@@ -69,9 +69,11 @@ def step_metrics(
     votes |= {} if formed is None else {"format_rate": float(formed.mean())}
     audited, known = {}, truths(seen.batch)
     if known is not None:
-        audited = audit(seen.ballots, verdict.labels, verdict.rewards, seen.chosen, known, same=task.same)
+        how = {"selective": verdict.selective, "same": task.same}
+        audited = audit(seen.ballots, verdict.labels, verdict.rewards, seen.chosen, known, **how)
     return named(
         vote=votes,
+        judge=dict(verdict.found),
         audit=audited,
         **learned,
         length=lengths(seen.prompts, seen.rollouts),
@@ -86,6 +88,9 @@ def line_of(metrics: Mapping[str, float]) -> str:
     shown = {
         "majority ratio": "vote/majority_ratio",
         "reward": "vote/majority_voting_reward",
+        "without a label": "judge/unlabelled_rate",  # these three where the rule says so
+        "pushed away": "judge/negative_rate",
+        "skipped": "judge/skipped_rate",
         "label accuracy": "audit/label_accuracy",
         "reward accuracy": "audit/reward_accuracy",
         "entropy": "update/entropy",  # unknown where no row was computed

@@ -20,6 +20,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "vote/unanimous": ("Unanimous questions", "share"),
         "vote/distinct_labels": ("Different labels of a step's questions", "share"),
         "vote/no_label_rate": ("Questions without any answer", "share"),
+        "judge/unlabelled_rate": ("Questions that the judge gave no label", "share"),
         "vote/zero_advantage_groups": ("Questions without a gradient", "share"),
     },
     "Reward and format": {

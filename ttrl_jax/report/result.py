@@ -101,6 +101,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     found += [
         ("algorithm", setting("algorithm")),
         ("labels", setting("reward.label")),
+        ("what a vote earns", setting("judge.rule")),
         ("LoRA", _lora(run)),
         ("learning rate", setting("train.learning_rate")),
         ("seed", setting("seed")),

@@ -105,8 +105,9 @@ def visit(row: Mapping[str, Any], step: int) -> dict[str, Any]:
 
     Returns step; label (that was rewarded), majority (the votes' answer; runs from before that was written down have
     it as their label), share and majority_share (of the votes, for these), votes, right and majority_right (whether
-    they are the truth; None where that is not known); no_answer, unformed (responses without an answer, and out of the
-    format; None without a format), length (tokens of a response, mean); ballot, [class, answer, votes, right] by votes,
+    they are the truth; None where that is not known, or where no label was given to a majority); no_answer, unformed
+    (responses without an answer, and out of the format; None without a format), length (tokens of a response, mean);
+    ballot, [class, answer, votes, right] by votes,
     at most 40, and others, [answers, votes] of the rest; samples, [response, answer, class, reward, tokens, truncated,
     right, formed, tokens' texts and log-probs or None] each.
     """
@@ -131,7 +132,7 @@ def visit(row: Mapping[str, Any], step: int) -> dict[str, Any]:
         "share": 0.0 if label_class is None else round(counts[label_class] / len(samples), 4),
         "majority_share": 0.0 if won is None else round(counts[won] / len(samples), 4),
         "votes": len(samples),
-        "right": is_right(label_class),
+        "right": None if label is None and majority is not None else is_right(label_class),
         "majority_right": is_right(won),
         "no_answer": len(samples) - sum(counts),
         "unformed": formed.count(False) if formed else None,

@@ -33,12 +33,14 @@ def audit(
     chosen: np.ndarray,
     truths: Sequence[str | None],
     *,
+    selective: bool = False,
     same: Callable[[Answer, Answer], bool] = same,
 ) -> dict[str, float]:
     """Measure a step against the truth, under the names of the reference (`_prompt_compute_ttrl_metrics`).
 
     Args: labels [P], the classes that won or were given; rewards float [P, V]; chosen int [P, G]; truths [P],
-    None for a question without one, but not for all; same: whether two answers are.
+    None for a question without one, but not for all; selective: whether the rule leaves questions without a label on
+    purpose (`Verdict.selective`); same: whether two answers are.
 
     Returns means over the questions that have a truth. Correct means: in the class of the truth.
       truths                      how many have one; only where others have none
@@ -51,6 +53,8 @@ def audit(
       votes_reward_accuracy, votes_ground_truth_reward, pass@{V}   the same over all V votes
       point_biserial_correlation  between the whole reward and correctness of all P x G chosen samples; 0.0
                                   when it is undefined, that is when either is the same everywhere
+    With selective, label_accuracy, reward_accuracy and votes_reward_accuracy are means over the questions that have a
+    label besides, and absent if none has.
     """
     places, metrics = having(truths)
     ballots, labels, truths = ([values[i] for i in places] for values in (ballots, labels, truths))
@@ -61,17 +65,22 @@ def audit(
     chosen_correct = np.take_along_axis(correct, chosen, axis=1)
     chosen_rewards = np.take_along_axis(rewards, chosen, axis=1)
     label_right = [t is not None and label == t for label, t in zip(labels, right, strict=True)]
+    labelled = [i for i, label in enumerate(labels) if label is not None or not selective]
     metrics |= {
-        "label_accuracy": np.mean(label_right),
-        "reward_accuracy": np.mean(np.take_along_axis(agrees, chosen, axis=1)),
+        "label_accuracy": _mean(np.array(label_right)[labelled]),
+        "reward_accuracy": _mean(np.take_along_axis(agrees, chosen, axis=1)[labelled]),
         "ground_truth_reward": np.mean(chosen_correct),
         f"pass@{chosen.shape[1]}": np.mean(np.any(chosen_correct, axis=1)),
-        "votes_reward_accuracy": np.mean(agrees),
+        "votes_reward_accuracy": _mean(agrees[labelled]),
         "votes_ground_truth_reward": np.mean(correct),
         f"pass@{rewards.shape[1]}": np.mean(np.any(correct, axis=1)),
         "point_biserial_correlation": _correlation(chosen_rewards, chosen_correct),
     }
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: float(value) for name, value in metrics.items() if value is not None}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(np.mean(values)) if values.size else None
 
 
 def _correlation(rewards: np.ndarray, correct: np.ndarray) -> float:

@@ -42,6 +42,12 @@ def with_format(rewards: np.ndarray, formed: np.ndarray, *, weight: float) -> np
     return rewards + np.float32(weight) * formed.astype(np.float32)
 
 
+def with_silence(rewards: np.ndarray, ballots: Sequence[Ballot], *, reward: float) -> np.ndarray:
+    """Return the rewards, float32 [P, V], with `reward` in the place of those of votes without an answer."""
+    silent = np.array([[c is None for c in b.classes] for b in ballots])
+    return np.where(silent, np.float32(reward), rewards)
+
+
 def select(rewards: np.ndarray, *, samples: int) -> np.ndarray:
     """Return the indices of the samples to train on, int32 [P, G]: the first G of the V, by sample index.
 

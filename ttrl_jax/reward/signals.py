@@ -39,7 +39,7 @@ def vote_metrics(
       vote_entropy            nats, over the classes (votes without an answer are left out); 0 without any
       undecided               pairs of answers that may be the same, but could not be decided in time
       distinct_labels         different winners among those of the questions / their number; absent without any winner
-      zero_advantage_groups   share of questions whose chosen rewards are all equal
+      zero_advantage_groups   share of questions whose chosen rewards are all equal, or whose scale is 0
       flip_rate               share of the questions seen before whose winner changed; absent if there are none
     """
     counted = [sorted(b.counts, reverse=True) + [0, 0] for b in ballots]
@@ -62,7 +62,7 @@ def vote_metrics(
         "distinct_answers": np.mean([len(b.counts) for b in ballots]),
         "vote_entropy": np.mean([_entropy(b.counts) for b in ballots]),
         "undecided": np.mean([b.undecided for b in ballots]),
-        "zero_advantage_groups": np.mean(np.all(trained == trained[:, :1], axis=1)),
+        "zero_advantage_groups": np.mean(np.all(trained == trained[:, :1], axis=1) | (verdict.scale == 0)),
     }
     labels = [b.answers[winner] for b, winner in zip(ballots, verdict.winners, strict=True) if winner is not None]
     if labels:

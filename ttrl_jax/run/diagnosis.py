@@ -154,7 +154,7 @@ def _why_stuck(steps: Sequence[Mapping[str, float]]) -> str:
     """The reasons that the metrics give, each with what to change."""
     silent, cut = _last(steps, "vote/no_answer_rate"), _last(steps, "length/truncation_rate")
     ties, flips = _last(steps, "vote/tie_rate"), _last(steps, "vote/flip_rate")
-    equal = _last(steps, "vote/zero_advantage_groups")
+    equal, unlabelled = _last(steps, "vote/zero_advantage_groups"), _last(steps, "judge/unlabelled_rate")
     reasons = []
     if silent > MANY:
         reasons.append(
@@ -167,7 +167,12 @@ def _why_stuck(steps: Sequence[Mapping[str, float]]) -> str:
             "visit. Lower rollout.temperature or raise rollout.votes; questions that the model hardly knows teach "
             "nothing."
         )
-    if equal > 1 - MANY:
+    if unlabelled > 1 - MANY:
+        reasons.append(
+            f"{unlabelled:.1%} of the questions had no label: their votes did not pass judge.gate_share and "
+            "judge.gate_margin. Lower these, or take another judge.rule."
+        )
+    elif equal > 1 - MANY:
         reasons.append(f"In {equal:.1%} of the questions all rewards were equal: there was nothing to learn from.")
     if not reasons:
         reasons.append(

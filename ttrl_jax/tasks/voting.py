@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.history import History
-from ttrl_jax.reward.judge import Draw, Evidence, Judge
+from ttrl_jax.reward.judge import Draw, Evidence, Judge, Settings
 from ttrl_jax.reward.vote import Ballot, vote
 from ttrl_jax.run import distributed
 from ttrl_jax.tasks.task import Task
@@ -34,14 +34,15 @@ def judge_of(config: ConfigDict, task: Task, *, offline: Mapping[int, Answer | N
 
     offline: question -> label, for reward.label="offline".
     """
-    reward = config.reward
+    reward, keys = config.reward, dict(config.judge)
     return Judge(
-        rule=config.judge.rule,
+        rule=keys.pop("rule"),
         label="majority" if reward.label == "truth" else reward.label,
         ties=reward.ties,
         format_weight=reward.format_weight,
         offline=offline or {},
         same=task.same,
+        settings=Settings(**keys),
     )
 
 
