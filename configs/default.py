@@ -59,6 +59,9 @@ def get_config() -> ConfigDict:
     # are the answers themselves, or all of them end as for hash.
     c.data.truth_extract = ""
     c.data.drop_last = False  # True: leave out questions that do not fill a step; False: the last step is smaller
+    # shuffled: anew in each episode | given: as in the data | vote_share: easy first, by the share of the start model's
+    # votes that the winner has, in each episode. The start model votes once on all questions for it (labels.jsonl).
+    c.data.order = "shuffled"
     c.data.level = 0  # take only questions whose column `level` has this value (MATH: 1 to 5); 0: all
     c.data.limit = 0  # take only so many questions, the first ones; 0: all
 
@@ -172,9 +175,12 @@ def get_config() -> ConfigDict:
     c.eval.top_p = 0.95
     c.eval.k = ()  # more values of j for pass@j, maj@j and best_of@j, besides 2, 4, 8 ... and eval.samples
     c.eval.greedy = False  # True: also evaluate one response to each question at temperature 0
+    # A Python file with score(prompt, response) -> float: also evaluate best-of-n by it (docs/metrics.md); empty: none.
+    c.eval.scorer = ""
     # More sets of questions to evaluate on; they are never trained on. NAME=PATH is the file PATH. If there is a
     # configs/NAME.py, its data.* and its reward.extract, format and locale are used, else those of this config. NAME
-    # alone also takes the path of configs/NAME.py.
+    # alone also takes the path of configs/NAME.py. With @level=3 behind it, only the questions of that level are taken,
+    # by their column `level`.
     c.eval.tasks = ()
 
     c.checkpoint = ConfigDict()

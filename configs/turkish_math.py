@@ -13,9 +13,10 @@ The control with true labels is --config.reward.label=truth --workdir=runs/turki
 the same questions in the same order, and samples the same responses as long as the weights are the same.
 
 A response should be <mantık>...</mantık> <cevap>...</cevap>, with a number in the second tag, as Turkish writes it. The
-number is rewarded wherever the tag stands, and the format with a tenth of that. Two more readings are only measured
-(docs/metrics.md): a strict one counts numbers of responses in the format alone, and a flexible one takes the number in
-the tag, or else the last number. Settings that the replication does not ask for are those of math500.py.
+number is rewarded wherever the tag stands, and the format with a tenth of that. Three more readings are only measured
+(docs/metrics.md): strict counts numbers of responses in the format alone, flexible is what stands between the answer
+tags, and the last takes the last number where there is no tag. Settings that the replication does not ask for are those
+of math500.py.
 """
 
 from ml_collections import ConfigDict

@@ -18,10 +18,23 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # the package of this checkout
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # the package of this checkout
+
+from studies.runs import train  # noqa: E402
+from studies.shown import (  # noqa: E402
+    ALGORITHMS,
+    LABELS,
+    ORACLE,
+    POINTS,
+    TITLES,
+    Table,
+    algorithms_table,
+    called,
+    mean_curve,
+)
 
 from ttrl_jax.errors import InputError  # noqa: E402
 from ttrl_jax.report import svg  # noqa: E402
@@ -32,23 +45,12 @@ from ttrl_jax.run import places  # noqa: E402
 from ttrl_jax.run.metrics import write_text  # noqa: E402
 from ttrl_jax.tasks.sets import OWN  # noqa: E402
 
-LABELS = {
-    "majority": "the vote (TTRL)",
-    "offline": "the start model's vote, never renewed",
-    "random": "random answers (control)",
-    "truth": "true answers (oracle)",
-}
-ALGORITHMS = {"grpo": "GRPO", "dr_grpo": "Dr. GRPO", "rloo": "RLOO", "ppo": "PPO", "prime": "PRIME"}
-TITLES = LABELS | ALGORITHMS
-ORACLE = "truth"  # beside algorithms: GRPO with it
 CURVES = {
     "labels that are the truth": "audit/label_accuracy",
     "rewards as the truth would give": "audit/reward_accuracy",
     "votes for the label": "vote/majority_ratio",
 }
-PARTS = ("sample", "vote", "update")  # of a step, in whose seconds no evaluation is
 ENDS = 8  # steps at either end of a run, whose means are printed: an episode of the quickstart
-POINTS = 36  # of a line in the pictures; the steps between are averaged
 
 
 def main() -> int:
@@ -60,13 +62,12 @@ def main() -> int:
         print(f"== run {i + 1} of {len(folders)}: {folder}", flush=True)
         keys = [f"--config.algorithm={arm}" if arm in ALGORITHMS else f"--config.reward.label={arm}"]
         keys.append(f"--config.seed={seed}")
-        train = ["ttrl_jax.train", "--config", options.config, *changes, *keys, "--workdir", str(folder)]
-        code = subprocess.run([sys.executable, "-m", *train]).returncode
+        code = subprocess.run(train(options.config, [*changes, *keys], folder)).returncode
         if code:
             return code
     chosen = [str(folder) for arm in arms for each, _, folder in folders if each == arm]
     groups = dict(zip(arms, by_seed(read_runs(chosen)), strict=True))
-    table = algorithms_table(groups) if options.algorithms else markdown(groups)
+    table = (algorithms_table(groups) if options.algorithms else labels_table(groups)).markdown()
     said = findings(groups) + ([] if options.algorithms else courses(groups))
     write_text(options.out / "table.md", table)
     write_text(options.out / "curves.svg", picture(groups))
@@ -112,7 +113,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, changes
 
 
-def markdown(groups: dict[str, Group]) -> str:
+def labels_table(groups: dict[str, Group]) -> Table:
     """avg@k, maj@k and, where it was measured, greedy of the first and the last evaluation: the mean of the seeds, the
     lowest and the highest."""
     rows, names = [], ("", "")
@@ -121,30 +122,9 @@ def markdown(groups: dict[str, Group]) -> str:
             first, last = group.ends(task)
             names = metric_at(first, "avg"), metric_at(first, "maj"), *(["greedy"] if "greedy" in first else [])
             cells = [spread(numbers.get(name or "", [])) for numbers in (first, last) for name in names]
-            rows.append([TITLES[label], "trained on" if task == OWN else task, *cells])
+            rows.append([TITLES[label], called(task), *cells])
     head = ["labels", "questions", *(f"{name} {when}" for when in ("before", "after") for name in names)]
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def algorithms_table(groups: dict[str, Group]) -> str:
-    """Of each algorithm and the oracle: avg@k and maj@k at the start and at the end, the share of what the oracle has
-    gained, and the seconds of a step, the median over the steps of all seeds."""
-    rows, names = [], ("", "")
-    tops = {task: groups[ORACLE].ends(task) for task in groups[ORACLE].tasks}
-    for arm, group in groups.items():
-        steps = [sum(row.get(f"time/{part}", 0.0) for part in PARTS) for run in group.runs for row in run.rows]
-        for task in group.tasks:
-            first, last = group.ends(task)
-            name, vote = names = metric_at(first, "avg"), metric_at(first, "maj")
-            before, after, top = fmean(first[name]), fmean(last[name]), fmean(tops[task][1][name])
-            gained = f"{(after - before) / (top - before):.2f}" if top > before else "-"
-            cells = [spread(numbers) for numbers in (first[name], first[vote], last[name], last[vote])]
-            seconds = f"{median(second for second in steps if second > 0):.2f}" if task == OWN else ""
-            rows.append([TITLES[arm], "trained on" if task == OWN else task, *cells, gained, seconds])
-    head = ["algorithm", "questions", *(f"{name} {when}" for when in ("before", "after") for name in names)]
-    lines = [[*head, "of the oracle's gain", "seconds a step"], ["---"] * (len(head) + 2), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return Table("labels", "", head, rows)
 
 
 def findings(groups: dict[str, Group]) -> list[str]:
@@ -188,16 +168,6 @@ def picture(groups: dict[str, Group]) -> str:
     charts = [("correct", "Correct samples in training", correct), ("labels", told_of, told)]
     drawn = [(name, title, [line for line in lines if line.points]) for name, title, lines in charts]
     return svg.picture([Chart(name, title, lines, "share", True) for name, title, lines in drawn if lines], most=POINTS)
-
-
-def mean_curve(group: Group, name: str) -> list[tuple[float, float]]:
-    """A metric over the steps that all seeds have: (step, mean)."""
-    by_step: dict[int, list[float]] = {}
-    for run in group.runs:
-        for row in run.rows:
-            if name in row:
-                by_step.setdefault(row["step"], []).append(row[name])
-    return [(step, fmean(values)) for step, values in sorted(by_step.items()) if len(values) == len(group.runs)]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def audit_vote(ballots: list[Ballot], truths: list[str], *, samples: int) -> dic
 def test_a_wrong_label_and_its_right_rewards_as_the_faq_has_them() -> None:
     """docs/faq.md: 8 answers, of which none is the truth; and rewards of +1 and -1 have the advantages of 1 and 0."""
     found = audit_vote([ballot(*"11222456")], ["3"], samples=8)
-    assert found["label_accuracy"] == 0 and found["reward_accuracy"] == 0.625
+    assert found["label_accuracy"] == 0 and found["reward_accuracy"] == found["hit_ratio"] == 0.625
     rewards = np.float32([[0, 0, 1, 1, 1, 0, 0, 0]])
     for each in (rewards, 2 * rewards - 1):
         advantages = group_normalised(each)
@@ -55,6 +55,12 @@ def test_a_rule_that_chooses_is_measured_by_the_labels_that_it_gives() -> None:
     none = measured([None, None], selective=True)
     assert none.keys() == whole.keys() - set(names) and none["ground_truth_reward"] == whole["ground_truth_reward"]
     assert measured([None, None], selective=False)["label_accuracy"] == 0
+
+
+def test_the_hit_ratio_is_of_wrong_labels() -> None:
+    """Where each label is right, or there is no label at all, there is none."""
+    assert "hit_ratio" not in audit_vote([ballot(*"3345")], ["3"], samples=4)
+    assert "hit_ratio" not in audit_vote([ballot(None, None)], ["3"], samples=2)
 
 
 def test_truth_classes() -> None:
@@ -91,6 +97,7 @@ def test_metrics_by_hand() -> None:
         {
             "label_accuracy": 2 / 4,
             "reward_accuracy": (2 + 0 + 1 + 2) / 8,
+            "hit_ratio": (0 + 1) / 4,  # of the second and the third
             "ground_truth_reward": (1 + 0 + 0 + 0) / 8,
             "pass@2": 1 / 4,
             "votes_reward_accuracy": (4 + 0 + 1 + 4) / 16,

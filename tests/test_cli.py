@@ -171,6 +171,7 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--config.reward.format=('think','<answer>')", ("name of a tag", "'<answer>'")),
         ("--config.reward.format=('answer','answer')", ("once", "answer, answer")),
         ("--config.reward.locale=fr", ("en, tr, de", "'fr'")),
+        ("--config.data.order=easy", ("data.order", "shuffled, given, vote_share", "'easy'")),
         ("--config.reward.ties=last", ("reward.ties", "first or random", "'last'")),
         ("--config.reward.kind=entropy", ("reward.kind", "vote_share", "'entropy'")),
         ("--config.judge.rule=entropy", ("judge.rule", "majority, vote_share, answered, gate", "'entropy'")),

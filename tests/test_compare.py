@@ -84,10 +84,10 @@ def groups(tmp_path: Path):
 
 
 def test_table_and_findings_by_hand(groups):
-    assert compare.markdown(groups).splitlines()[0] == (
+    assert compare.labels_table(groups).markdown().splitlines()[0] == (
         "| labels | questions | avg@4 before | maj@4 before | avg@4 after | maj@4 after |"
     )
-    assert "| 0.700 (0.600 to 0.800) | 0.800 (0.700 to 0.900) |" in compare.markdown(groups)
+    assert "| 0.700 (0.600 to 0.800) | 0.800 (0.700 to 0.900) |" in compare.labels_table(groups).markdown()
     assert compare.findings(groups) == [
         "The start model: avg@4 0.200; its vote, maj@4 0.500.",
         "Labels by the vote (TTRL): avg@4 0.700, above the start, above its vote.",
@@ -104,7 +104,7 @@ def test_a_table_has_greedy_answers_where_they_were_measured(tmp_path: Path):
         0,
     )
     [group] = compare.by_seed(compare.read_runs([str(tmp_path / "run")]))
-    head, _, row = compare.markdown({"majority": group}).splitlines()
+    head, _, row = compare.labels_table({"majority": group}).markdown().splitlines()
     assert head.endswith("| greedy before | avg@4 after | maj@4 after | greedy after |")
     assert [cell.split()[0] for cell in row.split("|")[3:-1]] == ["0.200", "0.500", "0.100", "0.600", "0.700", "0.900"]
 
@@ -133,7 +133,7 @@ def test_table_of_algorithms_by_hand(tmp_path: Path):
             write_jsonl(path / "metrics.jsonl", rows)
             paths.append(str(path))
         [groups[arm]] = compare.by_seed(compare.read_runs(paths))
-    head, _, *rows = compare.algorithms_table(groups).splitlines()
+    head, _, *rows = compare.algorithms_table(groups).markdown().splitlines()
     assert head.endswith("| avg@4 after | maj@4 after | of the oracle's gain | seconds a step |")
     start = "0.200 (0.200 to 0.200) | 0.500 (0.500 to 0.500)"
     assert rows[0] == f"| GRPO | trained on | {start} | 0.800 (0.700 to 0.900) | 0.900 (0.800 to 1.000) | 1.00 | 2.00 |"

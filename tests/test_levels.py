@@ -8,8 +8,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from configs import math500
 from ttrl_jax.data.problems import Problem, load
 from ttrl_jax.errors import InputError
+from ttrl_jax.tasks.sets import read_questions
 
 
 def rows(*levels: Any) -> list[dict[str, Any]]:
@@ -35,10 +37,11 @@ def written(folder: Path, content: list[dict[str, Any]], suffix: str = ".json") 
 )
 def test_rows_of_the_level(tmp_path: Path, suffix: str, levels: tuple[Any, ...]):
     file = written(tmp_path, rows(*levels), suffix)
-    assert questions(file, 3) == [Problem(0, "0", "question 1", "1"), Problem(1, "1", "question 3", "3")]
-    assert questions(file, 3, limit=1) == [Problem(0, "0", "question 1", "1")]
+    assert questions(file, 3) == [Problem(0, "0", "question 1", "1", 3), Problem(1, "1", "question 3", "3", 3)]
+    assert questions(file, 3, limit=1) == [Problem(0, "0", "question 1", "1", 3)]
     assert [problem.truth for problem in questions(file, 1)] == ["0"]
-    assert len(questions(file, None)) == 4
+    third = {2: 2, 5.0: 5, "": None, "Level ?": None}[levels[2]]
+    assert [problem.level for problem in questions(file, None)] == [1, 3, third, 3]
 
 
 def test_a_level_that_no_question_has(tmp_path: Path):
@@ -62,3 +65,21 @@ def test_messages_count_the_rows_of_the_level(tmp_path: Path):
     with pytest.raises(InputError, match=r"data.json at level 2: the question, column 'prompt', is empty in row 1 "):
         questions(file, 2)
     assert len(questions(file, 1)) == 1
+
+
+@pytest.mark.parametrize("path", ["levels=@@level=3", "math500=@@level=3"])
+def test_a_set_of_evaluation_of_one_level(tmp_path: Path, path: str):
+    file = written(tmp_path, [row | {"problem": row["prompt"]} for row in rows(1, "Level 3", 2, 3)])
+    config = math500.get_config("model")
+    config.data.path, config.eval.tasks = str(file), (path.replace("@@", f"{file}@"), f"all={file}")
+    own, level, whole = read_questions(config)
+    assert [problem.truth for problem in level.items] == ["1", "3"] and "questions of level 3 alone" in level.notes
+    assert len(own.items) == len(whole.items) == 4
+
+
+@pytest.mark.parametrize("level", ["", "0", "x", "-1"])
+def test_no_level_of_a_set_of_evaluation(tmp_path: Path, level: str):
+    config = math500.get_config("model")
+    config.data.path, config.eval.tasks = "builtin:sums.train", (f"a=b@level={level}",)
+    with pytest.raises(InputError, match="must end in @level=N, N a whole number from 1"):
+        read_questions(config)

@@ -301,3 +301,27 @@ def test_the_line_of_a_step_names_silence_where_it_is_high():
     del metrics["audit/label_accuracy"]  # as where no question has a label
     begins = "majority ratio 0.500, reward 0.250, without a label 0.750, pushed away 0.100, skipped 0.000"
     assert line_of(metrics | chosen | cut) == f"{begins}, cut 0.500"
+
+
+def test_a_result_is_split_by_level():
+    """avg@4 of the three is 2/4, 1/4, 4/4; the votes of the first and the third are right. Level 2 has the first and
+    the third, level 5 the second; a fourth, which is of no level, counts in the whole alone."""
+    four = rollouts_of(*(np.concatenate([each, each[:1]]) for each in (LENGTHS, TRUNCATED, MEANS)))
+    asked = {"extra_k": (), "greedy": None, "formed": None, "readings": {}}
+    groups, truths = [*GROUPS, GROUPS[0]], [*TRUTHS, "5"]
+    found = evaluate(groups, four, truths, levels=[2, 5, 2, None], **asked)
+    split = {name: value for name, value in found.items() if name.startswith("level")}
+    assert split == {
+        "level2_avg@4": 0.75, "level2_maj@4": 1.0, "level2_majority_ratio": 0.75, "level2_no_answer_rate": 0.125,
+        "level2_truncation_rate": 0.125, "level2_response_length": (4.25 + 5) / 2,
+        "level5_avg@4": 0.25, "level5_maj@4": 0.0, "level5_majority_ratio": 0.5, "level5_no_answer_rate": 0.0,
+        "level5_truncation_rate": 0.0, "level5_response_length": 4.0,
+    }  # fmt: skip
+    shown = [line.split() for line in table({"run": found}, samples=4, extra_k=()).splitlines()]
+    assert ["level2_avg@4", "0.750"] in shown and ["level5_response_length", "4.000"] in shown
+    whole = {name: value for name, value in found.items() if name not in split}
+    assert evaluate(groups, four, truths, **asked) == whole
+    for levels in ([2] * 4, [2, 2, 2, None], [None] * 4):  # one level is the whole
+        assert evaluate(groups, four, truths, levels=levels, **asked) == whole
+    some = evaluate(groups, four, ["5", None, "9", None], levels=[2, 5, 2, None], **asked)
+    assert some["level2_avg@4"] == 0.75 and "level5_avg@4" not in some and some["level5_response_length"] == 4.0

@@ -329,10 +329,11 @@ def test_programs_of_a_run_are_counted_where_it_has_few(monkeypatch: pytest.Monk
     assert Compiler(setting, print).of_run() == {"decode": 3, "prefill": 1, "update": 2}
 
 
-def test_all_that_a_run_samples_is_planned_for():
-    """Also one greedy response to each question, and labels that the start model votes for once."""
+@pytest.mark.parametrize(("label", "order"), [("offline", "shuffled"), ("majority", "vote_share")])
+def test_all_that_a_run_samples_is_planned_for(label: str, order: str):
+    """Also one greedy response to each question, and what the start model votes on once: labels, or an order."""
     config = quickstart_sums.get_config()
-    config.eval.greedy, config.reward.label, config.rollout.rows = True, "offline", 64
+    config.eval.greedy, config.reward.label, config.data.order, config.rollout.rows = True, label, order, 64
     setting = dataclasses.replace(small_setting(), config=FrozenConfigDict(config))
     drawn = {
         phase: [(draw.questions, draw.votes, draw.at_once) for draw in draws] for phase, draws, _ in setting.draws()

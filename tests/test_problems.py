@@ -558,3 +558,16 @@ def test_the_last_step_of_an_episode_has_what_is_left() -> None:
     assert all(sorted(order) == list(range(10)) for order in episodes(problems, 5))
     assert [problems.take(step) for step in (0, 1, 3, 4)] == [whole.take(step) for step in range(4)]
     assert Problems(numbered(12), batch=4, seed=0, drop_last=False).steps_per_episode == 3
+
+
+def test_orders_of_questions():
+    """Hand-worked: as given, and by shares of votes, of which equal ones stay in the order of the data."""
+    given = Problems(numbered(5), batch=2, seed=0, drop_last=False, order="given")
+    assert [[p.index for p in given.take(step)] for step in range(5)] == [[0, 1], [2, 3], [4], [0, 1], [2, 3]]
+    shared = Problems(numbered(5), batch=2, seed=0, drop_last=True, order="vote_share")
+    with pytest.raises(ValueError, match="needs the shares"):
+        shared.take(0)
+    easy = shared.by_share([0.25, 0.5, 1.0, 0.5, 0.0])
+    assert [[p.index for p in easy.take(step)] for step in range(3)] == [[2, 1], [3, 0], [2, 1]]
+    with pytest.raises(ValueError, match="needs the shares"):
+        shared.take(0)  # which is as it was

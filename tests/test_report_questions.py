@@ -30,6 +30,7 @@ def test_flipped_and_wrong(tmp_path):
         "c": (1, True, False, True),
     }
     assert [visit["right"] for visit in found["b"]["visits"]] == [False, True]
+    assert [visit["hit_ratio"] for visit in found["b"]["visits"]] == [0.0, None]  # all agree, and all are wrong
     assert [sample[6] for sample in found["c"]["visits"][1]["samples"]] == [False] * 4
 
 
@@ -49,6 +50,7 @@ def test_wrong_is_what_was_rewarded_and_the_majority_stands_beside_it(tmp_path):
         ("7", 0.25, "9", 0.75, False),
         ("9", 0.75, "9", 0.75, True),
     ]
+    assert [visit["hit_ratio"] for visit in mixed["visits"]] == [0.0, None]  # three 9 get 0, the 7 gets 1: all wrong
     assert mixed["flips"] == 0 and not mixed["wrong"]  # the votes have not changed; the last label is right
     assert [tuple(visit[name] for name in shown) for visit in old["visits"]] == [("9", 1.0, "9", 1.0, True)]
 

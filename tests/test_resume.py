@@ -407,6 +407,29 @@ def test_offline_labels_are_voted_once_and_kept(tmp_path: Path):
     assert process.returncode == 2 and "labels.jsonl is missing" in output
 
 
+@pytest.mark.slow
+def test_easy_questions_come_first_also_after_a_resume(tmp_path: Path):
+    """Semantics of data.order="vote_share": by the shares in labels.jsonl, which no later model changes."""
+    changes = ["--config.data.order=vote_share", "--config.rollout.prompts=1", "--config.train.minibatch_prompts=1"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finish(whole, *changes, "--config.episodes=3")
+    voted = [json.loads(line) for line in (whole / "labels.jsonl").read_text().splitlines()]
+    shares = [max(row["counts"]) / 8 for row in voted]
+    easy = sorted(range(4), key=lambda i: (-shares[i], i))
+    assert len(set(shares)) > 1 and easy != [0, 1, 2, 3]
+    visits = [json.loads(line)["question"] for line in (whole / "votes.jsonl").read_text().splitlines()]
+    assert visits == easy * 3
+    process = start(stopped, *changes, "--config.episodes=3")
+    wait_for(lambda: "4" in saved(stopped), process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert "resumed after step" in finish(stopped, *changes, "--config.episodes=3")
+    assert results(stopped) == results(whole)
+    process = start(stopped, "--config.data.order=given", *changes[1:], "--config.episodes=3")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2 and "data.order ('vote_share' there, 'given' now)" in output
+
+
 def test_no_episodes_measure_the_model_as_it_is(tmp_path: Path):
     workdir = tmp_path / "run"
     finish(workdir, "--config.episodes=0")

@@ -78,23 +78,23 @@ def test_the_format_and_the_locale_go_with_the_extraction(config: ConfigDict, tm
     assert aime.task.in_format is None
 
 
-READ = {  # response -> what the trained, the strict and the flexible reading find in it
-    "<mantık>3 * 4</mantık> <cevap>12</cevap>": ("12", "12", "12"),
-    "<mantık>10 + 2,5</mantık> <cevap>12,5</cevap>": ("12.5", "12.5", "12.5"),
-    "<mantık>iki buçuk ve on</mantık> <cevap>12.5</cevap>": (None, None, None),  # no Turkish number
-    "<mantık>5 * 250</mantık> <cevap>1.250</cevap>": ("1250", "1250", "1250"),
-    "<mantık>5 * 250</mantık> <cevap>1250</cevap>": ("1250", "1250", "1250"),
-    "Buldum: <cevap>12</cevap>": ("12", None, "12"),
-    "<mantık>3 * 4</mantık> <cevap>12</cevap> lira": ("12", None, "12"),
-    "<mantık>3 * 4</mantık> <cevap>12 TL</cevap>": (None, None, "12"),
-    "<mantık>3 * 4 = 12</mantık> <cevap>on iki</cevap>": (None, None, "12"),
-    "<mantık>3 * 4 = 12</mantık> <cevap></cevap>": (None, None, "12"),
-    "Sonuç 1.250 liradır.": (None, None, "1250"),
-    "Sonuç 12,5": (None, None, "12.5"),
-    "Sonuç 12.5": (None, None, None),
-    "<cevap>12.5</cevap>, yani 13": (None, None, None),  # the tag decides
-    "<cevap>7</cevap>, yani 8": ("7", None, "7"),
-    "Bilmiyorum.": (None, None, None),
+READ = {  # response -> what the trained, the strict, the flexible and the last number's reading find in it
+    "<mantık>3 * 4</mantık> <cevap>12</cevap>": ("12", "12", "12", "12"),
+    "<mantık>10 + 2,5</mantık> <cevap>12,5</cevap>": ("12.5", "12.5", "12.5", "12.5"),
+    "<mantık>iki buçuk ve on</mantık> <cevap>12.5</cevap>": (None, None, None, None),  # no Turkish number
+    "<mantık>5 * 250</mantık> <cevap>1.250</cevap>": ("1250", "1250", "1250", "1250"),
+    "<mantık>5 * 250</mantık> <cevap>1250</cevap>": ("1250", "1250", "1250", "1250"),
+    "Buldum: <cevap>12</cevap>": ("12", None, "12", "12"),
+    "<mantık>3 * 4</mantık> <cevap>12</cevap> lira": ("12", None, "12", "12"),
+    "<mantık>3 * 4</mantık> <cevap>12 TL</cevap>": (None, None, "12 TL", "12"),
+    "<mantık>3 * 4 = 12</mantık> <cevap>on iki</cevap>": (None, None, "on iki", "12"),
+    "<mantık>3 * 4 = 12</mantık> <cevap></cevap>": (None, None, None, "12"),
+    "Sonuç 1.250 liradır.": (None, None, None, "1250"),
+    "Sonuç 12,5": (None, None, None, "12.5"),
+    "Sonuç 12.5": (None, None, None, None),
+    "<cevap>12.5</cevap>, yani 13": (None, None, None, None),  # the tag decides
+    "<cevap>7</cevap>, yani 8": ("7", None, "7", "7"),
+    "Bilmiyorum.": (None, None, None, None),
 }
 
 
@@ -104,7 +104,7 @@ def test_the_readings_of_a_format(config: ConfigDict, response: str, found: tupl
     config.reward.extract, config.reward.format = ("number:cevap",), ("mantık", "cevap")
     config.reward.locale = "tr"
     [task] = read_sets(config)
-    assert list(task.task.readings) == ["strict", "flexible"]
+    assert list(task.task.readings) == ["strict", "flexible", "last_number"]
     read = [reader(response) for reader in (task.task.extract, *task.task.readings.values())]
     assert tuple(answer and answer.text for answer in read) == found
 

@@ -10,6 +10,7 @@ from ttrl_jax.reward.extract import extract
 from ttrl_jax.reward.judge import RULES
 from ttrl_jax.run import places
 
+ORDERS = ("shuffled", "given", "vote_share")
 ALGORITHMS = ("grpo", "dr_grpo", "rloo", "ppo", "prime")
 # Logits are divided by the temperature in float32: at this one those of 1,000 are still known to a tenth, at 1e-10 none
 # is known at all, and what is drawn is not the highest. Already here a token 0.1 below that has a chance of e^-100.
@@ -30,6 +31,10 @@ def check(config: ConfigDict) -> None:
         ),
         (config.model.path, "model.path is empty; give a model folder, a .gguf file or a hub name"),
         (config.data.path, "data.path is empty; give a data file, builtin:NAME or a hub name"),
+        (
+            config.data.order in ORDERS,
+            f"data.order must be one of {', '.join(ORDERS)}, got {config.data.order!r}",
+        ),
         (
             config.model.dtype in ("bfloat16", "float32"),
             f"model.dtype must be bfloat16 or float32, got {config.model.dtype!r}",
@@ -62,7 +67,7 @@ def check(config: ConfigDict) -> None:
     for holds, sentence in rules:
         if not holds:
             raise InputError(sentence)
-    paths = {"data.path": config.data.path, "task": config.task}
+    paths = {"data.path": config.data.path, "task": config.task, "eval.scorer": config.eval.scorer}
     paths |= {f"eval.tasks entry {entry!r}": str(entry).partition("=")[2] for entry in config.eval.tasks}
     for key, path in paths.items():
         places.local(path, flag=key)

@@ -26,6 +26,8 @@ from ttrl_jax.programs import check_length, rate_factor, with_kernel, with_lora
 from ttrl_jax.resolve import agree, agree_with_data, resolve
 from ttrl_jax.run import distributed, folder
 from ttrl_jax.source import adapter_source, is_local, model_source, text_fingerprint, tokenizer_of
+from ttrl_jax.tasks.scorer import Scorer
+from ttrl_jax.tasks.scorer import from_file as scorer_of
 from ttrl_jax.tasks.sets import Questions, QuestionSet, read_questions, with_tasks
 from ttrl_jax.tasks.task import Task
 
@@ -48,6 +50,7 @@ class Inputs:
     mesh: jax.sharding.Mesh
     attention: str  # why whole rows are attended to as `model` says, in words
     problems: Problems | None  # the own questions in the order of training; None where nothing is trained
+    scorer: Scorer | None  # of eval.scorer
 
     @property
     def task(self) -> Task:
@@ -78,6 +81,7 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
     """
     config, adjusted = agree(FrozenConfigDict(config), given=given)
     check(config)
+    scorer = scorer_of(config.eval.scorer) if config.eval.scorer else None
     read = read_questions(config)
     if training:
         config, more = agree_with_data(config, questions=len(read[0].items), given=given)
@@ -114,7 +118,7 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
     weights.check(source, model)
     problems = _problems(config, sets[0], mesh) if training else None
     return Inputs(
-        config, adjusted | sources, source, model, adapter, tokenizer, ends, sets, longest, mesh, why, problems
+        config, adjusted | sources, source, model, adapter, tokenizer, ends, sets, longest, mesh, why, problems, scorer
     )
 
 
@@ -153,7 +157,7 @@ def _encoder(config: FrozenConfigDict, tokenizer: Any, task: Task) -> text.Promp
 def _problems(config: FrozenConfigDict, own: QuestionSet, mesh: jax.sharding.Mesh) -> Problems:
     require_fit_of_batch(mesh, prompts=config.rollout.prompts)
     batch, drop_last = config.rollout.prompts, config.data.drop_last
-    return Problems(own.items, batch=batch, seed=config.seed, drop_last=drop_last)
+    return Problems(own.items, batch=batch, seed=config.seed, drop_last=drop_last, order=config.data.order)
 
 
 def _check_truths(config: FrozenConfigDict, own: Questions) -> None:
@@ -172,8 +176,9 @@ def identity(inputs: Inputs) -> folder.Identity:
     if inputs.problems is not None or inputs.adapter is not None:
         fingerprints["adapter"] = None if inputs.adapter is None else weights.sha256(inputs.adapter)
     settings = inputs.config.as_configdict().to_dict()
-    if inputs.config.task:
-        settings["task_sha256"] = hashlib.sha256(Path(inputs.config.task).expanduser().read_bytes()).hexdigest()
+    for name, path in (("task", inputs.config.task), ("scorer", inputs.config.eval.scorer)):
+        if path:
+            settings[f"{name}_sha256"] = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
     return folder.Identity(
         config=settings,
         model=shape | fingerprints,

@@ -132,6 +132,11 @@ def sampling_host(
     return of_hosts(mesh).local_mesh if alone else None
 
 
+def start_model_votes(config: ConfigDict) -> bool:
+    """Whether the start model votes once on all questions, for labels or for their order."""
+    return config.reward.label == "offline" or config.data.order == "vote_share"
+
+
 def evaluation_votes(config: ConfigDict) -> int:
     """How many responses to each question an evaluation draws, with the one at temperature 0."""
     return config.eval.samples + config.eval.greedy

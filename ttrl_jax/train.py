@@ -12,7 +12,6 @@ from ttrl_jax import commands
 if __name__ == "__main__":  # before the other imports, which take seconds
     ARGUMENTS = commands.begin(commands.TRAIN, doc=__doc__)
 
-import json
 import shlex
 import sys
 import time
@@ -26,13 +25,13 @@ from absl import flags
 from ttrl_jax import cli
 from ttrl_jax.algorithms import credit
 from ttrl_jax.data.problems import truths
-from ttrl_jax.errors import InputError
 from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
 from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.evidence import evidence_of
 from ttrl_jax.measure.first import example, require_answers
 from ttrl_jax.measure.generations import generations, spelling, undecided
+from ttrl_jax.measure.start_votes import easy_first, offline_labels, start_votes
 from ttrl_jax.measure.step import Clock, Seen, line_of, step_metrics
 from ttrl_jax.measure.summary import report, summarise
 from ttrl_jax.measure.tables import headline
@@ -41,22 +40,18 @@ from ttrl_jax.prepare import prepare
 from ttrl_jax.programs import trained_models, trained_parameters
 from ttrl_jax.resume import Evaluations, Past, as_begun, finished, go_on, resume, take
 from ttrl_jax.reward.audit import truth_classes
-from ttrl_jax.reward.extract import Answer
-from ttrl_jax.reward.judge import Draw, winners
+from ttrl_jax.reward.judge import Draw
 from ttrl_jax.reward.score import select
 from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints, check_disk, size
 from ttrl_jax.run.diagnosis import diagnose
 from ttrl_jax.run.files import METRICS, Files, require_files
 from ttrl_jax.run.interrupt import Interrupt, Interrupted
-from ttrl_jax.run.metrics import read_lines, write_json, write_jsonl
+from ttrl_jax.run.metrics import read_lines, write_json
 from ttrl_jax.run.progress import Progress
 from ttrl_jax.session import Session, encode, render, sample, save, step_key, update
 from ttrl_jax.tasks.sets import OWN
 from ttrl_jax.tasks.voting import cast_votes, judge_of
-
-LABELS = "labels.jsonl"  # of reward.label="offline"
-_NO_STEP = 2**31 - 1  # whose keys no training step has: those of the offline labels
 
 # What is sampled -> what sampling calls with the tokens so far and the share of the responses that have ended.
 Watch = Callable[[str], Callable[[int, float], None]]
@@ -133,7 +128,7 @@ class Opened:
 def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
     """Test-time reinforcement learning, from the session's step to the last. Raises Interrupted if a signal came, once
     what there is has been saved."""
-    config, batches, start, total = session.config, session.problems, session.step, session.inputs.total_steps
+    config, start, total = session.config, session.step, session.inputs.total_steps
     interrupt, files, progress = opened.interrupt, opened.files, opened.progress
     watch, clock = watching(interrupt, progress), Clock(progress.phase)
     drawn = {"votes": config.rollout.votes, "sampling": session.sampling}
@@ -141,7 +136,9 @@ def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
     try:
         with interrupt.at_once(session.state):
             prepare(session, say=progress.line)
-            judge = judge_of(config, session.task, offline=offline_labels(session, opened.workdir, watch))
+            voted = start_votes(session, opened.workdir, progress=watch)
+            judge = judge_of(config, session.task, offline=offline_labels(voted, session.problems.items))
+            batches = easy_first(session.problems, voted)
 
         # ----------------------------------------------------- the loop
         for step in clock.each(range(start, total)):
@@ -198,36 +195,6 @@ def measured(evaluations: Evaluations, step: int) -> dict[str, float]:
         if name != "step"
         for metric, x in numbers.items()
     }
-
-
-def offline_labels(session: Session, workdir: Path, watch: Watch) -> dict[int, Answer | None]:
-    """For reward.label="offline" the label of each question, by its number, that the votes of the start model give, and
-    keep giving; else nothing.
-
-    They are sampled once, as a training step samples, and kept in labels.jsonl with the generations. Raises InputError
-    if a run that goes on has lost them: the start model is gone by then.
-    """
-    config, items, path = session.config, session.problems.items, workdir / LABELS
-    if config.reward.label != "offline":
-        return {}
-    if not distributed.first(path.is_file()):
-        if session.step:
-            raise InputError(f"{path} is missing, without which the run cannot go on; put it back or begin a new run")
-        prompts = encode(session, items)
-        drawn = {"votes": config.rollout.votes, "sampling": session.sampling}
-        show = watch("voting on all questions")
-        rollouts = sample(session, prompts, step_key(session, _NO_STEP), **drawn, progress=show)
-        ballots = cast_votes(session.task, rollouts.texts, questions=[problem.question for problem in items])
-        won = winners(ballots, Draw(config.seed, _NO_STEP, [p.index for p in items]), ties=config.reward.ties)
-        made = {"labels": won, "winners": won, "rewards": None, "truths": truths(items), "same": session.task.same}
-        rendered = render(session, items)
-        distributed.alone(lambda: write_jsonl(path, generations(items, rendered, rollouts, ballots, **made)))
-    read = distributed.gather(lambda: path.read_text(encoding="utf-8") if distributed.leader() else "")
-    voted = [json.loads(line) for line in read[0].splitlines()]
-    if [row["id"] for row in voted] != [problem.id for problem in items]:
-        raise InputError(f"{path} has not the labels of these questions; put it back, or begin a new run")
-    labels = [None if row["label"] is None else Answer(row["label"]) for row in voted]
-    return {problem.index: label for problem, label in zip(items, labels, strict=True)}
 
 
 # ---------------------------------------------------------------------- what main does when it is due

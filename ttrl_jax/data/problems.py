@@ -1,5 +1,6 @@
 """Questions from a local file, a built-in task or the Hugging Face hub, and the order in which training visits them."""
 
+import copy
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ class Problem:
     id: str  # the `id` column where every row has its own, else the index
     question: str
     truth: str | None
+    level: int | None = None  # of the `level` column, where there is one: results are split by it
 
 
 def truths(batch: Sequence[Problem]) -> list[str | None] | None:
@@ -43,16 +45,18 @@ def truths(batch: Sequence[Problem]) -> list[str | None] | None:
 
 
 class Problems:
-    """Problems in the order of training: each episode is a fresh permutation, cut into steps of `batch`.
+    """Problems in the order of training, cut into steps of `batch`.
 
-    The order depends only on (seed, episode), so a resumed run needs no state. If `batch` does not divide the number of
-    problems, the last step of an episode has those that are left at the end of the permutation. With `drop_last`, as in
+    order: "shuffled", each episode is a fresh permutation; "given", each is in the order of the data; or "vote_share",
+    each is in the order that `by_share` gives. It depends only on (seed, episode) and the shares, so a resumed run
+    needs no state. If `batch` does not divide the number of
+    problems, the last step of an episode has those that are left at its end. With `drop_last`, as in
     the reference, these are left out.
 
     Raises InputError if a step wants more problems than there are.
     """
 
-    def __init__(self, items: Sequence[Problem], *, batch: int, seed: int, drop_last: bool):
+    def __init__(self, items: Sequence[Problem], *, batch: int, seed: int, drop_last: bool, order: str = "shuffled"):
         if not 1 <= batch <= len(items):
             raise InputError(
                 f"The data has {len(items)} questions and a step wants {batch}: set rollout.prompts between 1 and "
@@ -60,8 +64,10 @@ class Problems:
             )
         self.items = list(items)
         self.steps_per_episode = steps_of(len(items), batch, drop_last=drop_last)
+        self.order = order
         self._batch = batch
         self._seed = seed
+        self._places = range(len(items)) if order == "given" else None  # of each episode, where all are alike
 
     def __len__(self) -> int:
         return len(self.items)
@@ -70,12 +76,24 @@ class Problems:
         """The episode, from 0, that training step `step` belongs to."""
         return step // self.steps_per_episode
 
+    def by_share(self, shares: Sequence[float]) -> "Problems":
+        """The same problems, of order "vote_share": those with the highest of `shares` [P] first in each episode, and
+        of equal ones the first in the data. drop_last leaves out those at the end."""
+        found = copy.copy(self)
+        found._places = sorted(range(len(self.items)), key=lambda i: -shares[i])
+        return found
+
     def take(self, step: int) -> list[Problem]:
-        """The `batch` problems of training step `step`, or the fewer of the last one of an episode."""
+        """The `batch` problems of training step `step`, or the fewer of the last one of an episode. Raises ValueError
+        for the order "vote_share" without `by_share`."""
+        start = step % self.steps_per_episode * self._batch
+        if self.order == "vote_share" and self._places is None:
+            raise ValueError("data.order='vote_share' needs the shares of votes: take problems.by_share(shares)")
+        if self._places is not None:
+            return [self.items[i] for i in self._places[start : start + self._batch]]
         # The spawn key keeps this stream apart from those seeded with the plain numbers (seed, step, ...).
         sequence = np.random.SeedSequence(self._seed, spawn_key=(self.episode(step),))
         order = np.random.Generator(np.random.PCG64(sequence)).permutation(len(self.items))
-        start = step % self.steps_per_episode * self._batch
         return [self.items[i] for i in order[start : start + self._batch]]
 
 
@@ -122,7 +140,7 @@ def load(
         if level is not None:
             raise InputError(f"{path} has no levels: leave data.level at 0.")
         return _builtin(path, with_truth=truth_column != "")[:limit]
-    columns, rows = _rows(path, {question_column, truth_column}, split=split, subset=subset, level=level)
+    columns, rows = _rows(path, {question_column, truth_column}, split=split, subset=subset)
     if options.has_options(columns, question_column):
         rows = options.with_options(path, rows[:limit], seed=seed)
         columns, question_column, truth_column = list(rows[0]), "question", truth_column and "answer"
@@ -140,13 +158,14 @@ def load(
     ids = _ids(rows, say)
     for what, texts in (("question", questions), ("truth", answers), ("id", ids)):
         _require_whole(path, what, texts)
-    return [Problem(i, *parts) for i, parts in enumerate(zip(ids, questions, answers, strict=True))]
+    levels = [_level(row.get("level")) for row in rows]
+    return [Problem(i, *parts) for i, parts in enumerate(zip(ids, questions, answers, levels, strict=True))]
 
 
-def _rows(path: str, named: set[str], *, split: str, subset: str | None, level: int | None) -> Table:
+def _rows(path: str, named: set[str], *, split: str, subset: str | None) -> Table:
     """The columns that may be used, those that are `named` among them, and all rows."""
-    wanted = {*named, *QUESTION_COLUMNS, *TRUTH_COLUMNS, "id"}
-    wanted |= {name.partition(".")[0] for name in wanted} | (set() if level is None else {"level"})
+    wanted = {*named, *QUESTION_COLUMNS, *TRUTH_COLUMNS, "id", "level"}
+    wanted |= {name.partition(".")[0] for name in wanted}
     columns, rows = read(path, split=split, subset=subset, wanted=wanted | options.COLUMNS)
     if not rows:
         raise InputError(f"{path} holds no questions.")

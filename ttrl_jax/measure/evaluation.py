@@ -18,6 +18,7 @@ from ttrl_jax.reward.estimates import best_of_n, maj_at_k, pass_at_k
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.vote import Ballot
 from ttrl_jax.session import Session, encode, render, sample
+from ttrl_jax.tasks.scorer import scores_of
 from ttrl_jax.tasks.sets import QuestionSet
 from ttrl_jax.tasks.voting import cast_votes, in_format
 
@@ -41,6 +42,7 @@ def measure(
     finite.
     """
     task, config, known = questions.task, session.config.eval, truths(questions.items)
+    scorer = session.inputs.scorer
     prompts, rendered = (make(session, questions.items, task=task) for make in (encode, render))
     way = dict(votes=config.samples, sampling=sampling_of(config), greedy=config.greedy, tokens=False)
     try:
@@ -75,6 +77,8 @@ def measure(
             for name, read in task.readings.items()
         },
         same=task.same,
+        levels=[problem.level for problem in questions.items],
+        scores=scores_of(scorer, rendered, rollouts.texts) if scorer and known else None,
     )
     pairs = [row for _, ballots in sets for row in undecided(questions.items, ballots)]
     return Measured(found, rows, pairs)
@@ -96,13 +100,16 @@ def evaluate(
     formed: np.ndarray | None,
     readings: Mapping[str, Sequence[Ballot]],
     same: Callable[[Answer, Answer], bool] = same,
+    levels: Sequence[int | None] = (),
+    scores: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Summarise k samples of each problem.
 
     ballots [P], of k votes each, on `rollouts`; truths [P], of which some may be None, or None where there are none;
     greedy [P], ballots of the one answer at temperature 0; formed bool [P, k], the samples that are in the format, or
     None without one; readings: name -> ballots [P] on the same samples, read in another way; same: whether two answers
-    are. An answer is one that votes: an empty one does not.
+    are; levels [P], of which some may be None, or none; scores float64 [P, k], of eval.scorer, or None. An answer is
+    one that votes: an empty one does not.
     Always: majority_ratio, truncation_rate, no_answer_rate, undecided (pairs of a problem's answers that may be the
     same but were not decided, mean over problems), response_length (tokens), with a format format_rate (share of
     samples in it), and of each reading NAME_valid_rate (share of samples in which it finds an answer). With truths,
@@ -110,9 +117,13 @@ def evaluate(
     of correct samples, the paper's pass@1), std@k (spread of a problem's samples), worst@k (all k correct), greedy
     (share of correct greedy answers), and for j = 2, 4, 8 ..., k and those of `extra_k`: pass@j (unbiased, arXiv
     2107.03374), maj@j (exact, ties split evenly) and best_of@j (exact: of j samples, the one with the highest mean
-    log-prob of its tokens is correct); of each reading NAME_avg@k, NAME_pass@j and NAME_maj@j likewise.
+    log-prob of its tokens is correct), with scores also scorer_best_of@j (the one with the highest score); of each
+    reading NAME_avg@k, NAME_pass@j and NAME_maj@j likewise.
+    Where there are several levels, means over the questions of each of them, such as level3_avg@k: avg@k, maj@k,
+    majority_ratio, no_answer_rate, truncation_rate and response_length.
     """
     k = rollouts.lengths.shape[1]
+    levels = levels if len({*levels} - {None}) > 1 else ()
     result = {
         "majority_ratio": float(np.mean([max(ballot.counts, default=0) / k for ballot in ballots])),
         "truncation_rate": float(rollouts.truncated.mean()),
@@ -126,8 +137,24 @@ def evaluate(
         result[f"{name}_valid_rate"] = float(np.mean([c is not None for ballot in read for c in ballot.classes]))
     if truths is not None:
         sizes = sorted({*(2**i for i in range(1, k.bit_length())), k, *extra_k})
-        result |= _with_truths(ballots, rollouts, truths, sizes, greedy=greedy, readings=readings, same=same)
-    return result
+        more = {"greedy": greedy, "readings": readings, "same": same, "levels": levels, "scores": scores}
+        result |= _with_truths(ballots, rollouts, truths, sizes, **more)
+    each = {
+        "majority_ratio": [max(ballot.counts, default=0) / k for ballot in ballots],
+        "no_answer_rate": [ballot.classes.count(None) / k for ballot in ballots],
+        "truncation_rate": rollouts.truncated.mean(1),
+        "response_length": rollouts.lengths.mean(1),
+    }
+    return result | _by_level(levels, each)
+
+
+def _by_level(levels: Sequence[int | None], values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean of each of `values` [P] over the questions of each level."""
+    return {
+        f"level{level}_{name}": float(np.mean([x for x, its in zip(each, levels, strict=True) if its == level]))
+        for level in sorted({level for level in levels if level is not None})
+        for name, each in values.items()
+    }
 
 
 def _with_truths(
@@ -139,6 +166,8 @@ def _with_truths(
     greedy: Sequence[Ballot] | None,
     readings: Mapping[str, Sequence[Ballot]],
     same: Callable[[Answer, Answer], bool],
+    levels: Sequence[int | None],
+    scores: np.ndarray | None,
 ) -> dict[str, float]:
     """The metrics of `evaluate` that need truths, of the questions that have one; sizes: each j."""
     places, result = having(truths)
@@ -151,15 +180,19 @@ def _with_truths(
     result |= _accuracies(ballots, right, sizes)
     correct = np.array([[c is not None and i == c for i in b.classes] for b, c in zip(ballots, right, strict=True)])
     shares = correct.mean(1)
+    if levels:
+        voted = [maj_at_k(b.counts, c, b.classes.count(None), k) for b, c in zip(ballots, right, strict=True)]
+        result |= _by_level(of_those(levels), {f"avg@{k}": shares, f"maj@{k}": voted})
     result[f"std@{k}"] = float(np.sqrt(shares * (1 - shares)).mean())
     result[f"worst@{k}"] = float((shares == 1).mean())
     if greedy is not None:
         found = truth_classes(of_those(greedy), truths, same=same)
         result["greedy"] = float(np.mean([c is not None for c in found]))
-    scores = rollouts.mean_logps[places].tolist()
-    for j in sizes:
-        best = [best_of_n(*each, j) for each in zip(scores, correct.tolist(), strict=True)]
-        result[f"best_of@{j}"] = float(np.mean(best))
+    ranked = {"best_of": rollouts.mean_logps} | ({} if scores is None else {"scorer_best_of": scores})
+    for name, by in ranked.items():
+        for j in sizes:
+            best = [best_of_n(*each, j) for each in zip(by[places].tolist(), correct.tolist(), strict=True)]
+            result[f"{name}@{j}"] = float(np.mean(best))
     for name, read in readings.items():
         read = of_those(read)
         found = _accuracies(read, truth_classes(read, truths, same=same), sizes)

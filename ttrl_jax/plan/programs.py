@@ -74,7 +74,7 @@ class Setting:
         config, sizes = self.config, sorted(self.questions, reverse=True)
         training, evaluating = programs.sampling_of(config.rollout), programs.sampling_of(config.eval)
         found = [("sample", [self._draw(config.rollout.prompts, config.rollout.votes)], training)]
-        if config.reward.label == "offline":
+        if programs.start_model_votes(config):
             found.append(("label", [self._draw(self.questions[0], config.rollout.votes)], training))
         votes = programs.evaluation_votes(config)
         return [*found, ("evaluate", [self._draw(questions, votes) for questions in sizes], evaluating)]

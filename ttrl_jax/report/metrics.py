@@ -8,6 +8,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "audit/votes_ground_truth_reward": ("Correct responses, of all votes", "share"),
         "audit/label_accuracy": ("Labels that are the truth", "share"),
         "audit/reward_accuracy": ("Rewards as the truth would give", "share"),
+        "audit/hit_ratio": ("Hit ratio: right rewards under a wrong label", "share"),
     },
     "Votes": {
         "vote/majority_ratio": ("Majority ratio: votes for the winner", "share"),

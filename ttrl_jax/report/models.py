@@ -16,8 +16,13 @@ from ttrl_jax.run.metrics import finite
 
 RESULTS = "results.json"  # of an evaluation
 
-# The three ways in which responses are read: name -> what its metrics begin with.
-READINGS = {"strict: in the format": "strict_", "tag or box alone": "", "flexible: or last number": "flexible_"}
+# The ways in which responses are read: name -> what its metrics begin with.
+READINGS = {
+    "strict: in the format": "strict_",
+    "flexible: in the tag": "flexible_",
+    "as trained": "",
+    "or last number": "last_number_",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ def charts(models: Sequence[Model]) -> list[Bars]:
 
 def _of_task(task: str, measured: Sequence[tuple[str, Mapping[str, float]]]) -> list[Bars]:
     kinds = {"avg": "avg@k", "maj": "maj@k", "greedy": "greedy", "pass": "pass@k", "best_of": "best_of@k"}
+    kinds["scorer_best_of"] = "best_of@k by eval.scorer"
     valid, correct = "Valid responses", "Correct responses by the way of reading"
     about = "Those in which an answer can be read, by the way of reading."
 

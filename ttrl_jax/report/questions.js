@@ -125,7 +125,8 @@ function visitView(visit) {
   const label = visit.label === null ? "no label" : `label ${visit.label.slice(0, 80)}`;
   const other = visit.majority === visit.label ? ""
     : `; majority ${visit.majority === null ? "none" : visit.majority.slice(0, 80)}, ${percent(visit.majority_share)}`;
-  const head = make("summary", `step ${visit.step}: ${label}, ${percent(visit.share)} of ${plural(visit.votes, "vote")}${other}`);
+  const hits = visit.hit_ratio === null ? "" : `; hit ratio ${percent(visit.hit_ratio)}`;
+  const head = make("summary", `step ${visit.step}: ${label}, ${percent(visit.share)} of ${plural(visit.votes, "vote")}${other}${hits}`);
   head.append(...rightBadge(visit.right));
   box.append(head);
   opened(box, () => {

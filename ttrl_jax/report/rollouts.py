@@ -105,8 +105,9 @@ def visit(row: Mapping[str, Any], step: int) -> dict[str, Any]:
 
     Returns step; label (that was rewarded), majority (the votes' answer; runs from before that was written down have
     it as their label), share and majority_share (of the votes, for these), votes, right and majority_right (whether
-    they are the truth; None where that is not known, or where no label was given to a majority); no_answer, unformed
-    (responses without an answer, and out of the format; None without a format), length (tokens of a response, mean);
+    they are the truth; None where that is not known, or where no label was given to a majority); hit_ratio (share of the
+    responses that a wrong label rewards as the truth would; None for other labels); no_answer, unformed (responses
+    without an answer, and out of the format; None without a format), length (tokens of a response, mean);
     ballot, [class, answer, votes, right] by votes,
     at most 40, and others, [answers, votes] of the rest; samples, [response, answer, class, reward, tokens, truncated,
     right, formed, tokens' texts and log-probs or None] each.
@@ -131,6 +132,7 @@ def visit(row: Mapping[str, Any], step: int) -> dict[str, Any]:
         "majority": majority,
         "share": 0.0 if label_class is None else round(counts[label_class] / len(samples), 4),
         "majority_share": 0.0 if won is None else round(counts[won] / len(samples), 4),
+        "hit_ratio": _hits(samples, label_class) if is_right(label_class) is False else None,
         "votes": len(samples),
         "right": None if label is None and majority is not None else is_right(label_class),
         "majority_right": is_right(won),
@@ -141,6 +143,10 @@ def visit(row: Mapping[str, Any], step: int) -> dict[str, Any]:
         "others": [len(ranked[_BARS:]), sum(counts[kind] for kind in ranked[_BARS:])],
         "samples": samples,
     }
+
+
+def _hits(samples: list[list[Any]], label: int | None) -> float:
+    return round(sum((sample[2] == label) == sample[6] for sample in samples) / len(samples), 4)
 
 
 def _sample(sample: Mapping[str, Any], judged: bool, right: int | None) -> list[Any]:

@@ -48,6 +48,8 @@ def audit(
       reward_accuracy             share of the chosen samples whose agreement with the label (1 or 0) is the same as
                                   their agreement with the truth. The format and the vote share, which may also be
                                   part of a reward, do not count
+      hit_ratio                   the same over the questions alone whose label is wrong (the paper's lucky hits);
+                                  missing where there is none
       ground_truth_reward         share of the chosen samples that are correct
       pass@{G}                    share of questions with a correct sample among the chosen (no estimator)
       votes_reward_accuracy, votes_ground_truth_reward, pass@{V}   the same over all V votes
@@ -66,9 +68,11 @@ def audit(
     chosen_rewards = np.take_along_axis(rewards, chosen, axis=1)
     label_right = [t is not None and label == t for label, t in zip(labels, right, strict=True)]
     labelled = [i for i, label in enumerate(labels) if label is not None or not selective]
+    wrong = [label is not None and not its for label, its in zip(labels, label_right, strict=True)]
+    chosen_agrees = np.take_along_axis(agrees, chosen, axis=1)
     metrics |= {
         "label_accuracy": _mean(np.array(label_right)[labelled]),
-        "reward_accuracy": _mean(np.take_along_axis(agrees, chosen, axis=1)[labelled]),
+        "reward_accuracy": _mean(chosen_agrees[labelled]),
         "ground_truth_reward": np.mean(chosen_correct),
         f"pass@{chosen.shape[1]}": np.mean(np.any(chosen_correct, axis=1)),
         "votes_reward_accuracy": _mean(agrees[labelled]),
@@ -76,6 +80,8 @@ def audit(
         f"pass@{rewards.shape[1]}": np.mean(np.any(correct, axis=1)),
         "point_biserial_correlation": _correlation(chosen_rewards, chosen_correct),
     }
+    if any(wrong):
+        metrics["hit_ratio"] = np.mean(chosen_agrees[wrong])
     return {name: float(value) for name, value in metrics.items() if value is not None}
 
 

@@ -19,16 +19,17 @@ CONFIG, SUMMARY, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 AS_IS = "the model as it is"  # what an evaluation without a run is of
 
 # What the fingerprints of model, questions and task tell better than how a path is typed.
-_SPELLINGS = ("model.path", "model.adapter", "task")
+_SPELLINGS = ("model.path", "model.adapter", "task", "eval.scorer")
 _FINGERPRINTS = {
     "fingerprint": "weights or config in model.path",
     "tokenizer": "tokenizer or chat template in model.path",
     "adapter": "adapters in model.adapter",
 }
 _SPELLINGS_OF_QUESTIONS = ("data.", "eval.tasks")
-_ORDER = "data.drop_last"  # is no spelling: the order of training, of which an evaluation knows nothing
+# Are no spellings: the order of training, of which an evaluation knows nothing.
+_ORDER = ("data.drop_last", "data.order")
 # Keys that a run may lack which began before they were there, where that meant something else than their default.
-_ABSENT: dict[str, Any] = {_ORDER: True, "rollout.end_of_turn": False}
+_ABSENT: dict[str, Any] = {"data.drop_last": True, "rollout.end_of_turn": False}
 _USED_BY = {"critic.": "ppo", "prime.": "prime"}  # sections that no other algorithm reads
 # What a run that goes on may be given anew. The first change where it computes, and so its rounding.
 _ROUNDING = ("mesh.", "rollout.rows", "train.micro_tokens", "train.chunk_tokens", "train.remat", "model.attention")
@@ -93,7 +94,7 @@ def require_same(folder: Path, now: Identity, *, defaults: Mapping[str, Any], fl
     differing = {
         name: (old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and (trains if name == _ORDER else not name.startswith(skipped))
+        if old.get(name) != new.get(name) and (trains if name in _ORDER else not name.startswith(skipped))
     }
     refused = {name: pair for name, pair in differing.items() if not _may_change(name, *pair)}
     if refused:

@@ -16,6 +16,7 @@ from ttrl_jax.tasks.task import Task, by_strategies, from_file
 from ttrl_jax.tasks.truths import read_truths
 
 OWN = "data"  # the name of the config's own questions
+_LEVEL = "@level="
 
 _CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
 
@@ -47,7 +48,8 @@ def read_questions(config: ConfigDict) -> tuple[Questions, ...]:
     """The config's own questions, named "data", and then those of eval.tasks in their order. It takes none of the
     values that the model decides.
 
-    An entry of eval.tasks is NAME=PATH or NAME. If configs/NAME.py exists, its data.*, its task, and its
+    An entry of eval.tasks is NAME=PATH or NAME, either with @level=N behind it, which takes the questions of one level
+    alone. If configs/NAME.py exists, its data.*, its task, and its
     reward.extract, format and locale are used, with PATH in place of its data.path if there is one. Any other name is a
     label and needs a PATH; the config's own settings are used.
 
@@ -56,13 +58,14 @@ def read_questions(config: ConfigDict) -> tuple[Questions, ...]:
     _check_names(config.eval.tasks)
     found = [_questions(OWN, config.data.path, config, level=config.data.level, seed=config.seed)]
     for entry in config.eval.tasks:
-        name, path = _split(entry)
+        name, path, level = _split(entry)
         if _is_config(name):
             settings = importlib.import_module(f"configs.{name}").get_config()
-            level = settings.data.level
+            level = level or settings.data.level
             found.append(_questions(name, path or settings.data.path, settings, level=level, seed=config.seed))
         else:
-            found.append(_questions(name, path, config, level=0, seed=config.seed))  # the level is one of data.path
+            # data.level is one of data.path.
+            found.append(_questions(name, path, config, level=level, seed=config.seed))
     return tuple(found)
 
 
@@ -115,6 +118,8 @@ def _questions(name: str, path: str, settings: ConfigDict, *, level: int, seed: 
         say=notes.append,
         seed=seed,
     )
+    if name != OWN and level:
+        notes.append(f"questions of level {level} alone")
     return Questions(name, path, settings, items, tuple(notes))
 
 
@@ -124,7 +129,7 @@ def _check_names(entries: Sequence[str]) -> None:
     for entry in entries:
         if not isinstance(entry, str):
             raise InputError(f"eval.tasks must hold texts such as 'NAME=PATH', got {entry!r}")
-        name, path = _split(entry)
+        name, path, _ = _split(entry)
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise InputError(
                 f"the eval.tasks entry {entry!r} must be NAME=PATH or NAME, the name made of letters, digits, - and _"
@@ -134,7 +139,7 @@ def _check_names(entries: Sequence[str]) -> None:
         if name in seen:
             raise InputError(f"eval.tasks names {name!r} twice; rename one")
         seen.add(name)
-        if not path and "=" in entry:
+        if not path and entry.startswith(f"{name}="):
             raise InputError(f"the eval.tasks entry {entry!r} has no path after the =")
         if not path and not _is_config(name):
             raise InputError(f"the eval.tasks entry {entry!r} has no path and there is no configs/{name}.py")
@@ -142,10 +147,13 @@ def _check_names(entries: Sequence[str]) -> None:
             raise InputError("the eval.tasks entry 'default' has no path, and configs/default.py names none")
 
 
-def _split(entry: str) -> tuple[str, str]:
-    """Name and path, which may itself hold a =; the path is empty where there is none."""
-    name, _, path = entry.partition("=")
-    return name, path
+def _split(entry: str) -> tuple[str, str, int]:
+    """Name, path, which may itself hold a =, and level; the path is empty and the level 0 where there is none."""
+    rest, marked, level = entry.rpartition(_LEVEL)
+    if marked and not re.fullmatch("[1-9][0-9]{0,8}", level):
+        raise InputError(f"the eval.tasks entry {entry!r} must end in {_LEVEL}N, N a whole number from 1, such as 3")
+    name, _, path = (rest if marked else entry).partition("=")
+    return name, path, int(level) if marked else 0
 
 
 def _is_config(name: str) -> bool:

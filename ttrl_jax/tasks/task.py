@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ttrl_jax.data.prompts import Turn
 from ttrl_jax.errors import InputError
@@ -62,7 +63,6 @@ def by_strategies(
     reader("")  # raises if it cannot read
     formed = functools.partial(in_format, tags=tags, thinking=thinking) if tags else None
     choice = "choice" in strategies
-    flexible = functools.partial(read, strategies=(*strategies, "last_number"))
     return Task(
         " or ".join(strategies),
         messages,
@@ -70,38 +70,52 @@ def by_strategies(
         cluster,
         same,
         formed,
-        {} if formed is None else _readings(reader, formed, flexible),
+        {} if formed is None else _readings(read, tuple(strategies), tags, formed),
         reader_of=(lambda question: functools.partial(reader, offered=offered(question))) if choice else None,
     )
 
 
-def _readings(reader: Reader, formed: Callable[[str], bool], flexible: Reader) -> dict[str, Reader]:
-    """Two more ways to read what was sampled with a format.
+def _readings(
+    read: Callable[..., Answer | None], strategies: Sequence[str], tags: Sequence[str], formed: Callable[[str], bool]
+) -> dict[str, Reader]:
+    """Three more ways to read what was sampled with a format.
 
-    strict: what `reader` finds in responses that are in the format; others have no answer.
-    flexible: what `reader` finds or else the last number, wherever it stands.
+    strict: what the strategies find in responses that are in the format; others have no answer.
+    flexible: what stands between the last pair of the format's last tag, in the format or not.
+    last_number: what the strategies find or else the last number, wherever it stands.
     """
-    return {"strict": lambda response: reader(response) if formed(response) else None, "flexible": flexible}
+    return {
+        "strict": lambda response: read(response, strategies=strategies) if formed(response) else None,
+        "flexible": functools.partial(read, strategies=(f"tag:{tags[-1]}",)),
+        "last_number": functools.partial(read, strategies=(*strategies, "last_number")),
+    }
 
 
 def from_file(path: str) -> Task:
     """The task that `get_task()` of a Python file returns. Raises InputError if there is none."""
-    file = Path(path).expanduser()
+    found = loaded(path, key="task")
+    if "get_task" not in found:
+        raise InputError(f"the task file {path} has no function get_task(); define one that returns a Task")
+    task = found["get_task"]()
+    if not isinstance(task, Task):
+        raise InputError(f"get_task() of {path} must return a ttrl_jax.tasks.task.Task, got a {type(task).__name__}")
+    return task
+
+
+def loaded(path: str, *, key: str) -> dict[str, Any]:
+    """What a Python file defines, by name. key: what names the file, such as task or eval.scorer, for messages. Raises
+    InputError if it cannot be imported."""
+    file, kind = Path(path).expanduser(), key.rpartition(".")[2]
     if not file.is_file():
-        raise InputError(f"there is no file {file.absolute()}; set task to a Python file, or leave it empty")
-    spec = importlib.util.spec_from_file_location(f"ttrl_jax_task_{file.stem}", file)
+        raise InputError(f"there is no file {file.absolute()}; set {key} to a Python file, or leave it empty")
+    spec = importlib.util.spec_from_file_location(f"ttrl_jax_{kind}_{file.stem}", file)
     if spec is None:
-        raise InputError(f"task={path} is no Python file; its name must end in .py")
+        raise InputError(f"{key}={path} is no Python file; its name must end in .py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where pickle and dataclasses look for it
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise InputError(f"the task file {path} is not valid Python: {error.msg}, line {error.lineno}") from error
+        raise InputError(f"the {kind} file {path} is not valid Python: {error.msg}, line {error.lineno}") from error
     except ImportError as error:
-        raise InputError(f"the task file {path} could not be imported: {error}") from error
-    if "get_task" not in vars(module):
-        raise InputError(f"the task file {path} has no function get_task(); define one that returns a Task")
-    task = module.get_task()
-    if not isinstance(task, Task):
-        raise InputError(f"get_task() of {path} must return a ttrl_jax.tasks.task.Task, got a {type(task).__name__}")
-    return task
+        raise InputError(f"the {kind} file {path} could not be imported: {error}") from error
+    return vars(module)
