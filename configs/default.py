@@ -183,8 +183,17 @@ def get_config() -> ConfigDict:
     # by their column `level`.
     c.eval.tasks = ()
 
+    # A certificate (docs/runs.md): labelled questions that are never trained on, on which the start model and the
+    # trained one are measured, with the same random numbers. It says which of them the run returns.
+    c.canary = ConfigDict()
+    c.canary.path = ""  # their file, 16 to 64 of them, read as data.path is; each has a truth. Empty: no certificate
+    c.canary.samples = 16  # responses to each of them, as in eval.*, before and after training
+    c.canary.eps = 0.05  # how much worse on new questions, in accuracy, the returned model may be
+    c.canary.delta = 0.05  # the chance that a model which is worse than that is returned
+
     c.checkpoint = ConfigDict()
     c.checkpoint.keep = 2  # how many checkpoints are kept: the newest ones
+    c.checkpoint.keep_best = 0  # besides them so many of the best, by their votes, without any truth (docs/runs.md)
     c.checkpoint.every = 30.0  # minutes between checkpoints, besides those at the end of each episode; 0: only those
     # True: save weights alone, a third of the size. They can be evaluated and exported; the run cannot continue.
     c.checkpoint.weights_only = False

@@ -43,7 +43,10 @@ runpy.run_module("ttrl_jax.train", run_name="__main__")
         ("--config.episods=1", "unknown config key episods; did you mean episodes?"),
         ("--config.train.lr=1", "unknown config key train.lr; did you mean train.learning_rate?"),
         ("--config.votes=8", "unknown config key votes; did you mean rollout.votes?"),
-        ("--config.samples=8", "unknown config key samples; did you mean eval.samples or train.samples?"),
+        (
+            "--config.samples=8",
+            "unknown config key samples; did you mean canary.samples or eval.samples or train.samples?",
+        ),
         ("--config.xyzzy=1", "unknown config key xyzzy; --helpfull lists every key of the config"),
         ("--config.episodes=abc", "--config.episodes=abc: episodes must be int, got 'abc'"),
         ("--config.mesh.offload=maybe", "--config.mesh.offload=maybe: mesh.offload must be bool, got 'maybe'"),

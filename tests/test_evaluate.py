@@ -190,6 +190,7 @@ def refused(folder: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.Monk
         ("--config.mesh.tensor=3", ("mesh",)),
         ("--out=questions.json", ("questions.json is a file", "--out")),
         ("--out=.", ("not empty", "--out")),
+        ("--step=last", ("--step=last", "add --checkpoint RUN")),
         ("--nonsense=1", ("nonsense",)),
     ],
 )

@@ -51,6 +51,7 @@ def test_the_same_run_however_its_files_are_called(made: Path):
         ("rollout__rows", 64), ("train__micro_tokens", 1024), ("train__chunk_tokens", 64), ("train__remat", "none"),
         ("model__attention", "xla"), ("mesh__tensor", 4), ("checkpoint__keep", 1), ("checkpoint__every", 5.0),
         ("checkpoint__weights_only", True), ("eval__every", 7), ("log__generations_every", 0), ("episodes", 100),
+        ("checkpoint__keep_best", 2),
     ],
 )  # fmt: skip
 def test_what_may_change(made: Path, key: str, value: object):
@@ -164,3 +165,15 @@ def test_the_last_step_is_a_part_of_what_a_run_is_and_not_of_an_evaluation(made:
     claim(tmp_path / "eval", evaluation)
     without_drop_last(tmp_path / "eval")
     assert seen(tmp_path / "eval", evaluation) == Changes({})
+
+
+def test_the_canaries_are_a_part_of_what_a_run_is_and_not_of_an_evaluation(made: Path, tmp_path: Path):
+    """Their questions count, and not how their path is written."""
+    assert seen(made, run_of(canary__path="canaries.jsonl")) == Changes({})
+    with_canaries = replace(run_of(), config=run_of().config | {"canary_sha256": "5"})
+    for other, words in ((run_of(canary__eps=0.1), r"canary.eps \(0.05 there"), (with_canaries, "canary_sha256")):
+        with pytest.raises(InputError, match=words):
+            seen(made, other)
+    evaluations = [run_of(canary__eps=eps).config | {"evaluated": "the model as it is"} for eps in (0.05, 0.1)]
+    claim(tmp_path / "eval", replace(run_of(), config=evaluations[0]))
+    assert seen(tmp_path / "eval", replace(run_of(), config=evaluations[1])) == Changes({})

@@ -200,13 +200,17 @@ def test_last_chosen_and_best_are_apart(tmp_path, write):
         6: numbers(0.4, 0.9),
         8: numbers(0.3, 0.6),
     }
-    run = made_run(tmp_path / "run", shown)
+    run = made_run(tmp_path / "run", shown, questions=16)  # two steps an episode
+    visits = {"runner_up": 0.0, "no_answer": 0, "counts": [4], "flipped": False}
+    shares = (0.3, 0.3, 0.5, 0.5, 0.9, 0.9, 0.6, 0.6)
+    votes = [{"step": step, "question": step % 2, "label": str(step % 2), "share": x} for step, x in enumerate(shares)]
+    write_jsonl(run / "votes.jsonl", [row | visits for row in votes])
     assert data.choices(data.read_run(run, "run")) == {"start": 0, "last": 8, "chosen": 4, "best": 2}
     _, text, _ = write(run)
     for title, step, avg in (("last", 8, 0.3), ("chosen", 4, 0.5), ("best", 2, 0.7)):
         assert f"<td>{title}</td><td>{step}</td><td>{avg:.3f}</td>" in text
     blind = made_run(tmp_path / "blind", {0: {"majority_ratio": 0.4}, 3: {"majority_ratio": 0.3}})
-    assert data.choices(data.read_run(blind, "blind")) == {"start": 0, "last": 3, "chosen": 0}
+    assert data.choices(data.read_run(blind, "blind")) == {"start": 0, "last": 3}
 
 
 def test_models_side_by_side(tmp_path, write):

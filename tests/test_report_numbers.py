@@ -1,5 +1,6 @@
 """Hand-worked: what the report computes: scores of questions, intervals, means over steps, charts, sentences."""
 
+import json
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from reports import ballot, made_run, numbers
 
 from ttrl_jax.report import chart, curves, data, metrics, models, result, scores, svg
 from ttrl_jax.report.chart import Bars, Chart, Line
-from ttrl_jax.run.metrics import write_jsonl
+from ttrl_jax.run.metrics import write_json, write_jsonl
 
 
 def test_scores_by_hand():
@@ -61,6 +62,11 @@ def test_the_sentence_has_the_interval_of_its_questions(tmp_path):
     assert "LoRA" not in facts
     group.runs[0].settings |= {"lora.rank": 16}
     assert dict(result.facts(group.runs[0]))["LoRA"] == "rank 16, 10 times the learning rate"
+    assert "certificate" not in facts
+    ends = json.loads((run / "summary.json").read_text())
+    write_json(run / "summary.json", ends | {"certificate": {"returned": "start", "canaries": 32}})
+    facts = dict(result.facts(data.read_run(run, "run")))
+    assert facts["certificate"] == "returns the start model, by 32 canaries"
     # Generations of another evaluation than the metrics': no interval is better than a wrong one.
     write_jsonl(run / "rollouts" / "eval_data_000008.jsonl", [ballot(f"{i}", 4) for i in range(16)])
     assert result.sentence(group).endswith("0.250 → 0.500, +0.250.") and result.uncertainty([group]) == ""

@@ -16,6 +16,7 @@ ALGORITHMS = ("grpo", "dr_grpo", "rloo", "ppo", "prime")
 # is known at all, and what is drawn is not the highest. Already here a token 0.1 below that has a chance of e^-100.
 LEAST_TEMPERATURE = 1e-3
 LEAST_TOP_P = 2.0**-126  # the smallest normal number of float32
+LEAST_DELTA = 1e-9  # of canary.delta; who asks for less certainty than that has mistyped it
 OLD_REMAT = {"True": "full", "False": "none", "true": "full", "false": "none"}  # of train.remat, when it was no name
 REMAT = ("none", "dots", "full")
 OLD_RULES = {"agreement": "majority", "vote_share": "vote_share"}  # reward.kind -> judge.rule
@@ -62,12 +63,14 @@ def check(config: ConfigDict) -> None:
         + _sampling_rules(config)
         + _reward_rules(config)
         + _algorithm_rules(config)
+        + _canary_rules(config)
         + _number_rules(config)
     )
     for holds, sentence in rules:
         if not holds:
             raise InputError(sentence)
     paths = {"data.path": config.data.path, "task": config.task, "eval.scorer": config.eval.scorer}
+    paths |= {"canary.path": config.canary.path}
     paths |= {f"eval.tasks entry {entry!r}": str(entry).partition("=")[2] for entry in config.eval.tasks}
     for key, path in paths.items():
         places.local(path, flag=key)
@@ -203,6 +206,18 @@ def _algorithm_rules(config: ConfigDict) -> list[tuple[bool, str]]:
     ]
 
 
+def _canary_rules(config: ConfigDict) -> list[tuple[bool, str]]:
+    """What a certificate promises."""
+    eps, delta = config.canary.eps, config.canary.delta
+    return [
+        (0 <= eps < 1, f"canary.eps is a difference of accuracies, at least 0 and below 1, got {eps}"),
+        (
+            LEAST_DELTA <= delta < 1,
+            f"canary.delta is a chance, at least {LEAST_DELTA:g} and below 1, got {delta}",
+        ),
+    ]
+
+
 def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
     """What must be at least 1, or at least 0."""
     rollout, train = config.rollout, config.train
@@ -218,6 +233,7 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "prime.minibatch_rows": config.prime.minibatch_rows,
         "eval.samples": config.eval.samples,
         "checkpoint.keep": config.checkpoint.keep,
+        "canary.samples": config.canary.samples,
     }
     if rollout.max_tokens is not None:
         at_least_one["rollout.max_tokens"] = rollout.max_tokens
@@ -235,6 +251,7 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "prime.grad_clip": config.prime.grad_clip,
         "prime.outcome_coef": config.prime.outcome_coef,
         "prime.process_coef": config.prime.process_coef,
+        "checkpoint.keep_best": config.checkpoint.keep_best,
         "checkpoint.every": config.checkpoint.every,
         "eval.every": config.eval.every,
         "log.generations_every": config.log.generations_every,

@@ -31,7 +31,7 @@ _FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "checkpoint": (flags.DEFINE_string, "", "Run folder, RUN/checkpoints/STEP, or model folder; default: model.path."),
     "out": (flags.DEFINE_string, "", "Folder to write; of a report, the file."),
     "images": (flags.DEFINE_string, "", "Folder in which each chart is written as an SVG file."),
-    "step": (flags.DEFINE_integer, None, "Training steps of the checkpoint; default: the newest."),
+    "step": (flags.DEFINE_string, None, "Steps of the checkpoint, last, or chosen; default: what the run returns."),
     "dtype": (flags.DEFINE_string, "float32", "float32, bit by bit what was trained, or bfloat16, half the size."),
     "adapter": (flags.DEFINE_bool, False, "Write the adapters of a run with LoRA, as PEFT stores them."),
     "topology": (flags.DEFINE_string, "", "TPU slice or GPUs: v5e:4x4, h100:8; default: this machine's devices."),
@@ -73,7 +73,8 @@ class Command:
 
 
 TRAIN = Command("train", "a model improves itself on unlabelled questions", ("config", "workdir", *PROCESSES))
-EVALUATE = Command("evaluate", "measure a model or a run", ("config", "checkpoint", "out", "model", *PROCESSES))
+EVALUATE_FLAGS = ("config", "checkpoint", "step", "out", "model", *PROCESSES)
+EVALUATE = Command("evaluate", "measure a model or a run", EVALUATE_FLAGS)
 PLAN = Command("plan", "will a run fit, and how long does it take", ("config", "topology", "questions", "json"))
 LOOK = Command("look", "a run in the terminal, while it trains or afterwards", ("follow",), takes="RUN")
 REPORT = Command("report", "one page on a run or several", ("out", "images"), takes="RUN", several=True)

@@ -1,13 +1,15 @@
 """Evaluate a model, or what a run made of it: many responses to each question, and how many are right.
 
-    python -m ttrl_jax.evaluate --config configs/quickstart.py [--checkpoint runs/quickstart] [--out DIR]
+    python -m ttrl_jax.evaluate --config configs/quickstart.py [--checkpoint runs/quickstart] [--step N] [--out DIR]
 
 Results go to --out, by default RUN/eval/<config>-step<n>-seed<n>, or evals/<config>-<model>-seed<n> without a run.
 
---checkpoint is a run folder (its latest checkpoint is taken), one of its checkpoints (RUN/checkpoints/STEP), or a model
-folder; without it, the config's model.path is evaluated. The model that a run began with is found where the run had it;
---model says where it has been moved to. The questions are the config's own and those of eval.tasks.
-With the run's config, seed and devices, the numbers of its last checkpoint are those that the run itself wrote down.
+--checkpoint is a run folder, one of its checkpoints (RUN/checkpoints/STEP), or a model folder; without it, the config's
+model.path is evaluated. --step says which checkpoint of a run folder: after N steps, last, or chosen without truths. By
+default it is the last, unless the run has a certificate that returns the start. The model that a run began with is
+found where the run had it; --model says where it has been moved to. The questions are the config's own and those of
+eval.tasks. With the run's config, seed and devices, the numbers of its last checkpoint are those that the run itself
+wrote down.
 """
 
 from ttrl_jax import commands
@@ -32,7 +34,7 @@ from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.tables import headline, table
 from ttrl_jax.model import weights
 from ttrl_jax.prepare import prepare
-from ttrl_jax.run import distributed, folder, places
+from ttrl_jax.run import choice, distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.files import MOST_UNDECIDED, UNDECIDED
 from ttrl_jax.run.metrics import write_json, write_jsonl
@@ -135,6 +137,11 @@ def find_origin(checkpoint: str, model_path: str) -> Origin:
     run_and_step = folder.find_run(path) if path else None
     if flags.FLAGS.model and run_and_step is None:
         raise InputError("--model says where the model of a run lies now; add --checkpoint RUN, or set model.path")
+    given = flags.FLAGS.step
+    if given is not None and (run_and_step is None or run_and_step[1] is not None):
+        raise InputError(
+            f"--step={given} is a choice among the checkpoints of a run; add --checkpoint RUN, a run folder"
+        )
     if path is None:
         return Origin(model_path, None, None)
     if run_and_step is None:
@@ -145,7 +152,8 @@ def find_origin(checkpoint: str, model_path: str) -> Origin:
     made = folder.made_with(run, flag="--checkpoint")
     model = model_of_run(run, made.config["model"]["path"], recorded=made.model_path, given=flags.FLAGS.model)
     with Checkpoints(run / folder.CHECKPOINTS, keep=None) as checkpoints:
-        step = checkpoints.latest() if step is None else step
+        if step is None:
+            step = choice.asked(run, checkpoints, given)
         if step is None:
             raise InputError(f"{run} has no checkpoint yet; wait for its first episode to end")
         checkpoints.meta(step)  # raises if there is none

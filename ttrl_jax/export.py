@@ -1,10 +1,12 @@
 """Write what a run has trained as a Hugging Face folder, for transformers and whatever else reads these.
 
-    python -m ttrl_jax.export RUN --out DIR [--step N] [--dtype float32|bfloat16] [--model DIR] [--adapter]
+    python -m ttrl_jax.export RUN --out DIR [--step N|last|chosen] [--dtype float32|bfloat16] [--model DIR] [--adapter]
 
 RUN is a run folder, DIR a new or empty one: weights as safetensors, config, tokenizer, and a model card with the run's
-numbers. The model that the run began with is found where the run had it; --model says where it has been moved to. What
-a run with LoRA has trained is merged into the model's weights, or, with --adapter, written as PEFT's folder.
+numbers. --step says which checkpoint: after N steps, last, or chosen without truths; by default it is the last, unless
+the run has a certificate that returns the start. The model that the run began with is found where the run had it;
+--model says where it has been moved to. What a run with LoRA has trained is merged into the model's weights, or, with
+--adapter, written as PEFT's folder.
 """
 
 from ttrl_jax import commands
@@ -29,7 +31,7 @@ from ttrl_jax.model.shapes import parameter_count
 from ttrl_jax.model.sharding import make_mesh
 from ttrl_jax.programs import with_lora
 from ttrl_jax.records import POLICY
-from ttrl_jax.run import distributed, folder, places
+from ttrl_jax.run import choice, distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.source import is_local, model_of_run, model_source, text_fingerprint
 from ttrl_jax.tasks.sets import OWN
@@ -73,8 +75,9 @@ def main(run: str) -> int:
     return 0
 
 
-def restore(run: Path, step: int | None, *, moved: str, out: Path, itemsize: int) -> Trained:
-    """Read a run's parameters from its checkpoint of `step` (None: the newest), once all else is known to be there.
+def restore(run: Path, given: str | None, *, moved: str, out: Path, itemsize: int) -> Trained:
+    """Read a run's parameters from the checkpoint that --step asks for (`choice.asked`), once all else is known to be
+    there.
 
     moved: where the model that the run began with is now; "" if it has not been moved.
 
@@ -94,7 +97,7 @@ def restore(run: Path, step: int | None, *, moved: str, out: Path, itemsize: int
     mesh = make_mesh(data=1, fsdp=-1, tensor=1)
     layout = params_layout(model, mesh)
     with Checkpoints(run / "checkpoints", keep=None) as checkpoints:
-        step = checkpoints.latest() if step is None else step
+        step = choice.asked(run, checkpoints, given)
         if step is None:
             raise InputError(f"{run} has no checkpoint yet; train until it has saved one")
         evaluations = checkpoints.meta(step)["evaluations"]

@@ -28,7 +28,7 @@ from ttrl_jax.run import distributed, folder
 from ttrl_jax.source import adapter_source, is_local, model_source, text_fingerprint, tokenizer_of
 from ttrl_jax.tasks.scorer import Scorer
 from ttrl_jax.tasks.scorer import from_file as scorer_of
-from ttrl_jax.tasks.sets import Questions, QuestionSet, read_questions, with_tasks
+from ttrl_jax.tasks.sets import Questions, QuestionSet, read_canaries, read_questions, with_tasks
 from ttrl_jax.tasks.task import Task
 
 LEAST_LORA_RATE = 1e-6
@@ -51,6 +51,7 @@ class Inputs:
     attention: str  # why whole rows are attended to as `model` says, in words
     problems: Problems | None  # the own questions in the order of training; None where nothing is trained
     scorer: Scorer | None  # of eval.scorer
+    canaries: QuestionSet | None = None  # of canary.path, None as `problems` is
 
     @property
     def task(self) -> Task:
@@ -82,11 +83,12 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
     config, adjusted = agree(FrozenConfigDict(config), given=given)
     check(config)
     scorer = scorer_of(config.eval.scorer) if config.eval.scorer else None
-    read = read_questions(config)
+    read, canaries = read_questions(config), None
     if training:
         config, more = agree_with_data(config, questions=len(read[0].items), given=given)
         adjusted |= more
         _check_truths(config, read[0])
+        canaries = read_canaries(config, read[0])
     source = model_source(config.model.path)
     model, adapter = weights.read_model(source), None
     if config.model.adapter:
@@ -99,7 +101,7 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
     ends = stops.of_run(tokenizer, ends, end_of_turn=turn, texts=config.rollout.stop)
     config, sources = resolve(config, template=text.chat_template(tokenizer), max_positions=model.max_positions)
     check_length(config, model)
-    sets, longest = with_tasks(read, config), 0
+    sets, longest = with_tasks((*read, canaries) if canaries else read, config), 0
     for each in sets:
         try:
             longest = max(longest, _encoder(config, tokenizer, each.task).longest(each.items))
@@ -117,8 +119,10 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
     model, why = with_kernel(config, model, mesh)
     weights.check(source, model)
     problems = _problems(config, sets[0], mesh) if training else None
+    sets, last = (sets[:-1], sets[-1]) if canaries else (sets, None)
+    told = adjusted | sources
     return Inputs(
-        config, adjusted | sources, source, model, adapter, tokenizer, ends, sets, longest, mesh, why, problems, scorer
+        config, told, source, model, adapter, tokenizer, ends, sets, longest, mesh, why, problems, scorer, last
     )
 
 
@@ -179,6 +183,8 @@ def identity(inputs: Inputs) -> folder.Identity:
     for name, path in (("task", inputs.config.task), ("scorer", inputs.config.eval.scorer)):
         if path:
             settings[f"{name}_sha256"] = hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+    if inputs.canaries is not None:
+        settings["canary_sha256"] = _digest(inputs.canaries)["sha256"]
     return folder.Identity(
         config=settings,
         model=shape | fingerprints,
@@ -261,6 +267,14 @@ def introduce(inputs: Inputs, say: Callable[[str], None]) -> None:
         say(f"{begin}{each.path}: {len(each.items)} questions{said}")
         for note in each.notes:
             say(f"{begin}{note}")
+    if inputs.canaries is not None:
+        own, count = config.canary, len(inputs.canaries.items)
+        say(
+            f"canaries  {inputs.canaries.path}: {count} questions, {own.samples} responses to each before and after; "
+            f"eps {own.eps:g}, delta {own.delta:g}"
+        )
+        for note in inputs.canaries.notes:
+            say(f"canaries  {note}")
     for key, source in inputs.sources.items():
         section, name = key.split(".")
         say(f"setting   {key}={config[section][name]!r}, {source}")

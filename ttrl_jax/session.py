@@ -13,7 +13,7 @@ These functions set the mesh of JAX while they run, and leave it as it was.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -343,14 +343,16 @@ def update(session: Session, rows: TrainBatch, numbers: Numbers) -> tuple[Sessio
     return dataclasses.replace(session, step=step, state=TrainState(count, session.state.models)), metrics
 
 
-def save(session: Session, checkpoints: Checkpoints, meta: Mapping[str, Any] | None = None) -> bool:
-    """Start saving the state under the number of finished steps, with `meta`, a JSON object, beside it. Returns False,
-    and does nothing, if that step is saved already. With checkpoint.weights_only only the parameters of the policy are
-    saved. No run can continue from these, and `meta` says so."""
+def save(
+    session: Session, checkpoints: Checkpoints, meta: Mapping[str, Any] | None = None, *, best: Collection[int] = ()
+) -> bool:
+    """Start saving the state under the number of finished steps, with `meta`, a JSON object, beside it; best: as of
+    `Checkpoints.save`. Returns False, and does nothing, if that step is saved already. With checkpoint.weights_only
+    only the parameters of the policy are saved. No run can continue from these, and `meta` says so."""
     if not session.config.checkpoint.weights_only:
-        return checkpoints.save(session.step, session.state, meta or {})
+        return checkpoints.save(session.step, session.state, meta or {}, best=best)
     weights_alone = TrainState(session.state.step, {POLICY: Model(session.state.policy.params, None)})
-    return checkpoints.save(session.step, weights_alone, {"weights_only": True, **(meta or {})})
+    return checkpoints.save(session.step, weights_alone, {"weights_only": True, **(meta or {})}, best=best)
 
 
 def restore(session: Session, checkpoints: Checkpoints, step: int) -> Session:

@@ -12,8 +12,6 @@ from ttrl_jax import commands
 if __name__ == "__main__":  # before the other imports, which take seconds
     ARGUMENTS = commands.begin(commands.TRAIN, doc=__doc__)
 
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,13 +25,14 @@ from ttrl_jax.algorithms import credit
 from ttrl_jax.data.problems import truths
 from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
 from ttrl_jax.learn.batch import train_batch
+from ttrl_jax.measure import canary
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.evidence import evidence_of
 from ttrl_jax.measure.first import example, require_answers
 from ttrl_jax.measure.generations import generations, spelling, undecided
 from ttrl_jax.measure.start_votes import easy_first, offline_labels, start_votes
 from ttrl_jax.measure.step import Clock, Seen, line_of, step_metrics
-from ttrl_jax.measure.summary import report, summarise
+from ttrl_jax.measure.summary import next_commands, report, summarise
 from ttrl_jax.measure.tables import headline
 from ttrl_jax.model.weights import sha256
 from ttrl_jax.prepare import prepare
@@ -42,7 +41,7 @@ from ttrl_jax.resume import Evaluations, Past, as_begun, finished, go_on, resume
 from ttrl_jax.reward.audit import truth_classes
 from ttrl_jax.reward.judge import Draw
 from ttrl_jax.reward.score import select
-from ttrl_jax.run import distributed, folder, places
+from ttrl_jax.run import choice, distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints, check_disk, size
 from ttrl_jax.run.diagnosis import diagnose
 from ttrl_jax.run.files import METRICS, Files, require_files
@@ -101,7 +100,7 @@ def main() -> int:
     summary = distributed.gather(lambda: folder.read_summary(workdir) if distributed.leader() else None)[0]
     print(report(summary, samples=config.eval.samples, extra_k=config.eval.k))
     print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}. Next:")
-    for line in next_commands(workdir, adapters=config.lora.rank > 0):
+    for line in next_commands(workdir, summary, adapters=config.lora.rank > 0):
         print(f"  {line}")
     return 0
 
@@ -110,7 +109,9 @@ def find_inputs() -> tuple[Inputs, Path]:
     """What the flags ask for, checked, and the run folder. Raises InputError."""
     config, given = commands.config(), commands.given()
     workdir = places.run_folder(flags.FLAGS.workdir or f"runs/{commands.config_name()}", flag="--workdir")
-    return read_inputs(as_begun(config, workdir, given=given), given=given), workdir
+    inputs = read_inputs(as_begun(config, workdir, given=given), given=given)
+    canary.require_enough(inputs)
+    return inputs, workdir
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
             voted = start_votes(session, opened.workdir, progress=watch)
             judge = judge_of(config, session.task, offline=offline_labels(voted, session.problems.items))
             batches = easy_first(session.problems, voted)
+            canary.begin(session, opened.workdir, progress=watch("measuring the start on the canaries"))
 
         # ----------------------------------------------------- the loop
         for step in clock.each(range(start, total)):
@@ -171,6 +173,7 @@ def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
         started = session, Past(history, evaluations, past.seconds)
         with interrupt.at_once(session.state):
             evaluations = evaluate(session, evaluations, files, progress, watch)
+            canary.end(session, opened.workdir, progress=watch("measuring the trained model on the canaries"))
         files.write(total, measured(evaluations, total))
         files.flush()
     except Interrupted:
@@ -253,15 +256,19 @@ def keep(session: Session, opened: Opened, past: Past, *, now: bool = False) -> 
     if now or at_end or (every and distributed.first(opened.checkpoints.seconds_since() >= 60 * every)):
         opened.files.flush()
         seconds = past.seconds + time.monotonic() - opened.since
-        save(session, opened.checkpoints, replace(past, seconds=seconds).meta())
+        meta, most = replace(past, seconds=seconds).meta(), session.config.checkpoint.keep_best
+        ways = {"episode": session.problems.steps_per_episode, "most": most}
+        best = choice.best(meta["history"], opened.checkpoints.steps(), **ways) if most else ()
+        save(session, opened.checkpoints, meta, best=best)
     if now:  # the others leave as well: Orbax may meet them
         opened.checkpoints.wait()
 
 
 def conclude(workdir: Path, evaluations: Evaluations, *, seconds: float, **ends: Any) -> None:
     """Write the summary, with a diagnosis of all steps, those before a resume too."""
-    diagnosis = diagnose(read_lines(workdir / METRICS)[0])
-    write_json(workdir / folder.SUMMARY, summarise(evaluations, seconds=seconds, diagnosis=diagnosis, **ends))
+    ends["diagnosis"] = diagnose(read_lines(workdir / METRICS)[0])
+    ends["certificate"] = canary.outcome(workdir, step=ends["steps"])
+    write_json(workdir / folder.SUMMARY, summarise(evaluations, seconds=seconds, **ends))
 
 
 def watching(interrupt: Interrupt, progress: Progress) -> Watch:
@@ -291,7 +298,8 @@ def checkpoint_bytes(inputs: Inputs) -> int:
 
 def disk_bytes(inputs: Inputs) -> int:
     """Of the checkpoints that are there at once: those that are kept, and one that is being written."""
-    return (inputs.config.checkpoint.keep + 1) * checkpoint_bytes(inputs)
+    kept = inputs.config.checkpoint
+    return (kept.keep + kept.keep_best + 1) * checkpoint_bytes(inputs)
 
 
 def said_first(session: Session, workdir: Path, changes: Sequence[str]) -> list[str]:
@@ -299,26 +307,14 @@ def said_first(session: Session, workdir: Path, changes: Sequence[str]) -> list[
     inputs, kept, per_episode = session.inputs, session.config.checkpoint, session.problems.steps_per_episode
     each = f"of {size(checkpoint_bytes(inputs))}, " + ("from which no run can go on, " if kept.weights_only else "")
     minutes = f" and {kept.every:g} minutes" if kept.every else ""
+    best = f", and the best {kept.keep_best} by checkpoint.keep_best" if kept.keep_best else ""
     resumed = f", resumed after step {session.step}" if session.step else ""
     return [
         f"budget    {budget(inputs)}",
-        f"saved     checkpoints {each}every {per_episode} steps{minutes}; the newest {kept.keep} are kept",
+        f"saved     checkpoints {each}every {per_episode} steps{minutes}; the newest {kept.keep} are kept{best}",
         f"run       {workdir}{resumed}",
         *(f"changed   {line}" for line in changes),
     ]
-
-
-def next_commands(workdir: Path, *, adapters: bool = False) -> list[str]:
-    """What one does with a finished run, ready to paste: with this Python, which need not be the first on the PATH."""
-    python = Path(sys.executable)
-    python = shlex.quote(str(python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python))
-    config, run = shlex.quote(commands.config_flag()), shlex.quote(str(workdir))
-    changed = "".join(f" {shlex.quote(each)}" for each in commands.overrides())
-    return [
-        f"{python} -m ttrl_jax.report {run}",
-        f"{python} -m ttrl_jax.evaluate --config {config} --checkpoint {run}{changed}",
-        f"{python} -m ttrl_jax.export {run} --out {shlex.quote(str(workdir) + '-model')}",
-    ] + [f"{python} -m ttrl_jax.export {run} --out {shlex.quote(str(workdir) + '-adapter')} --adapter"] * adapters
 
 
 def what_now(session: Session) -> str:

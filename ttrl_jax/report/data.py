@@ -12,6 +12,7 @@ from typing import Any
 from ttrl_jax import commands
 from ttrl_jax.errors import InputError
 from ttrl_jax.run import folder, places
+from ttrl_jax.run.choice import candidates, ranked, read_visits
 from ttrl_jax.run.files import STARTS
 from ttrl_jax.run.metrics import finite, read_lines
 from ttrl_jax.tasks.sets import OWN
@@ -30,6 +31,7 @@ class Run:
     questions: dict[str, int] = field(default_factory=dict)  # of each set, how many
     starts: list[dict[str, Any]] = field(default_factory=list)  # of each start: when, on which devices and versions
     seconds: float | None = None  # that the finished run took
+    certificate: dict[str, Any] = field(default_factory=dict)  # of the finished run, if it had canaries
     notes: list[str] = field(default_factory=list)  # what could not be read
 
     @property
@@ -156,6 +158,7 @@ def read_run(path: Path, name: str) -> Run:
         summary = folder.read_summary(path)
         add_summary(run.evaluations, summary or {})
         run.finished, run.seconds = summary is not None, finite(summary or {}).get("seconds")
+        run.certificate = dict((summary or {}).get("certificate", {}))
     except (ValueError, KeyError, TypeError, AttributeError):
         run.notes.append(f"{folder.SUMMARY} is damaged and left out")
     if not run.rows:
@@ -198,15 +201,15 @@ def ends(run: Run, task: str) -> tuple[int, int] | None:
 def choices(run: Run) -> dict[str, int]:
     """The evaluations to look at apart -> their step: first, last, chosen without labels, and best.
 
-    chosen: the highest majority ratio of the run's own questions, which needs no truth; of equal ones the earliest.
+    chosen: the best by `choice.ranked`, of the models after each episode, which needs no truth.
     best: the highest avg@k of these, which needs the truths, so that nobody without them could have picked it.
     """
     own = {step: found[OWN] for step, found in sorted(run.evaluations.items()) if OWN in found}
     if not own:
         return {}
     found = {"start": min(own), "last": max(own)}
-    for title, kind in (("chosen", "majority_ratio"), ("best", metric_at(own[min(own)], "avg"))):
-        rated = {step: numbers[kind] for step, numbers in own.items() if kind in numbers}
-        if rated:
-            found[title] = max(rated, key=lambda step: rated[step])
-    return found
+    if run.episode and (order := ranked(candidates(read_visits(run.path), episode=run.episode))):
+        found["chosen"] = order[0].step
+    kind = metric_at(own[min(own)], "avg")
+    rated = {step: numbers[kind] for step, numbers in own.items() if kind in numbers}
+    return found | ({"best": max(rated, key=lambda step: rated[step])} if rated else {})

@@ -189,9 +189,10 @@ def _settings(runs: Sequence[Run]) -> str:
 def _checkpoints(runs: Sequence[Run]) -> str:
     body = table.checkpoints(runs)
     text = (
-        "Last is the result. Chosen has the highest majority ratio of all evaluations on the run's own questions, the "
-        "earliest of equal ones: it takes no truth to choose it. Best has the highest avg@k there: only who knows the "
-        "truths can choose it."
+        "Last is the result. Chosen has the votes that agree most, in the episode after it, of those which kept their "
+        "clear labels; it is the start where none has risen above that. It takes no truth to choose it, and it may not "
+        "have been evaluated. Best has the highest avg@k of all evaluations on the run's own questions: only who knows "
+        "the truths can choose it."
     )
     return _section("checkpoints", "Checkpoints", text, body) if body else ""
 

@@ -106,6 +106,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("learning rate", setting("train.learning_rate")),
         ("seed", setting("seed")),
         ("time", _time(run)),
+        ("certificate", _certificate(run)),
     ]
     found += _machine(run.starts[-1]) if run.starts else []
     return [(name, str(value)) for name, value in found if value not in (None, "")]
@@ -115,6 +116,12 @@ def _lora(run: Run) -> str | None:
     """What is trained beside the weights, if it is."""
     rank, factor = run.settings.get("lora.rank"), run.settings.get("lora.rate_factor")
     return f"rank {rank}, {factor:g} times the learning rate" if rank else None
+
+
+def _certificate(run: Run) -> str | None:
+    """What the canaries say, if there were any."""
+    returned, count = run.certificate.get("returned"), run.certificate.get("canaries")
+    return f"returns the {returned} model, by {count} canaries" if returned else None
 
 
 def _last_part(path: Any) -> str | None:

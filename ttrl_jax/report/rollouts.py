@@ -105,12 +105,11 @@ def visit(row: Mapping[str, Any], step: int) -> dict[str, Any]:
 
     Returns step; label (that was rewarded), majority (the votes' answer; runs from before that was written down have
     it as their label), share and majority_share (of the votes, for these), votes, right and majority_right (whether
-    they are the truth; None where that is not known, or where no label was given to a majority); hit_ratio (share of the
-    responses that a wrong label rewards as the truth would; None for other labels); no_answer, unformed (responses
-    without an answer, and out of the format; None without a format), length (tokens of a response, mean);
-    ballot, [class, answer, votes, right] by votes,
-    at most 40, and others, [answers, votes] of the rest; samples, [response, answer, class, reward, tokens, truncated,
-    right, formed, tokens' texts and log-probs or None] each.
+    they are the truth; None where that is not known, or where no label was given to a majority); hit_ratio (share of
+    the responses that a wrong label rewards as the truth would; None for other labels); no_answer, unformed (responses
+    without an answer, and out of the format; None without a format), length (tokens of a response, mean); ballot,
+    [class, answer, votes, right] by votes, at most 40, and others, [answers, votes] of the rest; samples, [response,
+    answer, class, reward, tokens, truncated, right, formed, tokens' texts and log-probs or None] each.
     """
     label = row["label"]
     majority = row["majority"] if "majority" in row else label

@@ -74,14 +74,15 @@ def measured(models: Sequence[Model], *, fold: bool) -> str:
 
 
 def checkpoints(runs: Sequence[Run]) -> str:
-    """The evaluations that `choices` picks, with the main numbers of every task, of runs that have more than one."""
+    """The models that `choices` picks, with the main numbers of every task where they were evaluated, of runs that
+    have more than one evaluation."""
     tasks, rows = list(dict.fromkeys(task for run in runs for task in run.tasks)), []
     kinds = ("avg", "maj", "majority_ratio")
     for run in runs:
         for title, step in choices(run).items() if len(run.evaluations) > 1 else ():
             row = [run.name, title, str(step)]
             for task in tasks:
-                numbers = run.evaluations[step].get(task, {})
+                numbers = run.evaluations.get(step, {}).get(task, {})
                 row += [_shown(numbers.get(metric_at(numbers, kind) or kind)) for kind in kinds]
             rows.append(row)
     head = ["run", "checkpoint", "step"]

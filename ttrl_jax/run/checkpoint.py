@@ -13,7 +13,7 @@ import contextlib
 import errno
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,6 +33,17 @@ _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError)
 
 class Damaged(InputError):
     """A checkpoint that cannot be read."""
+
+
+class _Kept:
+    """A preservation policy of Orbax: the newest checkpoints, and those of `steps`."""
+
+    def __init__(self, newest: int | None):
+        self._newest, self.steps = newest, frozenset()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        first = 0 if self._newest is None else len(checkpoints) - self._newest
+        return [i >= first or each.step in self.steps for i, each in enumerate(checkpoints)]
 
 
 class Checkpoints:
@@ -59,24 +70,26 @@ class Checkpoints:
             raise InputError(f"there are no checkpoints in {self.directory}: no such folder")
         if not reading and keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
+        self._kept = _Kept(keep)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 create=not reading,
                 cleanup_tmp_directories=not reading,
                 save_root_metadata=False,
-                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                preservation_policy=self._kept,
             ),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
         )
 
-    def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> bool:
+    def save(self, step: int, state: PyTree, meta: Mapping[str, Any], *, best: Collection[int] = ()) -> bool:
         """Start saving `state` after `step` finished training steps; the writing goes on in the background.
 
         Args:
           step: number of finished training steps, the name of the checkpoint.
           state: pytree whose leaves are all jax arrays. The caller may donate them once this has returned.
           meta: JSON object saved beside the state.
+          best: steps whose checkpoints stay besides the newest ones, until the next save.
 
         Returns:
           False, with nothing done, if this step has a complete checkpoint (or one on its way) already.
@@ -88,7 +101,7 @@ class Checkpoints:
             if not isinstance(leaf, jax.Array):
                 raise TypeError(f"state leaf {path} is {type(leaf).__name__}, expected a jax array")
         items = ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(dict(meta)))
-        self._saved_at = time.monotonic()
+        self._saved_at, self._kept.steps = time.monotonic(), frozenset(best)
         with _full_disk():
             return self._manager.save(step, args=items, force=True)  # forced: the caller decides when to save
 

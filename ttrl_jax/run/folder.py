@@ -18,8 +18,8 @@ from ttrl_jax.run.metrics import write_json
 CONFIG, SUMMARY, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 AS_IS = "the model as it is"  # what an evaluation without a run is of
 
-# What the fingerprints of model, questions and task tell better than how a path is typed.
-_SPELLINGS = ("model.path", "model.adapter", "task", "eval.scorer")
+# What the fingerprints of model, questions, canaries, task and scorer tell better than how a path is typed.
+_SPELLINGS = ("model.path", "model.adapter", "task", "eval.scorer", "canary.path")
 _FINGERPRINTS = {
     "fingerprint": "weights or config in model.path",
     "tokenizer": "tokenizer or chat template in model.path",
@@ -45,6 +45,16 @@ class Identity:
     model: dict[str, Any]  # its shape, and the fingerprints of its files
     model_path: str | None  # where it lies here; None for a name on the hub
     questions: dict[str, dict[str, Any]]  # of each set, by name and in their order: "count", "sha256"
+
+    @property
+    def episode(self) -> int:
+        """Training steps of one pass over the questions. Raises InputError where it is not recorded how many there
+        are."""
+        if "data" not in self.questions:
+            raise InputError("the run is from before it was recorded how many questions it has: give a number of steps")
+        count, prompts = self.questions["data"]["count"], self.config["rollout"]["prompts"]
+        drops = self.config["data"].get("drop_last", _ABSENT["data.drop_last"])
+        return count // prompts if drops else -(-count // prompts)
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,7 @@ def require_same(folder: Path, now: Identity, *, defaults: Mapping[str, Any], fl
     skipped = _SPELLINGS + (_SPELLINGS_OF_QUESTIONS if made.questions else ())
     skipped += tuple(section for section, algorithm in _USED_BY.items() if new.get("algorithm") != algorithm)
     trains = "evaluated" not in new
+    skipped += () if trains else ("canary.",)  # which an evaluation does not read
     differing = {
         name: (old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())

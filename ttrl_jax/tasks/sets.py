@@ -9,13 +9,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ttrl_jax.data.problems import Problem, load
+from ttrl_jax.data.problems import Problem, load, truths
 from ttrl_jax.data.prompts import turns
 from ttrl_jax.errors import InputError
 from ttrl_jax.tasks.task import Task, by_strategies, from_file
 from ttrl_jax.tasks.truths import read_truths
 
 OWN = "data"  # the name of the config's own questions
+CANARIES = "canaries"
 _LEVEL = "@level="
 
 _CONFIGS = Path(__file__).resolve().parent.parent.parent / "configs"
@@ -67,6 +68,40 @@ def read_questions(config: ConfigDict) -> tuple[Questions, ...]:
             # data.level is one of data.path.
             found.append(_questions(name, path, config, level=level, seed=config.seed))
     return tuple(found)
+
+
+def read_canaries(config: ConfigDict, trained: Questions) -> Questions | None:
+    """The questions of canary.path, read as data.path is; None without one. trained: those that are trained on.
+
+    Raises InputError for data that cannot be read, for a question without a truth, and for one that is trained on, or
+    there twice: of such a question the certificate would promise what it cannot.
+    """
+    path = config.canary.path
+    if not path:
+        return None
+    whole = ConfigDict(config.as_configdict())
+    whole.data.limit = 0  # one of data.path, as the level is
+    found = _questions(CANARIES, path, whole, level=0, seed=config.seed)
+    if lacking := (truths(found.items) or [None] * len(found.items)).count(None):
+        raise InputError(
+            f"canary.path={path}: {lacking} of {len(found.items)} questions have no truth, by which canaries are "
+            "measured; add them, or drop these questions"
+        )
+    seen = {_words(problem.question): f"is trained on ({trained.path})" for problem in trained.items}
+    for problem in found.items:
+        words = _words(problem.question)
+        if words in seen:
+            raise InputError(
+                f"canary.path={path}: the question {problem.id}, {problem.question[:60]!r}, {seen[words]}; take it "
+                "out, as canaries are questions that are not trained on, each there once"
+            )
+        seen[words] = "is there twice"
+    return found
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """A text without what white space makes of it."""
+    return tuple(text.split())
 
 
 def with_tasks(read: Sequence[Questions], config: ConfigDict) -> tuple[QuestionSet, ...]:
