@@ -55,8 +55,9 @@ def fresh_flags() -> Iterator[Callable[[], None]]:
         sys.modules.pop("config_config", None)  # the last --config file, over which the next one would be loaded
         for name in {"workdir", "checkpoint", "out", "images"} & set(flags.FLAGS):
             flags.FLAGS[name].value = ""
-        if "step" in flags.FLAGS:
-            flags.FLAGS["step"].value = None
+        for name, value in {"mode": "vote", "model": "", "follow": False, "step": None}.items():
+            if name in flags.FLAGS:
+                flags.FLAGS[name].value = value
 
     yield forget
     forget()

@@ -14,11 +14,12 @@ LEVELS = [
     {"commands"},
     {"model", "data", "reward", "run"},
     {"rollout", "learn", "tasks", "source", "check"},
-    {"resolve", "cli", "huggingface", "programs"},
+    {"resolve", "cli", "huggingface", "programs", "origin"},
     {"inputs"},
     {"session"},
     {"algorithms", "resume", "prepare", "measure", "export", "merge", "report", "plan"},
-    {"train", "evaluate", "library", "look"},
+    {"stream"},
+    {"train", "evaluate", "solve", "library", "look"},
     {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

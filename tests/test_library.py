@@ -111,7 +111,7 @@ def test_log_probs_of_given_responses(opened):
 def test_numbers_that_are_not_finite_name_the_step_and_the_question(opened):
     batch = opened.problems.take(0)[3:5]
     prompts, broken = ttrl.encode(opened, batch), jax.tree.map(lambda leaf: leaf * np.nan, opened.state)
-    measures = dataclasses.replace(opened.inputs, problems=None)
+    measures = dataclasses.replace(opened.inputs, trains=False, problems=None)
     for step, inputs, words in (
         (7, opened.inputs, "lower the learning rate"),
         (7, measures, "take an earlier checkpoint"),

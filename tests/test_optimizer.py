@@ -38,6 +38,12 @@ def test_no_rate_is_zero(total, warmup):
         assert got[0] == 2.0
 
 
+def test_a_stream_has_no_schedule():
+    """Nobody knows its length: the peak at every step, without warm-up and without decay."""
+    got = [learning_rate(step, peak=2.0, total_steps=None, warmup=0.5) for step in (0, 1, 10_000)]
+    assert got == [2.0, 2.0, 2.0]
+
+
 def test_first_step_by_hand():
     """Adam's first update is the sign of the gradient; decay adds 0.01 * 2; rate 0.1: 2 - 0.1 * (1 + 0.02)."""
     optimizer = make_optimizer(b1=0.9, b2=0.999, weight_decay=0.01, grad_clip=1.0)

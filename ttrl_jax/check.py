@@ -56,6 +56,16 @@ def check(config: ConfigDict) -> None:
             all(type(k) is int and 1 <= k <= config.eval.samples for k in config.eval.k),
             f"eval.k must hold whole numbers from 1 to eval.samples={config.eval.samples}, got {config.eval.k}",
         ),
+        (
+            config.solve.replay <= config.solve.window,
+            f"solve.replay={config.solve.replay} questions cannot be drawn from solve.window={config.solve.window}; "
+            "raise that",
+        ),
+        (
+            config.solve.replay < config.rollout.prompts,
+            f"solve.replay={config.solve.replay} leaves no new question of rollout.prompts={config.rollout.prompts}; "
+            "lower it",
+        ),
         (0 <= config.seed < 2**31, f"seed must be in 0 .. 2^31 - 1, got {config.seed}"),
     ]
     rules += (
@@ -253,6 +263,8 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "prime.process_coef": config.prime.process_coef,
         "checkpoint.keep_best": config.checkpoint.keep_best,
         "checkpoint.every": config.checkpoint.every,
+        "solve.replay": config.solve.replay,
+        "solve.window": config.solve.window,
         "eval.every": config.eval.every,
         "log.generations_every": config.log.generations_every,
     }

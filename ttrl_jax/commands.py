@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ _FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "topology": (flags.DEFINE_string, "", "TPU slice or GPUs: v5e:4x4, h100:8; default: this machine's devices."),
     "questions": (flags.DEFINE_list, [], "Numbers of questions, of the data and of each set in eval.tasks."),
     "follow": (flags.DEFINE_bool, False, "Show the run again whenever it has gone on, until it is finished."),
+    "mode": (flags.DEFINE_string, "vote", "vote: the model as it is answers | learn: it learns from each batch."),
     "json": (flags.DEFINE_bool, False, "Print the plan as JSON."),
     "model": (flags.DEFINE_string, "", "Folder or .gguf file that the run began with, if it has been moved."),
     "coordinator": (flags.DEFINE_string, "", _WHERE),
@@ -55,6 +56,8 @@ class Command:
     flags: tuple[str, ...] = ()  # "config", and names of _FLAGS
     takes: str | None = None  # what the argument is called that is no flag
     several: bool = False  # there may be none or more than one of it
+    default: str = ""  # the file of configs/ that is taken without --config; empty: --config must be given
+    own: Mapping[str, str] = field(default_factory=dict)  # what a flag of _FLAGS means where it is another than there
 
     def define(self) -> None:
         """Define its flags, those that no other command has in the same process."""
@@ -69,7 +72,11 @@ class Command:
     def help(self, doc: str) -> str:
         """What --help prints."""
         keys = "\n  --helpfull lists every key of the config" if "config" in self.flags else ""
-        return f"{doc.strip()}\n\n" + "\n".join(f"  --{x}: {flags.FLAGS[x].help}" for x in self.flags) + keys
+        return (
+            f"{doc.strip()}\n\n"
+            + "\n".join(f"  --{x}: {self.own.get(x, flags.FLAGS[x].help)}" for x in self.flags)
+            + keys
+        )
 
 
 TRAIN = Command("train", "a model improves itself on unlabelled questions", ("config", "workdir", *PROCESSES))
@@ -81,8 +88,22 @@ REPORT = Command("report", "one page on a run or several", ("out", "images"), ta
 EXPORT_FLAGS = ("out", "step", "dtype", "model", "adapter")
 EXPORT = Command("export", "a trained model as a Hugging Face folder", EXPORT_FLAGS, takes="RUN")
 MERGE = Command("merge", "one model out of two", ("out",), takes="RECIPE.yml")
+SOLVE = Command(
+    "solve",
+    "answers to a stream of questions, by vote, while the model may learn",
+    ("model", "config", "mode", "out", "follow", "checkpoint", "step", "workdir"),
+    takes="QUESTIONS",
+    default="solve",
+    own={
+        "model": "Hub name, folder or .gguf file; default: the config's model.path. With --checkpoint as in evaluate.",
+        "out": "File of the answers, to which the same command adds; default: stdout.",
+        "follow": "Wait for more questions in a folder, or in a file that grows.",
+        "checkpoint": "Run folder or RUN/checkpoints/STEP, whose model answers; not with --mode=learn.",
+        "workdir": "With --mode=learn, the folder of what is learned; default: runs/solve.",
+    },
+)
 NO_FLAGS = Command()
-COMMANDS = {each.name: each for each in (TRAIN, LOOK, REPORT, EVALUATE, EXPORT, PLAN, MERGE)}
+COMMANDS = {each.name: each for each in (TRAIN, SOLVE, LOOK, REPORT, EVALUATE, EXPORT, PLAN, MERGE)}
 
 
 def begin(command: Command, *, doc: str) -> list[str]:
@@ -162,6 +183,8 @@ def config_name() -> str:
 def _parse(argv: list[str], command: Command) -> list[str]:
     """Parse the flags; what is no flag comes back: nothing, or what the command takes, once or several times."""
     argv = _with_home(argv)
+    if command.default and _config_argument(argv) is None:
+        argv = [argv[0], f"--config={_CHECKOUT / 'configs' / command.default}.py", *argv[1:]]
     named = _config_argument(argv)
     # Looked for first, as the config's flags are unknown without it and the error would be about them.
     if named is not None and not Path(named.split(":")[0]).is_file():

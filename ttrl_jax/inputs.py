@@ -28,7 +28,7 @@ from ttrl_jax.run import distributed, folder
 from ttrl_jax.source import adapter_source, is_local, model_source, text_fingerprint, tokenizer_of
 from ttrl_jax.tasks.scorer import Scorer
 from ttrl_jax.tasks.scorer import from_file as scorer_of
-from ttrl_jax.tasks.sets import Questions, QuestionSet, read_canaries, read_questions, with_tasks
+from ttrl_jax.tasks.sets import Questions, QuestionSet, read_canaries, read_questions, to_come, with_tasks
 from ttrl_jax.tasks.task import Task
 
 LEAST_LORA_RATE = 1e-6
@@ -49,7 +49,8 @@ class Inputs:
     longest_prompt: int  # tokens, of all sets
     mesh: jax.sharding.Mesh
     attention: str  # why whole rows are attended to as `model` says, in words
-    problems: Problems | None  # the own questions in the order of training; None where nothing is trained
+    trains: bool  # whether a session learns, or samples alone
+    problems: Problems | None  # the own questions in the order of training; None without training, and of a stream
     scorer: Scorer | None  # of eval.scorer
     canaries: QuestionSet | None = None  # of canary.path, None as `problems` is
 
@@ -59,9 +60,11 @@ class Inputs:
         return self.sets[0].task
 
     @property
-    def total_steps(self) -> int:
-        """How many training steps the run has."""
-        return 0 if self.problems is None else self.config.episodes * self.problems.steps_per_episode
+    def total_steps(self) -> int | None:
+        """How many training steps the run has; None where it learns from a stream, whose end nobody knows."""
+        if self.problems is None:
+            return None if self.trains else 0
+        return self.config.episodes * self.problems.steps_per_episode
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -73,18 +76,21 @@ class Inputs:
         return _encoder(self.config, self.tokenizer, task)
 
 
-def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True, given: Collection[str] = ()) -> Inputs:
+def read_inputs(
+    config: ConfigDict | FrozenConfigDict, *, training: bool = True, given: Collection[str] = (), stream: bool = False
+) -> Inputs:
     """Read and check config, data and model, which may have to be fetched, in this order; and let the model decide what
     the config leaves unset.
 
     training: also what training alone asks of the config and the data. given: the keys set on the command line, which
-    others follow (resolve.agree). Raises InputError for the first thing that cannot be used.
+    others follow (resolve.agree). stream: the questions come later, one after the other, so that none is read here.
+    Raises InputError for the first thing that cannot be used.
     """
     config, adjusted = agree(FrozenConfigDict(config), given=given)
     check(config)
     scorer = scorer_of(config.eval.scorer) if config.eval.scorer else None
-    read, canaries = read_questions(config), None
-    if training:
+    read, canaries = to_come(config) if stream else read_questions(config), None
+    if training and not stream:
         config, more = agree_with_data(config, questions=len(read[0].items), given=given)
         adjusted |= more
         _check_truths(config, read[0])
@@ -101,8 +107,9 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
     ends = stops.of_run(tokenizer, ends, end_of_turn=turn, texts=config.rollout.stop)
     config, sources = resolve(config, template=text.chat_template(tokenizer), max_positions=model.max_positions)
     check_length(config, model)
-    sets, longest = with_tasks((*read, canaries) if canaries else read, config), 0
-    for each in sets:
+    sets = with_tasks((*read, canaries) if canaries else read, config)
+    longest = config.prompt.max_tokens if stream else 0
+    for each in () if stream else sets:
         try:
             longest = max(longest, _encoder(config, tokenizer, each.task).longest(each.items))
         except InputError as error:
@@ -118,11 +125,26 @@ def read_inputs(config: ConfigDict | FrozenConfigDict, *, training: bool = True,
         require_host_memory(mesh)
     model, why = with_kernel(config, model, mesh)
     weights.check(source, model)
-    problems = _problems(config, sets[0], mesh) if training else None
+    if training:
+        require_fit_of_batch(mesh, prompts=config.rollout.prompts)
+    problems = _problems(config, sets[0]) if training and not stream else None
     sets, last = (sets[:-1], sets[-1]) if canaries else (sets, None)
-    told = adjusted | sources
     return Inputs(
-        config, told, source, model, adapter, tokenizer, ends, sets, longest, mesh, why, problems, scorer, last
+        config=config,
+        sources=adjusted | sources,
+        source=source,
+        model=model,
+        adapter=adapter,
+        tokenizer=tokenizer,
+        stops=ends,
+        sets=sets,
+        longest_prompt=longest,
+        mesh=mesh,
+        attention=why,
+        trains=training,
+        problems=problems,
+        scorer=scorer,
+        canaries=last,
     )
 
 
@@ -158,8 +180,7 @@ def _encoder(config: FrozenConfigDict, tokenizer: Any, task: Task) -> text.Promp
     )
 
 
-def _problems(config: FrozenConfigDict, own: QuestionSet, mesh: jax.sharding.Mesh) -> Problems:
-    require_fit_of_batch(mesh, prompts=config.rollout.prompts)
+def _problems(config: FrozenConfigDict, own: QuestionSet) -> Problems:
     batch, drop_last = config.rollout.prompts, config.data.drop_last
     return Problems(own.items, batch=batch, seed=config.seed, drop_last=drop_last, order=config.data.order)
 
@@ -177,7 +198,7 @@ def identity(inputs: Inputs) -> folder.Identity:
     shape = dataclasses.asdict(inputs.model)
     del shape["attention"], shape["lora"]  # a run may go on on other devices; the settings have the other
     fingerprints = {"fingerprint": weights.fingerprint(inputs.source), "tokenizer": text_fingerprint(inputs.source)}
-    if inputs.problems is not None or inputs.adapter is not None:
+    if inputs.trains or inputs.adapter is not None:
         fingerprints["adapter"] = None if inputs.adapter is None else weights.sha256(inputs.adapter)
     settings = inputs.config.as_configdict().to_dict()
     for name, path in (("task", inputs.config.task), ("scorer", inputs.config.eval.scorer)):
@@ -231,7 +252,7 @@ def _about_lora(inputs: Inputs) -> list[str]:
         f"rank {own.rank}, alpha {own.alpha:g}, adapters of {len(own.targets)} of a layer's {len(PROJECTIONS)} "
         f"projections: {count:.2f} M parameters{begun}; the model's own stay as they are, {held}"
     ]
-    if inputs.problems is not None:
+    if inputs.trains:
         rate = rate_factor(config) * config.train.learning_rate
         said.append(
             f"learning rate {rate:.3g}: lora.rate_factor={own.rate_factor:g} times train.learning_rate="
@@ -258,7 +279,7 @@ def introduce(inputs: Inputs, say: Callable[[str], None]) -> None:
     say(f"attention {inputs.model.attention}, {inputs.attention}")
     if device.platform == "gpu":
         say(f"repeats   {repeats(os.environ)}")
-    for i, each in enumerate(inputs.sets):
+    for i, each in enumerate(inputs.sets if inputs.sets[0].items else ()):  # of a stream nothing is known
         known = truths(each.items)
         said = f"; no truth (data.truth_column={each.truth_column!r}): no accuracy is measured" if known is None else ""
         if known and None in known:
@@ -281,4 +302,5 @@ def introduce(inputs: Inputs, say: Callable[[str], None]) -> None:
     say(f"ends      {stops.described(inputs.tokenizer, inputs.stops)}; others: rollout.stop, rollout.end_of_turn")
     if passed := passed_over(inputs.source):
         say(f"config    fields of the model that are passed over: {', '.join(passed)}")
-    say(f"prompt    {inputs.encoder(inputs.task).render(inputs.sets[0].items[0].question)!r}")
+    if inputs.sets[0].items:
+        say(f"prompt    {inputs.encoder(inputs.task).render(inputs.sets[0].items[0].question)!r}")

@@ -86,7 +86,7 @@ class Session:
 
     @property
     def problems(self) -> Problems:
-        """The questions in the order of training."""
+        """The questions in the order of training; there are none where they come from a stream."""
         return self.inputs.problems
 
     @property
@@ -132,7 +132,7 @@ def open_session(
     """
     compiling = compiling or lines(say, details=inputs.config.log.compiles)
     keep_programs(say)
-    config, mesh, training = inputs.config, inputs.mesh, inputs.problems is not None
+    config, mesh, training = inputs.config, inputs.mesh, inputs.trains
     host, sampling = sampling_host(config, inputs.model, mesh, training=training, say=say), sampling_of(config.rollout)
     shapes = shapes_of(config, host or mesh, longest_prompt=inputs.longest_prompt)
     make_copy = copies.of_each_host if host else copies.of_the_mesh
@@ -257,7 +257,7 @@ def _advice(session: Session) -> str:
     """What to do where the model computes what is not finite."""
     if session.step == 0:
         return "look for what is wrong with the model, or set model.dtype=float32"
-    if session.problems is None:
+    if not session.inputs.trains:
         return "take an earlier checkpoint, --checkpoint RUN/checkpoints/STEP"
     return _LOWER
 

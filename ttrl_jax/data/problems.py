@@ -19,6 +19,7 @@ BUILTIN = "builtin:"
 # an output or a label may be anything, and is taken for a truth only by name.
 QUESTION_COLUMNS = ("prompt", "question", "problem", "query", "instruction", "messages")
 TRUTH_COLUMNS = ("answer", "ground_truth", "reward_model.ground_truth", "final_answer")
+_HALF = re.compile("[\ud800-\udfff]")
 _SHOWN = 60  # characters of a text in a message
 
 Say = Callable[[str], None]
@@ -311,6 +312,24 @@ def _answer_text(value: Any) -> str | None:
     raise TypeError(kind(value))
 
 
+def question_of(row: dict[str, Any], column: str) -> str:
+    """The question of one row by itself, looked for as `load` does. Raises ValueError, in words, where there is none
+    that can be asked."""
+    there = [name for name in QUESTION_COLUMNS if _field(row, name) is not None]
+    if column == QUESTION_COLUMNS[0] and column not in there and len(there) == 1:
+        column = there[0]
+    value = _field(row, column)
+    if isinstance(value, list):
+        value = _asked(value, set())
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError(f"has no question in {column!r}; its columns: {names(list(row))}")
+    if not isinstance(value, str) or isinstance(value, Number):
+        raise ValueError(f"must have text for the question, {column!r}, not {kind(value)}")
+    if _HALF.search(value):
+        raise ValueError("has half a character (a surrogate without its pair) in its question")
+    return value
+
+
 def _ids(rows: _Rows, say: Say) -> list[str]:
     given = [row.get("id") for row in rows]
     if all(isinstance(value, str | int) for value in given) and len({str(value) for value in given}) == len(rows):
@@ -322,7 +341,7 @@ def _ids(rows: _Rows, say: Say) -> list[str]:
 
 def _require_whole(path: str, what: str, texts: Truths) -> None:
     """Raise InputError for half a character, which no tokenizer and no file takes."""
-    halves = [i for i, text in enumerate(texts) if text is not None and re.search("[\ud800-\udfff]", text)]
+    halves = [i for i, text in enumerate(texts) if text is not None and _HALF.search(text)]
     if halves:
         shown = ascii(texts[halves[0]][:_SHOWN])
         raise InputError(

@@ -25,12 +25,15 @@ def apply(params: Any, updates: Any, learning_rate: jax.Array) -> Any:
     return jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
 
 
-def learning_rate(step: int, *, peak: float, total_steps: int, warmup: float) -> float:
+def learning_rate(step: int, *, peak: float, total_steps: int | None, warmup: float) -> float:
     """The rate of training step `step` (from 0): linear warm-up over int(warmup * total_steps) steps, then cosine to 0.
 
     The rate of the first step is not 0 (in the reference it is). The rate of the last step is near 0, as in the
     reference: with n steps after the warm-up about (pi / 2n)^2 of the peak, which is 4.5e-5 with the 240 steps of AIME.
+    total_steps None: the steps come from a stream, whose end nobody knows, so that the rate is always the peak.
     """
+    if total_steps is None:
+        return peak
     ramp = int(warmup * total_steps)
     if step < ramp:
         return peak * (step + 1) / ramp

@@ -115,6 +115,13 @@ def _launched() -> bool:
     return hosts is None or "," in hosts or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1
 
 
+def require_alone(command: str) -> None:
+    """Raise InputError where something has started this process as one of several, with which the command would answer
+    everything as often."""
+    if several() or _launched():
+        raise InputError(f"{command} works in one process, and this is one of several; start it once, on one host")
+
+
 def devices() -> list[jax.Device]:
     """All devices. Raises InputError if there are none of the kind that JAX_PLATFORMS asks for."""
     try:

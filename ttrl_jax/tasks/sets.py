@@ -104,6 +104,11 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+def to_come(config: ConfigDict) -> tuple[Questions, ...]:
+    """The questions of a stream before it has begun: none yet, and no others beside them."""
+    return (Questions(OWN, config.data.path, config, [], ()),)
+
+
 def with_tasks(read: Sequence[Questions], config: ConfigDict) -> tuple[QuestionSet, ...]:
     """Questions that `read_questions` has read of a config, with their tasks; every value of `config` is set. How they
     are asked is the config's own, unless a task's file says it. Raises InputError for what `task_of` refuses."""
