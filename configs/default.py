@@ -76,6 +76,9 @@ def get_config() -> ConfigDict:
     c.rollout = ConfigDict()
     c.rollout.prompts = 8  # questions in a training step
     c.rollout.votes = 64  # responses to each question; all of them vote
+    # The votes on a question end when they certify its most common answer, with a chance of at most so much that it is
+    # not the most common one; there are never fewer than train.samples. 0: all votes are cast; 0.05 is a usual rate.
+    c.rollout.stop_votes = 0.0
     c.rollout.max_tokens = placeholder(int)  # tokens of a response at most
     # Texts. A token that contains one of them ends a response, as the model's own stop tokens do.
     c.rollout.stop = ()
@@ -176,6 +179,8 @@ def get_config() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.every = 2  # training steps between evaluations; 0: evaluate only before and after training
     c.eval.samples = 16  # responses to each question
+    # As rollout.stop_votes, with at least half of eval.samples; all estimates are then of this half (docs/metrics.md).
+    c.eval.stop_votes = 0.0
     c.eval.temperature = 0.6  # at least 0.001; 0: greedy
     c.eval.top_k = 0
     c.eval.top_p = 0.95

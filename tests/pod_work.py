@@ -3,8 +3,9 @@
 The same functions, called in a single process, give what is expected.
 """
 
-import dataclasses
 import errno
+import itertools
+import json
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tiny_model import LLAMA, forward_of, random_params
 
 from ttrl_jax import cli
 from ttrl_jax.commands import PROCESSES, Command
+from ttrl_jax.data.problems import Problem
 from ttrl_jax.errors import InputError
 from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.learn.layout import model_layout, params_layout, state_layout
@@ -24,12 +26,15 @@ from ttrl_jax.learn.update import Sizes, Update
 from ttrl_jax.model import decoder
 from ttrl_jax.model.sharding import make_mesh, of_hosts, on_this_host, shardings
 from ttrl_jax.records import Model, Prompts, Rollouts, TrainState
+from ttrl_jax.reward.extract import Answer
 from ttrl_jax.rollout import hosts
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
 from ttrl_jax.rollout.shapes import Shapes
 from ttrl_jax.run import distributed
 from ttrl_jax.run.checkpoint import Checkpoints
+from ttrl_jax.tasks.hearing import Hearing, stop_of
+from ttrl_jax.tasks.task import Task
 
 # The last has more devices along tensor than the model has kv heads.
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 2, 4)]
@@ -101,8 +106,9 @@ def updates(folder: Path) -> None:
             np.savez(folder / f"{shape}.npz", logps, *gradients)
 
 
-def sampled(shape, *, prompts: int, host: bool):
-    """Responses to so many prompts, drawn by each host by itself or by all devices together."""
+def sampled(shape, *, prompts: int, host: bool, stops: bool = False):
+    """Responses to so many prompts, drawn by each host by itself or by all devices together; stops: only the votes that
+    certify whether most responses begin with a token that is no multiple of 8."""
     rng = np.random.default_rng(1)
     batch = Prompts(
         rng.integers(64, size=(prompts, 7)).astype(np.int32),
@@ -125,15 +131,17 @@ def sampled(shape, *, prompts: int, host: bool):
         announce=lambda *told: None,
     )
 
+    asked = [Problem(int(uid), f"{uid}", f"{uid}?", None) for uid in batch.uids]
+    task = Task("multiples", lambda question: [], lambda text: Answer(f"{int(text.split()[0]) % 8 == 0}"), None, None)
+    stop = stop_of(task, asked, error=0.9 if stops else 0.0, least=2)
+
     def draw(prompts, key, *, progress):
-        texts = [[""] * 4 for _ in prompts.lengths]
-
-        def ended(prompt, vote, ids):
-            texts[prompt][vote] = " ".join(map(str, ids))
-
-        settings = Sampling(temperature=1.0)
-        rollouts = sampler(weights, prompts, key, votes=4, sampling=settings, progress=progress, ended=ended)
-        return dataclasses.replace(rollouts, texts=texts)
+        uids = prompts.uids.tolist()
+        heard = Hearing(lambda ids: " ".join(map(str, ids)), uids, votes=4, greedy=False, stop=stop)
+        way = dict(votes=4, sampling=Sampling(temperature=1.0), progress=progress, ended=heard.ended)
+        way["wanted"] = (lambda which: distributed.first(heard.wanted(which))) if stops and not host else None
+        way["wanted"] = heard.wanted if stops and host else way["wanted"]
+        return heard.with_texts(sampler(weights, prompts, key, **way))
 
     key = jax.random.key(5)
     if not host:
@@ -143,16 +151,19 @@ def sampled(shape, *, prompts: int, host: bool):
 
 def samples(folder: Path) -> None:
     """Responses on every host by itself and on all devices together."""
-    for prompts, host in SAMPLED[jax.process_count()]:
-        rollouts = sampled((1, 4, 2), prompts=prompts, host=host)
+    for (prompts, host), stops in itertools.product(SAMPLED[jax.process_count()], (False, True)):
+        rollouts = sampled((1, 4, 2), prompts=prompts, host=host, stops=stops)
         found = dict(tokens=rollouts.tokens, lengths=rollouts.lengths, logps=rollouts.logps)
-        found |= dict(truncated=rollouts.truncated, slot_steps=rollouts.slot_steps, texts=np.array(rollouts.texts))
+        found |= dict(
+            truncated=rollouts.truncated, slot_steps=rollouts.slot_steps, texts=np.array(json.dumps(rollouts.texts))
+        )
+        found |= dict(counted=rollouts.counted, thrown=np.int64(rollouts.thrown)) if stops else {}
         everywhere = distributed.gather(
-            lambda found=found: {name: x.tobytes() for name, x in found.items() if name != "slot_steps"}
+            lambda found=found: {name: x.tobytes() for name, x in found.items() if name not in ("slot_steps", "thrown")}
         )
         assert all(other == everywhere[0] for other in everywhere), "processes know other responses"
         if distributed.leader():
-            np.savez(folder / f"{prompts}-{host}.npz", **found)
+            np.savez(folder / f"{prompts}-{host}{'-stops' * stops}.npz", **found)
 
 
 def state_on(shape):

@@ -2,6 +2,7 @@
 tell each other."""
 
 import functools
+import json
 import re
 import subprocess
 import sys
@@ -88,8 +89,21 @@ def test_responses_are_those_of_one_process(job, processes: int, sampled: tuple[
         for name in ("tokens", "lengths", "truncated"):
             np.testing.assert_array_equal(found[name], getattr(want, name), err_msg=name)
         np.testing.assert_allclose(found["logps"], want.logps, atol=1e-5)
-        assert found["texts"].tolist() == texts and len({text for group in texts for text in group}) > 8
+        assert json.loads(found["texts"].item()) == texts and len({text for group in texts for text in group}) > 8
         assert found["slot_steps"] >= (want.lengths - 1).sum() > 0
+
+
+@pytest.mark.parametrize(("processes", "sampled"), with_processes(pod_work.SAMPLED))
+def test_votes_stop_as_those_of_one_process(job, processes: int, sampled: tuple[int, bool]):
+    """Invariance: the votes that count are the same, wherever they are drawn, and the others are zeros."""
+    prompts, host = sampled
+    want = pod_work.sampled((1, 4, 2), prompts=prompts, host=False, stops=True)
+    counts = want.counted.sum(1)
+    assert set(counts) == {3, 4}  # of 4
+    with np.load(job(processes) / f"{prompts}-{host}-stops.npz") as found:
+        for name in ("counted", "tokens", "lengths", "truncated"):
+            np.testing.assert_array_equal(found[name], getattr(want, name), err_msg=name)
+        assert json.loads(found["texts"].item()) == want.texts and [len(row) for row in want.texts] == counts.tolist()
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])

@@ -125,6 +125,22 @@ def test_a_signal_saves_and_leaves(undisturbed: dict[str, object], tmp_path: Pat
     assert results(workdir) == undisturbed
 
 
+@pytest.mark.slow
+def test_a_run_whose_votes_stop_goes_on_bit_by_bit(tmp_path: Path):
+    alone, workdir = tmp_path / "alone", tmp_path / "run"
+    change = ("--config.rollout.stop_votes=0.7", "--config.train.samples=4", "--config.rollout.temperature=0.5")
+    finish(alone, *change)
+    process = start(workdir, *change)
+    wait_for(lambda: "2" in saved(workdir), process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    finish(workdir, *change)
+    found = results(workdir)
+    assert found == results(alone)
+    shares = [row["vote/drawn_share"] for row in found["metrics"] if "vote/drawn_share" in row]
+    assert min(shares) < 1 and len(shares) == STEPS
+
+
 def make_old(workdir: Path) -> None:
     """Turn a run into one that was begun when a state was one model, and neither judges nor histories were known."""
     made = json.loads((workdir / "config.json").read_text())

@@ -180,7 +180,19 @@ def test_random_classes_of_one_class_and_of_none() -> None:
 
 # Whatever a function on the way to a reward may be told. A truth under any name is not among them.
 PARAMETERS = {
-    score_module: {"ballots", "labels", "rewards", "reward", "formed", "weight", "samples", "seed", "step", "ids"},
+    score_module: {
+        "ballots",
+        "labels",
+        "rewards",
+        "reward",
+        "formed",
+        "weight",
+        "samples",
+        "seed",
+        "step",
+        "ids",
+        "rows",
+    },
     rules_module: {"case", "ballot", "label", "labels", "settings"},
     guard_module: {"case", "ballot", "label", "flipped", "visits", "ratio", "risky", "draw"},
     vote_module: {"group", "classes", "ballots", "answers", "same"},

@@ -25,6 +25,7 @@ OLD_RULES = {"agreement": "majority", "vote_share": "vote_share"}  # reward.kind
 def check(config: ConfigDict) -> None:
     """Raise InputError for the first value that is out of range or does not fit the others. None is for the model."""
     rollout, train = config.rollout, config.train
+    measured = measured_samples(config.eval.samples, config.eval.stop_votes)
     rules = [
         (
             config.algorithm in ALGORITHMS,
@@ -53,8 +54,10 @@ def check(config: ConfigDict) -> None:
         ),
         (train.dual_clip > 1, f"train.dual_clip must be above 1, got {train.dual_clip}"),
         (
-            all(type(k) is int and 1 <= k <= config.eval.samples for k in config.eval.k),
-            f"eval.k must hold whole numbers from 1 to eval.samples={config.eval.samples}, got {config.eval.k}",
+            all(type(k) is int and 1 <= k <= measured for k in config.eval.k),
+            "eval.k must hold whole numbers from 1 to "
+            + (f"half of eval.samples, {measured}" if config.eval.stop_votes else f"eval.samples={measured}")
+            + f", got {config.eval.k}",
         ),
         (
             config.solve.replay <= config.solve.window,
@@ -123,6 +126,7 @@ def _sampling_rules(config: ConfigDict) -> list[tuple[bool, str]]:
             f"eval.temperature must be 0, which is greedy, or finite and at least {LEAST_TEMPERATURE}, got "
             f"{config.eval.temperature}",
         ),
+        *_stop_rules(config),
         (all(s.top_k >= 0 for s in sampling), "top_k must not be negative; 0 switches it off"),
         (
             all(LEAST_TOP_P <= s.top_p <= 1 for s in sampling),
@@ -130,6 +134,31 @@ def _sampling_rules(config: ConfigDict) -> list[tuple[bool, str]]:
             f"rollout.top_p={rollout.top_p} and eval.top_p={config.eval.top_p}",
         ),
     ]
+
+
+def _stop_rules(config: ConfigDict) -> list[tuple[bool, str]]:
+    """When votes stop."""
+    rollout, samples, ev = config.rollout, config.train.samples, config.eval
+    rules = [
+        (0 <= error < 1, f"{key} is an error rate, at least 0 (off) and below 1, such as 0.05; got {error}")
+        for key, error in (("rollout.stop_votes", rollout.stop_votes), ("eval.stop_votes", ev.stop_votes))
+    ]
+    return rules + [
+        (
+            rollout.stop_votes == 0 or samples < rollout.votes,
+            f"rollout.stop_votes={rollout.stop_votes} can stop no vote: train.samples={samples} of rollout.votes="
+            f"{rollout.votes} are cast in any case; allow more votes, or set it to 0",
+        ),
+        (
+            ev.stop_votes == 0 or ev.samples > 1,
+            f"eval.stop_votes={ev.stop_votes} can stop no vote of eval.samples=1; take more, or set it to 0",
+        ),
+    ]
+
+
+def measured_samples(samples: int, stop_votes: float) -> int:
+    """How many of eval.samples are measured: all, or with eval.stop_votes the half that is drawn in any case."""
+    return -(-samples // 2) if stop_votes else samples
 
 
 def _divides(temperature: float) -> bool:

@@ -25,6 +25,7 @@ from absl import flags
 from ml_collections import FrozenConfigDict
 
 from ttrl_jax import cli
+from ttrl_jax.check import measured_samples
 from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.measure.tables import headline, table
@@ -59,6 +60,7 @@ def main() -> int:
 
     # ------------------------------------------------------------- model, then one set of questions after the other
     found, rows, undecided = {}, [], []
+    measured = measured_samples(config.eval.samples, config.eval.stop_votes)
     with Progress(len(inputs.sets), title="evaluated", compiles=config.log.compiles) as progress:
         session = open_session(inputs, say=progress.line, compiling=progress.compiling, begin=origin.run is None)
         if origin.run is not None and origin.step is not None:
@@ -75,7 +77,7 @@ def main() -> int:
             found[questions.name] = result.numbers
             rows += [{"task": questions.name} | row for row in result.rows()] if distributed.leader() else []
             undecided += [{"task": questions.name, "step": origin.step} | row for row in result.undecided]
-            shown = headline(result.numbers, samples=config.eval.samples)
+            shown = headline(result.numbers, samples=measured)
             progress.step(i + 1, f"{questions.name}: {shown}")
 
     # ------------------------------------------------------------- results
@@ -89,7 +91,7 @@ def main() -> int:
         "seconds": round(time.monotonic() - began, 1),
         "results": found,
     }
-    print(table(found, samples=config.eval.samples, extra_k=config.eval.k))
+    print(table(found, samples=measured, extra_k=config.eval.k))
 
     def write() -> None:
         folder.claim(out, run)
@@ -132,9 +134,10 @@ def default_out(origin: Origin, config: FrozenConfigDict) -> Path:
 def sampled(config: FrozenConfigDict) -> str:
     """One line on how responses are drawn."""
     ev = config.eval
+    most = "at most " if ev.stop_votes else ""
     return (
-        f"{ev.samples} to each question, temperature {ev.temperature}, top_p {ev.top_p}, top_k {ev.top_k}, at most "
-        f"{config.rollout.max_tokens} tokens, seed {config.seed}" + (", and one greedy" if ev.greedy else "")
+        f"{most}{ev.samples} to each question, temperature {ev.temperature}, top_p {ev.top_p}, top_k {ev.top_k}, at "
+        f"most {config.rollout.max_tokens} tokens, seed {config.seed}" + (", and one greedy" if ev.greedy else "")
     )
 
 

@@ -32,6 +32,7 @@ from ttrl_jax.session import (
     step_key,
     update,
 )
+from ttrl_jax.tasks.hearing import stop_of
 from ttrl_jax.tasks.task import Task, by_strategies
 from ttrl_jax.tasks.voting import cast_votes, judge_of, majority_voting_reward
 
@@ -67,6 +68,7 @@ __all__ = [
     "score",
     "select",
     "step_key",
+    "stop_of",
     "task_keys",
     "train_batch",
     "truth_classes",

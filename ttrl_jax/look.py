@@ -19,6 +19,7 @@ from typing import Any
 from absl import flags
 
 from ttrl_jax import cli
+from ttrl_jax.check import measured_samples
 from ttrl_jax.measure.tables import table
 from ttrl_jax.report.data import Run, read_runs
 from ttrl_jax.run.metrics import read_lines
@@ -70,7 +71,10 @@ def lines(run: Run, *, width: int) -> Iterator[str]:
             if task in run.evaluations[at]
         }
         yield ""
-        yield table(columns, samples=int(run.settings.get("eval.samples", 16)), extra_k=run.settings.get("eval.k", ()))
+        measured = measured_samples(
+            int(run.settings.get("eval.samples", 16)), float(run.settings.get("eval.stop_votes", 0))
+        )
+        yield table(columns, samples=measured, extra_k=run.settings.get("eval.k", ()))
         if len(steps) == 1:
             yield f"not evaluated since step {steps[0]}"
     yield ""

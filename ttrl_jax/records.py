@@ -43,14 +43,32 @@ class Rollouts:
     logps: np.ndarray  # float32 [P, V, T], log-prob of each token under the tempered, unfiltered distribution
     truncated: np.ndarray  # bool [P, V], true where no stop token came before the limit
     slot_steps: int  # slots times steps that were decoded: what lengths - 1 (the first comes before) could add up to
-    texts: Sequence[Sequence[str]] = ()  # [P][V], special tokens left out; the sampler, which knows no text, gives none
+    texts: Sequence[Sequence[str]] = ()  # [P][V], without special tokens; the sampler, which knows no text, gives none
     means: np.ndarray | None = None  # float64 [P, V], `mean_logps` of responses without their tokens
+    # bool [P, V], where votes stop: those that count. The others are zeros, and `texts` leaves them out. None: all do.
+    counted: np.ndarray | None = None
+    thrown: int = 0  # tokens that were decoded, beside the first, of responses that do not count
 
     def of_votes(self, start: int, stop: int) -> "Rollouts":
-        """The rollouts with only those votes of each prompt; slot_steps stays that of all votes."""
+        """The rollouts with only those votes of each prompt; slot_steps and thrown stay those of all votes."""
         arrays = (x[:, start:stop] for x in (self.tokens, self.lengths, self.logps, self.truncated))
-        means = None if self.means is None else self.means[:, start:stop]
-        return Rollouts(*arrays, self.slot_steps, [row[start:stop] for row in self.texts], means)
+        means, counted = (None if x is None else x[:, start:stop] for x in (self.means, self.counted))
+        ends = [(start, stop)] * len(self.texts)
+        if self.counted is not None:
+            ends = zip(*(self.counted[:, :at].sum(1).tolist() for at in (start, stop)), strict=True)
+        texts = [row[first:last] for row, (first, last) in zip(self.texts, ends, strict=False)]
+        return Rollouts(*arrays, self.slot_steps, texts, means, counted, self.thrown)
+
+    def only(self, counted: np.ndarray) -> "Rollouts":
+        """The rollouts of which only some votes count, bool [P, V]."""
+        arrays = {"truncated": self.truncated & counted, "lengths": self.lengths * counted}
+        arrays |= {name: np.where(counted[..., None], vars(self)[name], 0) for name in ("tokens", "logps")}
+        thrown = int((self.lengths - 1)[~counted].sum())
+        return replace(self, **arrays, counted=counted, thrown=thrown)
+
+    def most_votes(self) -> "Rollouts":
+        """The rollouts with as many votes as count to the prompt that has most of them."""
+        return self if self.counted is None else self.of_votes(0, int(self.counted.sum(1).max()))
 
     def without_tokens(self) -> "Rollouts":
         """What an evaluation needs, T = 0: the tokens of its responses, padded, may be gigabytes."""
@@ -62,7 +80,7 @@ class Rollouts:
         if self.means is not None:
             return self.means
         real = np.arange(self.logps.shape[2]) < self.lengths[..., None]
-        return np.where(real, self.logps, 0).sum(2, dtype=np.float64) / self.lengths
+        return np.where(real, self.logps, 0).sum(2, dtype=np.float64) / np.maximum(self.lengths, 1)
 
 
 @jax.tree_util.register_dataclass

@@ -12,6 +12,7 @@ These functions set the mesh of JAX while they run, and leave it as it was.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ from ttrl_jax.rollout.sampling import Sampling
 from ttrl_jax.run import distributed
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.compiled import Announce, keep_programs, lines
+from ttrl_jax.tasks.hearing import Hearing, Stop
 from ttrl_jax.tasks.task import Task
 
 _LOWER = "lower the learning rate (train.learning_rate, with a critic or a process model also theirs)"
@@ -219,36 +221,38 @@ def sample(
     sampling: Sampling,
     greedy: bool = False,
     tokens: bool = True,
+    stop: Stop | None = None,
     progress: Callable[[int, float], None] = lambda tokens, share: None,
 ) -> Rollouts:
     """Draw `votes` responses to each prompt, with their texts, which are decoded while others are being drawn.
 
     greedy: and one more, the last, at temperature 0. tokens: keep the tokens and their log-probs, which training needs;
-    False: their means alone, for evaluations. key: of this step, on whatever device. progress(tokens drawn so
-    far, share of the responses that have ended): called now and then, may raise to abandon the batch. With several
-    processes, all get all responses. Raises FloatingPointError, naming a question, where the model computed logits that
-    are not finite.
+    False: their means alone, for evaluations. key: of this step, on whatever device. stop: draw only as many votes on
+    each question as certify its winner (`Rollouts.counted`); without `greedy`, V is then the most that any has.
+    progress(tokens drawn so far, share of the responses that have ended): called now and then, may raise to abandon the
+    batch. With several processes, all get all responses. Raises FloatingPointError, naming a question, where the model
+    computed logits that are not finite.
     """
     inputs, mesh, host = session.inputs, session.inputs.mesh, session.host
     with jax.set_mesh(mesh):
         key, copied = key_on(mesh, key), session.copy(_at_work(session, session.state.policy.params))
         settings = dict(votes=votes, sampling=sampling, greedy=greedy, tokens=tokens)
+        silent = stops.silent(inputs.tokenizer, inputs.stops)
+        decode = functools.partial(text.decode, inputs.tokenizer, silent=silent)
 
         def draw(prompts: Prompts, key: jax.Array, *, progress: Callable[[int, float], None]) -> Rollouts:
-            texts = [[""] * (votes + greedy) for _ in prompts.lengths]
-            silent = stops.silent(inputs.tokenizer, inputs.stops)
-
-            def ended(prompt: int, vote: int, ids: np.ndarray) -> None:
-                texts[prompt][vote] = text.decode(inputs.tokenizer, ids, silent=silent)
-
-            rollouts = session.sampler(copied, prompts, key, **settings, progress=progress, ended=ended)
-            return dataclasses.replace(rollouts, texts=texts)
+            heard = Hearing(decode, prompts.uids.tolist(), votes=votes, greedy=greedy, stop=stop)
+            ask = heard.wanted if host else lambda which: distributed.first(heard.wanted(which))
+            told = dict(progress=progress, ended=heard.ended, wanted=ask if stop else None)
+            return heard.with_texts(session.sampler(copied, prompts, key, **settings, **told))
 
         try:
             if host is None:  # what progress raises, all raise: here they decode in step
-                return draw(prompts, key, progress=lambda *done: distributed.together(lambda: progress(*done)))
-            sizes = dict(votes=votes + greedy, max_tokens=session.sampler.max_tokens if tokens else 0)
-            return hosts.sample_shares(draw, prompts, key, host=host, **sizes, progress=progress)
+                drawn = draw(prompts, key, progress=lambda *done: distributed.together(lambda: progress(*done)))
+            else:
+                sizes = dict(votes=votes + greedy, max_tokens=session.sampler.max_tokens if tokens else 0)
+                drawn = hosts.sample_shares(draw, prompts, key, host=host, **sizes, progress=progress)
+            return drawn if greedy else drawn.most_votes()
         except FloatingPointError as error:
             raise FloatingPointError(f"{error}, after {session.step} training steps; {_advice(session)}") from error
 

@@ -117,6 +117,8 @@ def find_inputs(questions: str) -> Wanted:
         raise InputError(f"{', '.join(ignored)} is for data that is there as a whole; leave it out")
     whole.data.path, whole.data.level, whole.data.limit, whole.data.order = questions, 0, 0, "given"
     whole.eval.tasks, whole.eval.scorer, whole.canary.path = (), "", ""
+    if not learn:
+        whole.train.samples = whole.train.minibatch_prompts = 1  # nothing is trained: votes may stop after any number
     if asked.model and not asked.checkpoint:
         whole.model.path = asked.model
     if not whole.model.path and not asked.checkpoint:

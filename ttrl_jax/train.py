@@ -22,6 +22,7 @@ from absl import flags
 
 from ttrl_jax import cli
 from ttrl_jax.algorithms import credit
+from ttrl_jax.check import measured_samples
 from ttrl_jax.data.problems import truths
 from ttrl_jax.inputs import Inputs, facts, identity, introduce, read_inputs
 from ttrl_jax.learn.batch import train_batch
@@ -49,6 +50,7 @@ from ttrl_jax.run.interrupt import Interrupt, Interrupted
 from ttrl_jax.run.metrics import read_lines, write_json
 from ttrl_jax.run.progress import Progress
 from ttrl_jax.session import Session, encode, render, sample, save, step_key, update
+from ttrl_jax.tasks.hearing import stop_of
 from ttrl_jax.tasks.sets import OWN
 from ttrl_jax.tasks.voting import cast_votes, judge_of
 
@@ -63,11 +65,12 @@ def main() -> int:
     cli.join_processes()  # all of which run these same lines
     inputs, workdir = distributed.together(find_inputs)
     config, total, run = inputs.config, inputs.total_steps, identity(inputs)
+    shown = {"samples": measured_samples(config.eval.samples, config.eval.stop_votes), "extra_k": config.eval.k}
     distributed.require_same(facts(inputs, run) | {"--workdir": str(workdir)})
     same = {"defaults": commands.defaults(), "flag": "--workdir"}
     changes = distributed.together(lambda: folder.require_same(workdir, run, **same))
     if (summary := distributed.gather(lambda: finished(workdir))[0]) is not None and summary["steps"] >= total:
-        print(f"{workdir} is finished:\n{report(summary, samples=config.eval.samples, extra_k=config.eval.k)}")
+        print(f"{workdir} is finished:\n{report(summary, **shown)}")
         return 0
 
     # ------------------------------------------------------------- run folder, and where an earlier process stopped
@@ -98,7 +101,7 @@ def main() -> int:
     ends["params_sha256"] = sha256(session.state.policy.params)
     distributed.alone(lambda: conclude(workdir, past.evaluations, seconds=seconds, **ends))
     summary = distributed.gather(lambda: folder.read_summary(workdir) if distributed.leader() else None)[0]
-    print(report(summary, samples=config.eval.samples, extra_k=config.eval.k))
+    print(report(summary, **shown))
     print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}. Next:")
     for line in next_commands(workdir, summary, adapters=config.lora.rank > 0):
         print(f"  {line}")
@@ -133,6 +136,7 @@ def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
     interrupt, files, progress = opened.interrupt, opened.files, opened.progress
     watch, clock = watching(interrupt, progress), Clock(progress.phase)
     drawn = {"votes": config.rollout.votes, "sampling": session.sampling}
+    stops = {"error": config.rollout.stop_votes, "least": config.train.samples}
     history, evaluations, started = past.history, past.evaluations, (session, past)
     try:
         with interrupt.at_once(session.state):
@@ -150,7 +154,8 @@ def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
                 clock.lap("evaluate")
                 batch = batches.take(step)
                 ids, prompts = [problem.index for problem in batch], encode(session, batch)
-                rollouts = sample(session, prompts, step_key(session, step), **drawn, progress=watch("sampling"))
+                way = drawn | {"stop": stop_of(session.task, batch, **stops), "progress": watch("sampling")}
+                rollouts = sample(session, prompts, step_key(session, step), **way)
                 clock.lap("sample")
                 ballots = cast_votes(session.task, rollouts.texts, questions=[problem.question for problem in batch])
                 evidence = evidence_of(session, prompts, rollouts, judge)
@@ -225,7 +230,7 @@ def evaluate(session: Session, evaluations: Evaluations, files: Files, progress:
         rows = result.rows() if step in (0, session.inputs.total_steps) and distributed.leader() else []
         if rows:
             files.generations(f"eval_{questions.name}", step, rows)
-        shown = headline(result.numbers, samples=config.eval.samples)
+        shown = headline(result.numbers, samples=measured_samples(config.eval.samples, config.eval.stop_votes))
         progress.line(f"evaluation after {step} steps | {questions.name}: {shown}")
         if step == 0 and questions.name == OWN:
             for line in example(rows[0]) if rows else []:
@@ -327,9 +332,10 @@ def what_now(session: Session) -> str:
 def budget(inputs: Inputs) -> str:
     """How much is trained, and what of the data or the devices is left out."""
     problems, rollout, train = inputs.problems, inputs.config.rollout, inputs.config.train
+    most = "at most " if rollout.stop_votes else ""
     said = (
         f"{inputs.total_steps} steps ({inputs.config.episodes} episodes) of {rollout.prompts} questions x "
-        f"{rollout.votes} votes, {train.samples} of them trained on by {inputs.config.algorithm}; "
+        f"{most}{rollout.votes} votes, {train.samples} of them trained on by {inputs.config.algorithm}; "
         f"label: {inputs.config.reward.label}, rule: {inputs.config.judge.rule}"
     )
     if (left := len(problems) % rollout.prompts) and inputs.config.data.drop_last:

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from ttrl_jax.check import measured_samples
 from ttrl_jax.data.problems import truths
 from ttrl_jax.measure.generations import generations, spelling, undecided
+from ttrl_jax.measure.step import drawn_share
 from ttrl_jax.programs import sampling_of
 from ttrl_jax.records import Rollouts
 from ttrl_jax.reward.audit import having, truth_classes
@@ -18,6 +20,7 @@ from ttrl_jax.reward.estimates import best_of_n, maj_at_k, pass_at_k
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.vote import Ballot
 from ttrl_jax.session import Session, encode, render, sample
+from ttrl_jax.tasks.hearing import stop_of
 from ttrl_jax.tasks.scorer import scores_of
 from ttrl_jax.tasks.sets import QuestionSet
 from ttrl_jax.tasks.voting import cast_votes, in_format
@@ -37,6 +40,9 @@ def measure(
 ) -> Measured:
     """Sample responses to questions as eval.* of the config says, and measure them.
 
+    Where votes stop, how many there are depends on what they say, and so would the estimates. So these are of the first
+    half, which is always drawn. What all votes say is measured beside them: `of_stopped`.
+
     key: the random key of this set. It is the same at every step, so that two models are compared on the same random
     numbers. progress: as in `sample`. Raises FloatingPointError, which names the set and a question, if logits are not
     finite.
@@ -44,13 +50,15 @@ def measure(
     task, config, known = questions.task, session.config.eval, truths(questions.items)
     scorer = session.inputs.scorer
     prompts, rendered = (make(session, questions.items, task=task) for make in (encode, render))
+    measured = measured_samples(config.samples, config.stop_votes)
     way = dict(votes=config.samples, sampling=sampling_of(config), greedy=config.greedy, tokens=False)
+    way["stop"] = stop_of(task, questions.items, error=config.stop_votes, least=measured)
     try:
         drawn = sample(session, prompts, key, **way, progress=progress)
     except FloatingPointError as error:
         raise FloatingPointError(f"evaluating {questions.name}: {error}") from error
     asked = [problem.question for problem in questions.items]
-    parts = [drawn.of_votes(0, config.samples)] + [drawn.of_votes(config.samples, config.samples + 1)] * config.greedy
+    parts = [drawn.of_votes(0, measured)] + [drawn.of_votes(config.samples, config.samples + 1)] * config.greedy
     sets = [(part, cast_votes(task, part.texts, questions=asked)) for part in parts]
     rollouts, ballots = sets[0]
 
@@ -80,8 +88,33 @@ def measure(
         levels=[problem.level for problem in questions.items],
         scores=scores_of(scorer, rendered, rollouts.texts) if scorer and known else None,
     )
+    if config.stop_votes:
+        stopped = cast_votes(task, drawn.of_votes(0, config.samples).texts, questions=asked)
+        found |= of_stopped(stopped, known, votes=config.samples, same=task.same)
     pairs = [row for _, ballots in sets for row in undecided(questions.items, ballots)]
     return Measured(found, rows, pairs)
+
+
+def of_stopped(
+    ballots: Sequence[Ballot],
+    truths: Sequence[str | None] | None,
+    *,
+    votes: int,
+    same: Callable[[Answer, Answer], bool] = same,
+) -> dict[str, float]:
+    """Summarise votes that stop; ballots [P], of at most `votes`; truths [P] as in `evaluate`.
+
+    drawn_share: the votes that count, of those that were allowed. With truths, stopped_maj: the share of questions, of
+    those with a truth, whose winner is right; in a tie it is the answer seen first.
+    """
+    result = {"drawn_share": drawn_share(ballots, votes)}
+    if truths is not None:
+        places, _ = having(truths)
+        known = [ballots[i] for i in places]
+        right = truth_classes(known, [truths[i] for i in places], same=same)
+        won = [c is not None and ballot.label == c for ballot, c in zip(known, right, strict=True)]
+        result["stopped_maj"] = float(np.mean(won))
+    return result
 
 
 def task_keys(session: Session) -> list[jax.Array]:

@@ -15,6 +15,6 @@ def evidence_of(session: Session, prompts: Prompts, rollouts: Rollouts, judge: J
     if judge.asks_entropies:
         every = np.tile(np.arange(rollouts.lengths.shape[1]), (len(rollouts.lengths), 1))
         found = np.asarray(entropies(session, train_batch(prompts, rollouts, every)))
-        means = found.sum(1).reshape(rollouts.lengths.shape) / rollouts.lengths
+        means = found.sum(1).reshape(rollouts.lengths.shape) / np.maximum(rollouts.lengths, 1)
     formed = in_format(rollouts.texts, session.task.in_format)
     return Evidence(rollouts.lengths, rollouts.mean_logps, formed, means)

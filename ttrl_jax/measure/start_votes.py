@@ -15,6 +15,7 @@ from ttrl_jax.reward.judge import Draw, winners
 from ttrl_jax.run import distributed
 from ttrl_jax.run.metrics import write_jsonl
 from ttrl_jax.session import Session, encode, render, sample, step_key
+from ttrl_jax.tasks.hearing import stop_of
 from ttrl_jax.tasks.voting import cast_votes
 
 LABELS = "labels.jsonl"
@@ -40,9 +41,10 @@ def start_votes(
         if session.step:
             raise InputError(f"{path} is missing, without which the run cannot go on; put it back or begin a new run")
         prompts = encode(session, items)
-        drawn = {"votes": config.rollout.votes, "sampling": session.sampling}
+        stop = stop_of(session.task, items, error=config.rollout.stop_votes, least=config.train.samples)
+        way = {"votes": config.rollout.votes, "sampling": session.sampling, "stop": stop}
         show = progress("voting on all questions")
-        rollouts = sample(session, prompts, step_key(session, _NO_STEP), **drawn, progress=show)
+        rollouts = sample(session, prompts, step_key(session, _NO_STEP), **way, progress=show)
         ballots = cast_votes(session.task, rollouts.texts, questions=[problem.question for problem in items])
         won = winners(ballots, Draw(config.seed, _NO_STEP, [p.index for p in items]), ties=config.reward.ties)
         made = {"labels": won, "winners": won, "rewards": None, "truths": truths(items), "same": session.task.same}

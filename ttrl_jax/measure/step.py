@@ -66,10 +66,13 @@ def step_metrics(
     verdict, task = seen.verdict, session.task
     flips, formed = [visit.flipped for visit in seen.visits], seen.evidence.in_format
     votes = vote_metrics(seen.ballots, verdict, seen.chosen, flips, classes=task.classes)
-    votes |= {} if formed is None else {"format_rate": float(formed.mean())}
+    votes |= {} if formed is None else {"format_rate": float(_counted(formed, seen.rollouts).mean())}
+    stopped = session.config.rollout.stop_votes > 0
+    if stopped:
+        votes["drawn_share"] = drawn_share(seen.ballots, session.config.rollout.votes)
     audited, known = {}, truths(seen.batch)
     if known is not None:
-        how = {"selective": verdict.selective, "same": task.same}
+        how = {"selective": verdict.selective, "same": task.same, "stopped": stopped}
         audited = audit(seen.ballots, verdict.labels, verdict.rewards, seen.chosen, known, **how)
     return named(
         vote=votes,
@@ -95,6 +98,7 @@ def line_of(metrics: Mapping[str, float]) -> str:
         "reward accuracy": "audit/reward_accuracy",
         "entropy": "update/entropy",  # unknown where no row was computed
         "grad norm": "update/grad_norm",
+        "votes drawn": "vote/drawn_share",  # where votes stop
     }
     parts = [f"{title} {metrics[name]:.3f}" for title, name in shown.items() if name in metrics]
     for title, name in (("no answer", "vote/no_answer_rate"), ("cut", "length/truncation_rate")):
@@ -108,19 +112,33 @@ def named(**groups: dict[str, float]) -> dict[str, float]:
     return {f"{group}/{name}": value for group, numbers in groups.items() for name, value in numbers.items()}
 
 
+def drawn_share(ballots: Sequence[Ballot], votes: int) -> float:
+    """The votes that count on all questions, of the `votes` on each that might have been cast."""
+    return sum(len(ballot.classes) for ballot in ballots) / (votes * len(ballots))
+
+
 def speed(rollouts: Rollouts, seconds: float) -> dict[str, float]:
     """Tokens that were sampled in a second, and the share of decode steps of all slots that drew a token (missing where
-    all samples end at once)."""
-    found = {"sample_tokens_per_s": float(rollouts.lengths.sum() / seconds)}
+    all samples end at once). Where votes stop, also the share of these tokens that were of votes that do not count."""
+    lengths, thrown = _counted(rollouts.lengths, rollouts), rollouts.thrown
+    found = {"sample_tokens_per_s": float((lengths.sum() + thrown) / seconds)}
     if rollouts.slot_steps:
-        found["slot_use"] = float((rollouts.lengths - 1).sum() / rollouts.slot_steps)
+        found["slot_use"] = float(((lengths - 1).sum() + thrown) / rollouts.slot_steps)
+    if rollouts.counted is not None:
+        found["thrown_share"] = float(thrown / (lengths.sum() + thrown))
     return found
 
 
+def _counted(values: np.ndarray, rollouts: Rollouts) -> np.ndarray:
+    """What is of votes that count, of values [P, V]."""
+    return values if rollouts.counted is None else values[rollouts.counted]
+
+
 def lengths(prompts: Prompts, rollouts: Rollouts) -> dict[str, float]:
-    """Token counts of prompts and of all responses."""
-    found = {"truncation_rate": float(rollouts.truncated.mean()), "generated_tokens": int(rollouts.lengths.sum())}
-    for name, values in (("response", rollouts.lengths), ("prompt", prompts.lengths)):
+    """Token counts of prompts and of all responses that count."""
+    truncated, own = (_counted(each, rollouts) for each in (rollouts.truncated, rollouts.lengths))
+    found = {"truncation_rate": float(truncated.mean()), "generated_tokens": int(own.sum())}
+    for name, values in (("response", own), ("prompt", prompts.lengths)):
         numbers = {"mean": np.mean(values), "max": np.max(values), "min": np.min(values)}
         found |= {f"{name}_{which}": float(number) for which, number in numbers.items()}
     return found

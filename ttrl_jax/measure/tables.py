@@ -9,7 +9,8 @@ _LEVEL = re.compile(r"level(\d+)_")
 def table(columns: dict[str, dict[str, float]], *, samples: int, extra_k: Sequence[int]) -> str:
     """The results side by side as plain text; columns: title -> what `evaluate` returned for `samples` of each. Of a
     set in which some questions have no truth, `truths` is the number of those that accuracies are means over."""
-    names = [f"{name}@{samples}" for name in ("avg", "maj", "pass", "best_of", "scorer_best_of")] + ["greedy"]
+    names = [f"{name}@{samples}" for name in ("avg", "maj", "pass", "best_of", "scorer_best_of")]
+    names += ["greedy", "stopped_maj", "drawn_share"]
     kinds = ("maj", "pass", "best_of", "scorer_best_of")
     names += [f"{name}@{j}" for j in sorted({*extra_k} - {samples}) for name in kinds]
     for reading in ("strict", "flexible", "last_number"):

@@ -23,6 +23,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "vote/no_label_rate": ("Questions without any answer", "share"),
         "judge/unlabelled_rate": ("Questions that the judge gave no label", "share"),
         "vote/zero_advantage_groups": ("Questions without a gradient", "share"),
+        "vote/drawn_share": ("Votes that were needed, of those allowed", "share"),
     },
     "Reward and format": {
         "vote/rewards/mean": ("Reward, of the trained samples", "reward"),

@@ -96,7 +96,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
     setting = run.settings.get
     found = [("model", _last_part(setting("model.path"))), ("questions", _questions(run)), ("steps", _steps(run))]
     if setting("rollout.votes") is not None:
-        found.append(("votes", f"{setting('rollout.votes')} to each of {setting('rollout.prompts')} questions a step, "
+        most = f"{'at most ' if setting('rollout.stop_votes') else ''}{setting('rollout.votes')}"
+        found.append(("votes", f"{most} to each of {setting('rollout.prompts')} questions a step, "
                                f"{setting('train.samples')} of them trained"))  # fmt: skip
     found += [
         ("algorithm", setting("algorithm")),

@@ -6,7 +6,7 @@ import numpy as np
 
 from ttrl_jax.reward.equivalence import same
 from ttrl_jax.reward.extract import Answer
-from ttrl_jax.reward.score import score
+from ttrl_jax.reward.score import padded, score
 from ttrl_jax.reward.vote import Ballot, classes_of
 
 
@@ -35,12 +35,13 @@ def audit(
     *,
     selective: bool = False,
     same: Callable[[Answer, Answer], bool] = same,
+    stopped: bool = False,
 ) -> dict[str, float]:
     """Measure a step against the truth, under the names of the reference (`_prompt_compute_ttrl_metrics`).
 
     Args: labels [P], the classes that won or were given; rewards float [P, V]; chosen int [P, G]; truths [P],
     None for a question without one, but not for all; selective: whether the rule leaves questions without a label on
-    purpose (`Verdict.selective`); same: whether two answers are.
+    purpose (`Verdict.selective`); same: whether two answers are; stopped: votes may stop, so that V means nothing.
 
     Returns means over the questions that have a truth. Correct means: in the class of the truth.
       truths                      how many have one; only where others have none
@@ -52,7 +53,8 @@ def audit(
                                   missing where there is none
       ground_truth_reward         share of the chosen samples that are correct
       pass@{G}                    share of questions with a correct sample among the chosen (no estimator)
-      votes_reward_accuracy, votes_ground_truth_reward, pass@{V}   the same over all V votes
+      votes_reward_accuracy, votes_ground_truth_reward, pass@{V}   the same over all V votes, or over those that count
+                                  to a question, each question alike; then without pass@{V}
       point_biserial_correlation  between the whole reward and correctness of all P x G chosen samples; 0.0
                                   when it is undefined, that is when either is the same everywhere
     With selective, label_accuracy, reward_accuracy and votes_reward_accuracy are means over the questions that have a
@@ -62,7 +64,7 @@ def audit(
     ballots, labels, truths = ([values[i] for i in places] for values in (ballots, labels, truths))
     rewards, chosen = rewards[places], chosen[places]
     right = truth_classes(ballots, truths, same=same)
-    correct = np.array([[t is not None and c == t for c in b.classes] for b, t in zip(ballots, right, strict=True)])
+    correct = padded([[t is not None and c == t for c in b.classes] for b, t in zip(ballots, right, strict=True)]) > 0
     agrees = score(ballots, labels) == correct
     chosen_correct = np.take_along_axis(correct, chosen, axis=1)
     chosen_rewards = np.take_along_axis(rewards, chosen, axis=1)
@@ -75,9 +77,9 @@ def audit(
         "reward_accuracy": _mean(chosen_agrees[labelled]),
         "ground_truth_reward": np.mean(chosen_correct),
         f"pass@{chosen.shape[1]}": np.mean(np.any(chosen_correct, axis=1)),
-        "votes_reward_accuracy": _mean(agrees[labelled]),
-        "votes_ground_truth_reward": np.mean(correct),
-        f"pass@{rewards.shape[1]}": np.mean(np.any(correct, axis=1)),
+        "votes_reward_accuracy": _of_votes(agrees[labelled], [ballots[i] for i in labelled]),
+        "votes_ground_truth_reward": _of_votes(correct, ballots),
+        **({} if stopped else {f"pass@{rewards.shape[1]}": np.mean(np.any(correct, axis=1))}),
         "point_biserial_correlation": _correlation(chosen_rewards, chosen_correct),
     }
     if any(wrong):
@@ -87,6 +89,15 @@ def audit(
 
 def _mean(values: np.ndarray) -> float | None:
     return float(np.mean(values)) if values.size else None
+
+
+def _of_votes(values: np.ndarray, ballots: Sequence[Ballot]) -> float | None:
+    """The mean over questions of the mean over their votes, of bool [P, V]; None without questions."""
+    if not len(values):
+        return None
+    if all(len(ballot.classes) == values.shape[1] for ballot in ballots):
+        return np.mean(values)
+    return np.mean([np.mean(row[: len(b.classes)]) for row, b in zip(values, ballots, strict=True)])
 
 
 def _correlation(rewards: np.ndarray, correct: np.ndarray) -> float:

@@ -130,6 +130,27 @@ def same(one: Answer, other: Answer) -> bool:
     return first is not None and first == second
 
 
+def surely(one: Answer, other: Answer) -> bool | None:
+    """Return whether two answers are in one class in every ballot (True), or in none (False); None: that is for the
+    ballot to say, or for a comparison of formulas. One without anything in it is not the same, not even as itself.
+
+    Quick: texts are read, and values compared at a few points, without a deadline. Whatever `cluster` unites is joined
+    by pairs of the same ballot for which this is not False: equal keys, values that may be equal or that a decimal
+    rounds, and what stands for another spelling (ballot.py). Nothing that a text may cause is raised.
+    """
+    try:
+        a, b = _form(one.text), _form(other.text)
+        if not a.key or not b.key:
+            return False
+        if spelling(a) == spelling(b):
+            return True
+        if a.key == b.key or a.key in b.beside or b.key in a.beside or any(_rounded({a.key: a, b.key: b})):
+            return None
+        return None if not a.final and not b.final and _may_be_equal(a, b) else False
+    except _ON_ODD_TEXT:
+        return True if one == other else None
+
+
 def classes_by(same: Callable[[Answer, Answer], bool]) -> Callable[[Sequence[Answer | None]], Clusters]:
     """Return what `cluster` is for another notion of sameness: an answer joins the first class whose first answer is
     the same, so that `same` is asked for each class at most once. Nothing stays undecided."""

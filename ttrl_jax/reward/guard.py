@@ -23,6 +23,7 @@ import numpy as np
 
 from ttrl_jax.reward.history import Visit
 from ttrl_jax.reward.rules import majority
+from ttrl_jax.reward.score import padded
 from ttrl_jax.reward.verdict import Case, Draw, Verdict
 from ttrl_jax.reward.vote import Ballot
 
@@ -42,7 +43,7 @@ def guard(case: Case) -> Verdict:
     skipped = _skipped(risky, case.draw)
     scale = np.where(skipped, 0, [trust(each) for each in visits]).astype(np.float32)
     labelled = zip(case.ballots, case.labels, now, strict=True)
-    bonus = np.float32([_bonus(ballot, label, flipped=visit.flipped is True) for ballot, label, visit in labelled])
+    bonus = padded([_bonus(ballot, label, flipped=visit.flipped is True) for ballot, label, visit in labelled])
     found = {
         "scale": float(scale.mean()),
         "at_risk_rate": float(np.mean(risky)),

@@ -52,7 +52,8 @@ class History:
         *,
         same: Callable[[Answer, Answer], bool] = same,
     ) -> tuple[Visit, ...]:
-        """A step's visits of the questions `ids` [P], for `add`; winners [P]: classes; lengths int [P, V], tokens.
+        """A step's visits of the questions `ids` [P], for `add`; winners [P]: classes; lengths int [P, V], tokens,
+        of which a ballot of fewer votes has the first.
 
         same: whether two answers are, by which a label has flipped or not.
         """
@@ -70,7 +71,7 @@ class History:
                     runner_up=max(others, default=0) / votes,
                     counts=ballot.counts,
                     no_answer=ballot.classes.count(None),
-                    length=float(tokens.mean()),
+                    length=float(tokens[:votes].mean()),
                     flipped=_differ(before, label, same) if i in self.of_question else None,
                 )
             )

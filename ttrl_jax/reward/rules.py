@@ -52,7 +52,7 @@ def negative(case: Case) -> Verdict:
     """
     pushed = _negatives(case, _gated(case))
     verdict = plain([None] * len(pushed), -pushed.astype(np.float32))
-    return replace(verdict, selective=True, found={"negative_rate": float(pushed.mean())})
+    return replace(verdict, selective=True, found={"negative_rate": _share(pushed, case)})
 
 
 def scrl(case: Case) -> Verdict:
@@ -63,7 +63,7 @@ def scrl(case: Case) -> Verdict:
     labels = _gated(case)
     pushed = _negatives(case, labels)
     verdict = plain(labels, score(case.ballots, labels) - pushed.astype(np.float32))
-    found = {"unlabelled_rate": _unlabelled(labels), "negative_rate": float(pushed.mean())}
+    found = {"unlabelled_rate": _unlabelled(labels), "negative_rate": _share(pushed, case)}
     return replace(verdict, selective=True, found=found)
 
 
@@ -85,16 +85,21 @@ def _unlabelled(labels: Labels) -> float:
     return float(np.mean([label is None for label in labels]))
 
 
+def _share(votes: np.ndarray, case: Case) -> float:
+    """Of those that count."""
+    return float(votes.sum() / sum(len(ballot.classes) for ballot in case.ballots))
+
+
 def _negatives(case: Case, labels: Labels) -> np.ndarray:
     """The votes that are pushed away, bool [P, V]; labels: those that are given."""
     pushed = np.zeros(case.evidence.entropies.shape, bool)
     for p, (ballot, label) in enumerate(zip(case.ballots, labels, strict=True)):
         classes = np.array([-1 if c is None else c for c in ballot.classes])
-        entropies = case.evidence.entropies[p].astype(np.float64)
+        entropies = case.evidence.entropies[p, : len(classes)].astype(np.float64)
         for k, count in enumerate(ballot.counts):
             rare = count / len(classes) < case.settings.negative_share
             if k != label and rare and entropies[classes == k].mean() >= entropies.mean():
-                pushed[p, classes == k] = True
+                pushed[p, : len(classes)][classes == k] = True
     return pushed
 
 
@@ -106,7 +111,7 @@ def best_of(case: Case) -> Verdict:
     among the responses that have an answer. Of equal ones the first is taken."""
     labels: Labels = []
     for ballot, logps in zip(case.ballots, case.evidence.mean_logps, strict=True):
-        found = np.where([c is None for c in ballot.classes], -np.inf, logps)
+        found = np.where([c is None for c in ballot.classes], -np.inf, logps[: len(ballot.classes)])
         labels.append(ballot.classes[int(found.argmax())])
     agreed = [label == winner for label, winner in zip(labels, case.labels, strict=True)]
     return replace(plain(labels, score(case.ballots, labels)), found={"agrees_with_vote": float(np.mean(agreed))})

@@ -11,7 +11,7 @@ from ttrl_jax.reward.vote import Ballot
 def score(ballots: Sequence[Ballot], labels: Sequence[int | None]) -> np.ndarray:
     """Return rewards, float32 [P, V]: 1 where a vote is in the class of the label of its question, else 0.
 
-    A label of None gives its question zeros. All ballots have the same V.
+    A label of None gives its question zeros. V is the most votes of a ballot; those that one lacks have reward 0.
     Raises ValueError for a class that its ballot does not have.
     """
     rewards = []
@@ -19,22 +19,29 @@ def score(ballots: Sequence[Ballot], labels: Sequence[int | None]) -> np.ndarray
         if label is not None and not 0 <= label < len(ballot.counts):
             raise ValueError(f"label {label} is none of the ballot's {len(ballot.counts)} classes")
         rewards.append([label is not None and c == label for c in ballot.classes])
-    return np.array(rewards, dtype=np.float32)
+    return padded(rewards)
+
+
+def padded(rows: Sequence[Sequence[float]]) -> np.ndarray:
+    """Return one row for each question, of a number for each of its votes, as float32 [P, V] with zeros at the ends."""
+    found = np.zeros((len(rows), max(map(len, rows), default=0)), np.float32)
+    for row, numbers in zip(found, rows, strict=True):
+        row[: len(numbers)] = numbers
+    return found
 
 
 def vote_share(ballots: Sequence[Ballot]) -> np.ndarray:
     """Return rewards, float32 [P, V]: the share of all V votes that are in a vote's class; 0 without an answer.
 
     The reward of EMPO (arXiv 2504.05812): the empirical probability of an answer's meaning. There is no
-    label in it. All ballots have the same V.
+    label in it. Where votes stop, they are all votes that count.
     """
-    shares = [[0.0 if c is None else b.counts[c] / len(b.classes) for c in b.classes] for b in ballots]
-    return np.array(shares, dtype=np.float32)
+    return padded([[0.0 if c is None else b.counts[c] / len(b.classes) for c in b.classes] for b in ballots])
 
 
 def answered(ballots: Sequence[Ballot]) -> np.ndarray:
     """Return rewards, float32 [P, V]: 1 for a vote that has an answer, whatever it is; a control without a label."""
-    return np.array([[float(c is not None) for c in b.classes] for b in ballots], dtype=np.float32)
+    return padded([[float(c is not None) for c in b.classes] for b in ballots])
 
 
 def with_format(rewards: np.ndarray, formed: np.ndarray, *, weight: float) -> np.ndarray:
@@ -44,7 +51,7 @@ def with_format(rewards: np.ndarray, formed: np.ndarray, *, weight: float) -> np
 
 def with_silence(rewards: np.ndarray, ballots: Sequence[Ballot], *, reward: float) -> np.ndarray:
     """Return the rewards, float32 [P, V], with `reward` in the place of those of votes without an answer."""
-    silent = np.array([[c is None for c in b.classes] for b in ballots])
+    silent = padded([[c is None for c in b.classes] for b in ballots]) > 0
     return np.where(silent, np.float32(reward), rewards)
 
 

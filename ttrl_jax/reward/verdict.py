@@ -15,7 +15,7 @@ Labels = list[int | None]  # [P] a class of each ballot; None: no label
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of each vote beside its answer."""
+    """What is known of each vote beside its answer. V is the most votes of a ballot; those that one lacks are zeros."""
 
     lengths: np.ndarray  # int32 [P, V], tokens
     mean_logps: np.ndarray  # float64 [P, V], of its tokens

@@ -98,19 +98,21 @@ def sample_shares(
         if own.start == own.stop:  # fewer prompts than processes
             progress(0, 1.0)
             nothing = np.zeros((0, votes), np.int32)
-            counts = nothing, nothing.astype(bool), np.int64(0), nothing.astype(np.float64)
+            counts = nothing, nothing.astype(bool), np.int64(0), nothing.astype(np.float64), nothing.astype(bool), 0
             return (*counts, np.zeros(0, np.int32), np.zeros(0, np.float32)), ()
         with jax.set_mesh(host):
             mine = Prompts(prompts.ids[own], prompts.lengths[own], prompts.uids[own])
             rollouts = draw(mine, jax.random.wrap_key_data(numbers), progress=progress)
         real = _real(rollouts.lengths, max_tokens)
+        counted = np.ones(real.shape[:2], bool) if rollouts.counted is None else rollouts.counted
         counts = rollouts.lengths, rollouts.truncated, np.int64(rollouts.slot_steps), rollouts.mean_logps
+        counts += counted, rollouts.thrown
         return (*counts, rollouts.tokens[real], rollouts.logps[real]), rollouts.texts  # padding does not travel
 
     parts = distributed.gather(make)
     numbers = (each for each, _ in parts)
-    lengths, truncated, slot_steps, means, tokens, logps = zip(*numbers, strict=True)
-    lengths = np.concatenate(lengths)
+    lengths, truncated, slot_steps, means, counted, thrown, tokens, logps = zip(*numbers, strict=True)
+    lengths, counted = np.concatenate(lengths), np.concatenate(counted)
     real = _real(lengths, max_tokens)
     whole = Rollouts(
         tokens=np.zeros(real.shape, np.int32),
@@ -120,6 +122,8 @@ def sample_shares(
         slot_steps=int(sum(slot_steps)),
         texts=[group for _, texts in parts for group in texts],
         means=None if max_tokens else np.concatenate(means),
+        counted=None if counted.all() else counted,
+        thrown=sum(thrown),
     )
     whole.tokens[real], whole.logps[real] = np.concatenate(tokens), np.concatenate(logps)
     return whole

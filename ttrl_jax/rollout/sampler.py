@@ -10,7 +10,7 @@ the devices change nothing but rounding.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,8 @@ from ttrl_jax.rollout.slots import IDLE, Layout
 from ttrl_jax.run.compiled import Announce, Compiled
 
 PyTree = Any
+Ended = Callable[[int, int, np.ndarray], None]  # (prompt, vote, its tokens int32 [length])
+Wanted = Callable[[range], Sequence[int]]  # prompts -> how many votes of each are to be drawn
 
 WORTH_MOVING = 32  # steps that may be left, at least, when samples are moved to fewer slots: a new shape is compiled
 
@@ -74,7 +76,8 @@ class Sampler:
         greedy: bool = False,
         tokens: bool = True,
         progress: Callable[[int, float], None],
-        ended: Callable[[int, int, np.ndarray], None] = lambda prompt, vote, ids: None,
+        ended: Ended = lambda prompt, vote, ids: None,
+        wanted: Wanted | None = None,
     ) -> Rollouts:
         """Sample `votes` responses to each prompt; greedy: and one more, the last, at temperature 0. tokens: keep
         what was drawn; False: its lengths and mean log-probs alone.
@@ -84,6 +87,10 @@ class Sampler:
         between segments and may raise to abandon the batch. ended(prompt, vote, its tokens int32 [length]) is called
         once for each response soon after its end, while others are being decoded. Returns host arrays [P, V, T], the
         greedy one counted in V. Raises FloatingPointError, within two segments, where logits were not finite.
+
+        wanted(prompts): how many votes of each of these prompts are to be drawn, the first ones; None: all. It is asked
+        between segments, when `ended` has had all that ended. More may be wanted later, as long as some have not ended.
+        Less means that the others do not count: they are dropped, and `ended` may have had some of them.
         """
         count, drawn, parts = len(prompts.lengths), 0, []
         sampling = self.settings(sampling, votes=votes, greedy=greedy)
@@ -95,7 +102,8 @@ class Sampler:
             def so_far(number: int, share: float, *, first: int = p, here: int = batch.count, before: int = drawn):
                 progress(before + number, (first + share * here) / count)
 
-            part = batch.run(so_far, lambda prompt, vote, ids, first=p: ended(first + prompt, vote, ids))
+            asked = None if wanted is None else functools.partial(wanted, range(p, p + batch.count))
+            part = batch.run(so_far, lambda prompt, vote, ids, first=p: ended(first + prompt, vote, ids), asked, greedy)
             parts.append(part if tokens else part.without_tokens())
             drawn += int(part.lengths.sum())
         return _concatenate(parts)
@@ -155,6 +163,7 @@ class _Batch:
         sampling: with a temperature for each vote, float32 [room], the same for all prompts."""
         self.sampler, self.weights, self.key, self.sampling = sampler, weights, key, sampling
         shapes, self.count, self.room = sampler.shapes, len(prompts.lengths), len(sampling.temperature)
+        self.at_once, self.asked = at_once, None  # of each prompt how many votes are wanted now; None: all
         length = shapes.prompt_tokens(int(prompts.lengths.max()))
         each = shapes.prefill_prompts(prompts=at_once, tokens=length)
         filled = np.arange(-(-self.count // each) * each) % self.count  # padding repeats prompts: no special case
@@ -180,10 +189,19 @@ class _Batch:
         # Votes of each prompt that are in no group's queue.
         self.waiting = [np.flatnonzero(~row).tolist() for row in self.ended_at_once]
 
-    def run(self, progress: Callable[[int, float], None], ended: Callable[[int, int, np.ndarray], None]) -> Rollouts:
-        """Decode until every sample has ended. progress and ended: as in Sampler, of this batch."""
+    def run(
+        self,
+        progress: Callable[[int, float], None],
+        ended: Ended,
+        wanted: Callable[[], Sequence[int]] | None = None,
+        greedy: bool = False,
+    ) -> Rollouts:
+        """Decode until every sample has ended that is wanted. progress, ended and wanted: as in Sampler, of this batch;
+        greedy: whether the last vote is one, which is always wanted."""
         for prompt, vote in np.argwhere(self.ended_at_once):
             ended(int(prompt), int(vote), self.tokens[prompt, vote, :1])
+        if wanted is not None:
+            self._begin(wanted, greedy)
         layout, drawn, before, slot_steps = self.layouts[0], int(self.lengths.sum()), None, 0
         none = [[] for _ in self.waiting]
         self.slots, _, self.waiting = places.arrange(layout, none, self.waiting, self.first, room=self.room)
@@ -191,7 +209,7 @@ class _Batch:
         self.at, size = 0, self.sampler.shapes.sizes(layout)[0]
         self.suffix = self.sampler._empty(prompts=layout.groups, votes=layout.slots, slots=size)
         while (self.slots.votes != IDLE).any() or any(self.waiting):
-            progress(drawn, 1 - (self._busy() + self._queued()) / self.lengths.size)
+            progress(drawn, 1 - (self._busy() + self._queued()) / int(self._counted().sum()))
             layout, watch = self._settle(layout)
             self._fit_cache(layout)
             self.suffix, slots, at, out = self.sampler._segment(
@@ -208,10 +226,43 @@ class _Batch:
             self.at, steps = int(at), int(out.steps)
             drawn += int((out.votes[:steps] != IDLE).sum())
             slot_steps += steps * layout.size
+            if wanted is not None:
+                self._collect(*before, ended)
+                before = None
+                self._ask(wanted)
         if before is not None:
             self._collect(*before, ended)
         last = np.take_along_axis(self.tokens, self.lengths[..., None] - 1, 2)[..., 0]
-        return Rollouts(self.tokens, self.lengths, self.logps, ~self._stopped(last), slot_steps)
+        found = Rollouts(self.tokens, self.lengths, self.logps, ~self._stopped(last), slot_steps)
+        return found if wanted is None else found.only(self._counted())
+
+    def _begin(self, wanted: Callable[[], Sequence[int]], greedy: bool) -> None:
+        """Let only those votes wait that are wanted at first, and plan slots for so many."""
+        votes = self.lengths.shape[1] - greedy
+        self.free = np.arange(votes + greedy) < votes  # that need not be drawn
+        self.waiting = [[vote for vote in held if not self.free[vote]] for held in self.waiting]
+        self.asked = np.zeros(self.count, np.int32)
+        self._ask(wanted)
+        most = int(self.asked.max()) + greedy
+        self.layouts = self.sampler.shapes.layouts(prompts=self.at_once, votes=most)
+
+    def _ask(self, wanted: Callable[[], Sequence[int]]) -> None:
+        """Let the votes wait that are wanted now, and drop those that are not any more."""
+        before, self.asked = self.asked, np.asarray(wanted(), np.int32)
+        for prompt in np.flatnonzero(self.asked > before):
+            more = range(before[prompt], self.asked[prompt])
+            self.waiting[prompt] += [vote for vote in more if not self.ended_at_once[prompt, vote]]
+        dropped = (self.asked < before)[:, None] & ~self._counted()
+        if dropped.any():
+            self.slots, left = places.without(self.slots, dropped)
+            held = [[vote for vote in votes if not dropped[p, vote]] for p, votes in enumerate(self.waiting)]
+            self.waiting = [here + there for here, there in zip(held, left, strict=True)]
+
+    def _counted(self) -> np.ndarray:
+        """Which votes are wanted now, bool [P, V]."""
+        if self.asked is None:
+            return np.ones(self.lengths.shape, bool)
+        return ~self.free | (np.arange(self.lengths.shape[1]) < self.asked[:, None])
 
     def _stopped(self, tokens: np.ndarray) -> np.ndarray:
         return np.isin(tokens, self.sampler.stop_ids)
@@ -228,9 +279,14 @@ class _Batch:
         left = self.sampler.max_tokens - (0 if queued else int(slots.lengths[slots.votes != IDLE].min()))
         worth = left > WORTH_MOVING
         eighth = max(1, layout.size // 8)
-        if (worth and smaller and busy + queued <= smaller[0].size) or (queued and busy <= layout.size - eighth):
+        # More votes may be wanted when the slots have been moved together, where votes stop.
+        larger = [other for other in self.layouts if other.size > layout.size] if self.asked is not None else []
+        larger = larger if busy + queued > layout.size else []
+        few = worth and smaller and busy + queued <= smaller[0].size
+        if few or larger or (queued and busy <= layout.size - eighth):
             active = places.running(slots, prompts)
             fitting = [other for other in smaller if worth and other.size >= busy + queued]
+            fitting += [other for other in larger if other.size >= busy + queued] or larger[:1]
             new = min((o for o in fitting if places.fits(o, active)), key=lambda o: o.size, default=layout)
             arranged = places.arrange(new, active, self._all_waiting(), self.first, room=self.room)
             gain = int((arranged[0].votes != IDLE).sum()) - busy
@@ -326,4 +382,6 @@ def _concatenate(parts: list[Rollouts]) -> Rollouts:
         truncated=np.concatenate([part.truncated for part in parts]),
         means=None if parts[0].means is None else np.concatenate([part.means for part in parts]),
         slot_steps=sum(part.slot_steps for part in parts),
+        counted=None if parts[0].counted is None else np.concatenate([part.counted for part in parts]),
+        thrown=sum(part.thrown for part in parts),
     )

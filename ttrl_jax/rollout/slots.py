@@ -1,5 +1,6 @@
 """Which sample is decoded where: slots in groups, the slots of a group sharing one prompt. Arithmetic of the host."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +98,22 @@ def queued(slots: Slots, prompts: int) -> list[list[int]]:
     for group, prompt in enumerate(slots.prompts):
         found[prompt] += slots.queue[group, slots.taken[group] : slots.waiting[group]].tolist()
     return found
+
+
+def without(slots: Slots, dropped: np.ndarray) -> tuple[Slots, list[list[int]]]:
+    """Drop samples that run or wait; dropped: bool [P, V].
+
+    Returns the slots without them, and for each prompt that loses some the others of its queues, which have to wait
+    elsewhere: in a slot that is free no sample ends, to be followed by the next. `slots` of host arrays.
+    """
+    gone = (slots.votes != IDLE) & dropped[slots.prompts[:, None], slots.votes]
+    freed = dropped.any(1)[slots.prompts]
+    left = queued(dataclasses.replace(slots, waiting=np.where(freed, slots.waiting, 0)), len(dropped))
+    waiting, taken = np.where(freed, 0, slots.waiting), np.where(freed, 0, slots.taken)
+    free = dict(votes=np.where(gone, IDLE, slots.votes), waiting=waiting.astype(np.int32), taken=taken.astype(np.int32))
+    free |= {name: np.where(gone, 0, vars(slots)[name]).astype(np.int32) for name in ("tokens", "lengths")}
+    found = dataclasses.replace(slots, **free)
+    return found, [[v for v in votes if not dropped[p, v]] for p, votes in enumerate(left)]
 
 
 def fits(layout: Layout, active: Sequence[Sequence[Running]]) -> bool:

@@ -13,6 +13,7 @@ from ttrl_jax.records import Prompts, Rollouts
 from ttrl_jax.reward.judge import Draw, Labels, winners
 from ttrl_jax.reward.vote import Ballot
 from ttrl_jax.session import Session, encode, sample
+from ttrl_jax.tasks.hearing import stop_of
 from ttrl_jax.tasks.voting import cast_votes
 
 Row = dict[str, Any]
@@ -27,6 +28,7 @@ class Voted:
     rollouts: Rollouts
     ballots: Sequence[Ballot]  # [P]
     winners: Labels  # [P]
+    certified: Sequence[float | None]  # [P], the error at which the votes on a question stopped; None: all were drawn
 
 
 def askable(session: Session, batch: Sequence[Asked]) -> tuple[list[Problem], dict[int, str]]:
@@ -58,11 +60,15 @@ def poll(
     """Let the model vote on questions. The votes on each depend on the key, the seed, the step and its number, but for
     rounding on nothing else that is asked with it. tokens: keep them, to learn from. progress: as in `sample`."""
     config, prompts = session.config, encode(session, problems)
-    way = {"votes": config.rollout.votes, "sampling": session.sampling}
+    stop = stop_of(session.task, problems, error=config.rollout.stop_votes, least=config.train.samples)
+    way = {"votes": config.rollout.votes, "sampling": session.sampling, "stop": stop}
     rollouts = sample(session, prompts, key, **way, tokens=tokens, progress=progress)
     ballots = cast_votes(session.task, rollouts.texts, questions=[problem.question for problem in problems])
     draw = Draw(config.seed, step, [problem.index for problem in problems])
-    return Voted(problems, prompts, rollouts, ballots, winners(ballots, draw, ties=config.reward.ties))
+    won = winners(ballots, draw, ties=config.reward.ties)
+    stopped = [len(ballot.classes) < config.rollout.votes for ballot in ballots]
+    certified = [config.rollout.stop_votes if early else None for early in stopped]
+    return Voted(problems, prompts, rollouts, ballots, won, certified)
 
 
 def answers(
@@ -84,13 +90,14 @@ def answers(
 def _by_number(voted: Voted) -> dict[int, Row]:
     found = {}
     lengths = voted.rollouts.lengths
-    for problem, ballot, winner, tokens in zip(voted.problems, voted.ballots, voted.winners, lengths, strict=True):
+    each = zip(voted.problems, voted.ballots, voted.winners, voted.certified, lengths, strict=True)
+    for problem, ballot, winner, error, tokens in each:
         votes = len(ballot.classes)
         found[problem.index] = {
             "label": None if winner is None else ballot.answers[winner].text,
             "share": 0.0 if winner is None else round(ballot.counts[winner] / votes, 6),
             "votes": votes,
-            "certificate": None,  # why fewer votes than asked for were enough; here all of them are drawn
+            "certificate": None if error is None else {"error": error},  # of the mode, not of the truth
             "tokens": int(tokens.sum()),
         }
     return found

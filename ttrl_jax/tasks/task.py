@@ -15,10 +15,15 @@ from typing import Any
 from ttrl_jax.data.prompts import Turn
 from ttrl_jax.errors import InputError
 from ttrl_jax.reward.choices import offered
-from ttrl_jax.reward.equivalence import Clusters, cluster, same
+from ttrl_jax.reward.equivalence import Clusters, cluster, same, surely
 from ttrl_jax.reward.extract import Answer, extract, in_format
 
 Reader = Callable[[str], Answer | None]  # response -> answer
+
+
+def as_written(one: Answer, other: Answer) -> bool | None:
+    """What is sure of two answers where only `classes` can compare them: nothing, unless they are written alike."""
+    return True if one == other else None
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Task:
     in_format: Callable[[str], bool] | None = None  # whether a response is in the format; None without a format
     readings: Mapping[str, Reader] = field(default_factory=dict)  # by name, more ways to read, for measuring alone
     reader_of: Callable[[str], Reader] | None = None  # question -> in place of `extract`, where the question matters
+    surely: Callable[[Answer, Answer], bool | None] = as_written  # for votes that stop; see equivalence.surely
 
     def reader(self, question: str | None) -> Reader:
         """How responses to a question are read; None: to any."""
@@ -72,6 +78,7 @@ def by_strategies(
         formed,
         {} if formed is None else _readings(read, tuple(strategies), tags, formed),
         reader_of=(lambda question: functools.partial(reader, offered=offered(question))) if choice else None,
+        surely=surely,
     )
 
 

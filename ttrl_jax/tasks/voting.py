@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.history import History
 from ttrl_jax.reward.judge import Draw, Evidence, Judge, Settings
+from ttrl_jax.reward.score import padded
 from ttrl_jax.reward.vote import Ballot, vote
 from ttrl_jax.run import distributed
 from ttrl_jax.tasks.task import Task
@@ -47,8 +48,9 @@ def judge_of(config: ConfigDict, task: Task, *, offline: Mapping[int, Answer | N
 
 
 def in_format(texts: Sequence[Sequence[str]], test: Callable[[str], bool] | None) -> np.ndarray | None:
-    """Which of the responses pass the test of a format, bool [P, V]; None where there is no format."""
-    return None if test is None else np.array([[test(text) for text in group] for group in texts])
+    """Which of the responses pass the test of a format, bool [P, V]; None where there is no format. V is the most of a
+    question; none that others lack passes."""
+    return None if test is None else padded([[test(text) for text in group] for group in texts]) > 0
 
 
 def majority_voting_reward(task: Task, texts: Sequence[str], *, question: str | None = None) -> list[float]:
