@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tiny_model import LLAMA, QWEN2, QWEN3, all_logits, on_mesh, placed, random_params, sampling_copy
 
-from ttrl_jax.model import cache, decoder, weights
+from ttrl_jax.model import attention, cache, decoder, weights
+from ttrl_jax.model.cache import LayerCache
 from ttrl_jax.model.config import read_config
 from ttrl_jax.model.layers import rotation_at
 from ttrl_jax.model.rope import Rope
@@ -39,21 +40,22 @@ def prefill(weights, config, ids, lengths):
     return decoder.prefill(weights, config, ids, lengths)
 
 
-@partial(jax.jit, static_argnums=1)
-def decode_all(weights, config, tokens, prefix, suffix):
+@partial(jax.jit, static_argnums=1, static_argnames="block")
+def decode_all(weights, config, tokens, prefix, suffix, *, block=None):
     """Feed tokens [P, V, S], one at a time, through the ring, past its end. Logits [S, P, V, W]."""
 
     def step(suffix, x):
         lengths, at = jnp.full(tokens.shape[:2], x[1]), (x[1] + 7) % suffix[0].k.shape[3]
         rotation = rotation_at(prefix.lengths[:, None] + lengths, config)
-        logits, suffix = decoder.decode_step(weights, config, x[0], prefix, suffix, lengths, at, rotation)
+        logits, suffix = decoder.decode_step(weights, config, x[0], prefix, suffix, lengths, at, rotation, block=block)
         return suffix, logits
 
     return jax.lax.scan(step, suffix, (jnp.moveaxis(tokens, 2, 0), jnp.arange(tokens.shape[2])))[1]
 
 
-def cached_errors(config, params, ids, lengths, want, *, dtype=jnp.float32):
-    """Errors of prefill and of decoding, for ids [P, V, T] whose V rows share the first lengths[p] tokens."""
+def cached_errors(config, params, ids, lengths, want, *, dtype=jnp.float32, block=None):
+    """Errors of prefill and of decoding, for ids [P, V, T] whose V rows share the first lengths[p] tokens.
+    block: places of the cache that are read at once."""
     p, votes, total = ids.shape
     copy = decoder.sampling_weights(params, config, dtype)
     width = lengths.max() + 3
@@ -63,9 +65,10 @@ def cached_errors(config, params, ids, lengths, want, *, dtype=jnp.float32):
     prefill_error = relative_error(first, want[:, 0][at])
     steps = total - lengths.max()
     take = lengths[:, None] + np.arange(steps)  # [P, S], positions of the response tokens
-    suffix = cache.empty_suffix(config, prompts=p, votes=votes, slots=steps + 5, dtype=dtype)
+    slots = steps + 5 if block is None else -(-(steps + 5) // block) * block
+    suffix = cache.empty_suffix(config, prompts=p, votes=votes, slots=slots, dtype=dtype)
     tokens = np.take_along_axis(ids, take[:, None], 2)
-    got = decode_all(copy, config, tokens, prefix, suffix)
+    got = decode_all(copy, config, tokens, prefix, suffix, block=block)
     expected = np.take_along_axis(want, take[:, None, :, None], 2)
     return prefill_error, relative_error(jnp.moveaxis(got, 0, 2), expected)
 
@@ -86,6 +89,22 @@ def test_golden_logits(golden):
     prefill_error, decode_error = cached_errors(config, params, ids, lengths, want)
     assert prefill_error <= TOLERANCE
     assert decode_error <= TOLERANCE
+    assert cached_errors(config, params, ids, lengths, want, block=4)[1] <= TOLERANCE
+
+
+def test_blocks_of_the_cache_without_tokens_are_not_read():
+    """Hand-worked: rings of 4 blocks of 4 places. What is NaN, and read, makes the sum NaN, as 0 x NaN is NaN."""
+    rng = np.random.default_rng(0)
+    shared = LayerCache(*rng.normal(size=(2, 1, 2, 3, 8)).astype(np.float32))
+    q, lengths = rng.normal(size=(1, 2, 4, 8)).astype(np.float32), np.array([[5, 2]], np.int32)
+    for at, window, read in ((6, None, {0, 1}), (2, None, {0, 3}), (6, 3, {1}), (13, None, {2, 3})):
+        own = rng.normal(size=(2, 1, 2, 2, 16, 8)).astype(np.float32)
+        whole = attention.cached(q, shared, np.array([3]), LayerCache(*own), lengths, at, window)
+        own[:, :, :, :, [place for place in range(16) if place // 4 not in read]] = np.nan
+        got = attention.cached(q, shared, np.array([3]), LayerCache(*own), lengths, at, window, block=4)
+        np.testing.assert_allclose(got, whole, rtol=1e-5, atol=1e-6)
+        assert int(attention.blocks_read(5 if window is None else 2, at, places=16, block=4)) == len(read)
+    assert int(attention.blocks_read(15, 6, places=16, block=4)) == 4  # 5 parts of blocks, of which two are of one
 
 
 def test_golden_models_use_what_the_families_differ_in():

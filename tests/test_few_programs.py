@@ -18,6 +18,7 @@ from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.learn.microbatch import micro_batches
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.model import decoder
+from ttrl_jax.model.attention import blocks_read
 from ttrl_jax.model.cache import LayerCache, Prefix
 from ttrl_jax.prepare import prepare
 from ttrl_jax.records import Prompts, TrainBatch, padded_length
@@ -57,19 +58,25 @@ TASKS = {
     "all at the limit": Task(8, 30, 384, 512, 3072, 10.0, 0.1),
 }
 VOTES, SAMPLES = 64, 16
+BLOCKS = []  # of the cache that each step of a segment reads, where it is read by blocks
 WEIGHTS = 108_000  # what reading 1.5 B weights costs, in tokens of its cache: 3.1 GB of 28.7 KB
 
 
 def sampler_of(shapes: Shapes) -> tuple[Sampler, list]:
     """The sampler's own programs and decisions, on a model that computes nothing: a response counts down to STOP from
-    its first token, which is its length. And what each segment read: slots, places of the cache, groups, steps."""
+    its first token, which is its length. And what was read: slots, places of the cache, and in how many steps."""
     read = []
     sampler = Sampler(TINY, dtype=jnp.float32, shapes=shapes, stop_ids=(STOP,), announce=lambda *told: None)
     segment = sampler._segment
 
     def noted(weights, shared, suffix, slots, *others, **settings):
+        BLOCKS.clear()
         found = segment(weights, shared, suffix, slots, *others, **settings)
-        read.append((slots.votes.shape, suffix[0].k.shape[3], int(found[3].steps)))
+        jax.effects_barrier()
+        steps, places = int(found[3].steps), suffix[0].k.shape[3]
+        assert len(BLOCKS) == (steps if shapes.block else 0)
+        each = [(count * shapes.block, 1) for count in BLOCKS] or [(places, steps)]
+        read.extend((slots.votes.shape, *one) for one in each)
         return found
 
     sampler._segment = noted
@@ -90,7 +97,10 @@ def lengths(monkeypatch) -> dict[str, np.ndarray]:
         )  # fmt: skip
         return Prefix((LayerCache(kept, kept),), lengths), first, jnp.zeros(first.shape)
 
-    def step(weights, config, tokens, prefix, suffix, lengths, at, rotation):
+    def step(weights, config, tokens, prefix, suffix, lengths, at, rotation, *, block):
+        if block is not None:
+            count = blocks_read(lengths.max(), at, places=suffix[0].k.shape[3], block=block)
+            jax.debug.callback(lambda count: BLOCKS.append(int(count)), count)
         return tokens[..., None].astype(jnp.float32), suffix
 
     monkeypatch.setattr(decoding, "prefill", prefill)
@@ -121,7 +131,8 @@ def cost(task: Task, read: list, *, weights: int) -> int:
 
 
 # How much more is read than with the many programs that suit each batch best: of the cache, and of cache and weights.
-# Above the first the many read a third to a half less, as responses of a tenth of their limit leave most slots idle.
+# By blocks no more than a tenth. Where a few programs read it whole, on GPUs: the many read a third to a half less than
+# the first limits, as responses of a tenth of their limit leave most slots idle.
 MORE = {
     "aime": (1.65, 1.5),
     "amc": (1.4, 1.35),
@@ -129,29 +140,36 @@ MORE = {
     "32k, an eighth of it": (1.15, 1.15),
     "all at the limit": (1.15, 1.15),
 }
+BY_BLOCKS = 1.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
-def test_a_run_decodes_with_six_programs(name, lengths):
+def test_a_run_decodes_with_six_programs_and_with_four(name, lengths):
     task = TASKS[name]
     many = Shapes(task.rows, task.max_tokens, prefill_tokens=8192, prompt_multiple=1, vote_multiple=1)
     those = dict(longest_prompt=task.prompt_tokens, prompts=task.prompts, most_votes=VOTES)
     read = {}
-    for kind, shapes in {"many": many, "few": few(many, **those)}.items():
+    kinds = {kind: few(many, **those, by_blocks=kind == "blocks") for kind in ("few", "blocks")}
+    for kind, shapes in {"many": many, **kinds}.items():
         sampler, read[kind] = sampler_of(shapes)
         run(task, sampler, lengths)
+        programs = {program.name: len(program._programs) for program in sampler.programs}
+        if kind != "many":
+            assert programs["decode"] <= {"few": 6, "blocks": 4}[kind]
+            assert programs["prefill"] == programs["cache"] == 1
+        if kind == "blocks":
+            assert programs["cache size"] == 0
         if kind == "few":
-            programs = {program.name: len(program._programs) for program in sampler.programs}
-            assert programs["decode"] <= 6 and programs["prefill"] == programs["cache"] == 1
             assert {(layout, places) for layout, places, _ in read[kind]} <= {
                 ((layout.groups, layout.slots), places)
                 for layout in shapes.layouts(prompts=1, votes=1) for places in shapes.sizes(layout)
             }  # fmt: skip
-    for weights, most in zip((0, WEIGHTS), MORE[name], strict=True):
-        more = cost(task, read["few"], weights=weights) / cost(task, read["many"], weights=weights)
-        print(f"{name}: {more:.3f} times what many programs read, weights {weights}")
-        assert more < most
+    for kind, limits in {"few": MORE[name], "blocks": (BY_BLOCKS, BY_BLOCKS)}.items():
+        for weights, most in zip((0, WEIGHTS), limits, strict=True):
+            more = cost(task, read[kind], weights=weights) / cost(task, read["many"], weights=weights)
+            print(f"{name}: {kind} read {more:.3f} times what many programs do, weights {weights}")
+            assert more < most
 
 
 def rows_of(task: Task, *, seed: int = 0) -> TrainBatch:

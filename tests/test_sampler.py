@@ -295,10 +295,14 @@ def test_few_slots_are_idle_though_few_responses_are_long():
     assert 0.85 < (found.lengths - 1).sum() / found.slot_steps < 1
 
 
-def test_few_shapes_change_nothing(long_rollouts, small_steps, monkeypatch):
+@pytest.mark.parametrize("by_blocks", [False, True])
+def test_few_shapes_change_nothing(by_blocks, long_rollouts, small_steps, monkeypatch):
     """One prefill of three prompts, six decode programs at most, whatever is sampled; here of 7 prompts and of 2."""
     monkeypatch.setattr(module_of_shapes, "VECTOR", 8)
-    sampler = make_sampler(rows=64, max_tokens=LONG, few=dict(longest_prompt=9, prompts=3, most_votes=V + 2))
+    monkeypatch.setattr(module_of_shapes, "BLOCK", 8)
+    sampler = make_sampler(
+        rows=64, max_tokens=LONG, few=dict(longest_prompt=9, prompts=3, most_votes=V + 2, by_blocks=by_blocks)
+    )
     said = listen(sampler)
     assert_same_tokens(run(sampler), long_rollouts)
     part = Prompts(PROMPTS.ids[:2], PROMPTS.lengths[:2], PROMPTS.uids[:2])

@@ -40,7 +40,7 @@ def test_whole_rows_go_through_splash_and_the_decode_loop_does_not(model: Path):
     assert calls["sample prefill"] == calls["evaluate prefill"] == LAYERS
     assert calls["score"] == 1  # the layers are scanned
     assert calls["update gradient"] >= 3  # forward, and backward to the queries, and to keys and values
-    assert calls["sample decode"] == calls["sample copy"] == calls["sample grow"] == 0
+    assert calls["sample decode"] == calls["sample copy"] == 0 and "sample grow" not in calls
 
 
 def test_the_decode_loop_moves_no_weights_cache_or_logits_between_chips(model: Path):
@@ -101,7 +101,7 @@ def test_what_is_needed_is_within_what_is_planned_with(model: Path):
 
 def test_a_run_has_few_programs(model: Path):
     (plan,) = aime(model, "v5e:2x4", "--config.mesh.tensor=1")["plans"]
-    assert plan["programs_of_run"] == {"decode": 6, "prefill": 1, "update": 5}
+    assert plan["programs_of_run"] == {"decode": 4, "prefill": 1, "update": 5}
     assert plan["verdict"].startswith("it fits: ")
 
 

@@ -103,7 +103,13 @@ def shapes_of(config: ConfigDict, mesh: jax.sharding.Mesh, *, longest_prompt: in
     if _on_cpu(mesh):
         return found
     most_votes = max(config.rollout.votes, evaluation_votes(config))
-    return few(found, longest_prompt=longest_prompt, prompts=config.rollout.prompts, most_votes=most_votes)
+    return few(
+        found,
+        longest_prompt=longest_prompt,
+        prompts=config.rollout.prompts,
+        most_votes=most_votes,
+        by_blocks=mesh.devices.flat[0].platform == "tpu",
+    )
 
 
 def sampling_host(

@@ -134,6 +134,8 @@ def cached(
     lengths: jax.Array,
     at: jax.Array,
     window: int | None = None,
+    *,
+    block: int | None = None,
 ) -> jax.Array:
     """Attention of one new token of each vote over its prompt, held once, and over its own tokens so far.
 
@@ -141,27 +143,76 @@ def cached(
     v [P, V, K, S, H], rings that hold the new token at place `at` and before it lengths [P, V] tokens of the vote.
     Returns [P, V, N, H]. One softmax over both parts, in float32.
     With a window only the last `window` tokens are seen, the new one among them, wherever they are held.
+    block: read the rings block by block, S a multiple of it, and only the blocks in which the longest vote has tokens;
+    None: read them whole. The two differ in rounding alone.
     """
     p, v, n, h = q.shape
     kv_heads = prefix.k.shape[1]
     q = q.reshape(p, v, kv_heads, n // kv_heads, h)
-    f32 = dict(preferred_element_type=jnp.float32)
-    to_prefix = jnp.einsum("pvkgh,pkth->pvkgt", q, prefix.k, **f32) * h**-0.5
-    to_suffix = jnp.einsum("pvkgh,pvksh->pvkgs", q, suffix.k, **f32) * h**-0.5
+    to_prefix = jnp.einsum("pvkgh,pkth->pvkgt", q, prefix.k, preferred_element_type=jnp.float32) * h**-0.5
     place = jnp.arange(prefix.k.shape[2])
     real = (place < prefix_lengths[:, None])[:, None]  # [P, 1, T]
-    age = (at - jnp.arange(suffix.k.shape[3])) % suffix.k.shape[3]  # 0: the new token
-    filled = age <= lengths[..., None]  # [P, V, S]
     if window is not None:
         real = real & ((prefix_lengths[:, None] + lengths)[..., None] - place < window)
-        filled &= age < window
     to_prefix = jnp.where(real[:, :, None, None], to_prefix, _NEVER)
-    to_suffix = jnp.where(filled[:, :, None, None], to_suffix, _NEVER)
+    attend = _whole if block is None else functools.partial(_by_blocks, block=block)
+    out = attend(q, to_prefix, prefix.v, suffix, lengths, at, window)
+    return out.astype(q.dtype).reshape(p, v, n, h)
+
+
+def _to_suffix(q: jax.Array, k: jax.Array, lengths: jax.Array, age: jax.Array, window: int | None) -> jax.Array:
+    """Scores of the votes' own tokens k [P, V, K, S, H], float32 [P, V, K, G, S]. age int32 [S], 0: the new token."""
+    scores = jnp.einsum("pvkgh,pvksh->pvkgs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    filled = age <= lengths[..., None]  # [P, V, S]
+    if window is not None:
+        filled &= age < window
+    return jnp.where(filled[:, :, None, None], scores, _NEVER)
+
+
+# In this order of the operands: XLA's CPU backend refuses the other one in bfloat16.
+def _of_prefix(weights: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.einsum("pkth,pvkgt->pvkgh", v, weights, preferred_element_type=jnp.float32)
+
+
+def _of_suffix(weights: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.einsum("pvkgs,pvksh->pvkgh", weights, v, preferred_element_type=jnp.float32)
+
+
+def _whole(q, to_prefix, prefix_v, suffix, lengths, at, window):
+    places = suffix.k.shape[3]
+    to_suffix = _to_suffix(q, suffix.k, lengths, (at - jnp.arange(places)) % places, window)
     top = jnp.maximum(to_prefix.max(-1, keepdims=True), to_suffix.max(-1, keepdims=True))
     w_prefix, w_suffix = jnp.exp(to_prefix - top), jnp.exp(to_suffix - top)
     total = w_prefix.sum(-1, keepdims=True) + w_suffix.sum(-1, keepdims=True)
     w_prefix, w_suffix = (w_prefix / total).astype(q.dtype), (w_suffix / total).astype(q.dtype)
-    # In this order of the operands: XLA's CPU backend refuses the other one in bfloat16.
-    out = jnp.einsum("pkth,pvkgt->pvkgh", prefix.v, w_prefix, **f32)
-    out = out + jnp.einsum("pvkgs,pvksh->pvkgh", w_suffix, suffix.v, **f32)
-    return out.astype(q.dtype).reshape(p, v, n, h)
+    return _of_prefix(w_prefix, prefix_v) + _of_suffix(w_suffix, suffix.v)
+
+
+def blocks_read(before: jax.Array, at: jax.Array, *, places: int, block: int) -> jax.Array:
+    """How many blocks of a ring have the token at place `at` and the `before` ones before it, all int32 []. A block
+    that has both the first and the last of a full ring is one."""
+    return jnp.minimum(at // block - (at - before) // block + 1, places // block)
+
+
+def _by_blocks(q, to_prefix, prefix_v, suffix, lengths, at, window, *, block):
+    """The softmax of one pass: what there is so far is scaled down where a later block has a higher score
+    (arXiv 1805.02867). On a TPU a block's slice is part of its product, so that nothing is copied."""
+    places = suffix.k.shape[3]
+    before = lengths.max() if window is None else jnp.minimum(lengths.max(), window - 1)
+    count = blocks_read(before, at, places=places, block=block)
+
+    def more(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        out, top, total = state
+        start = (at // block - i) % (places // block) * block
+        k, v = (jax.lax.dynamic_slice_in_dim(x, start, block, axis=3) for x in (suffix.k, suffix.v))
+        scores = _to_suffix(q, k, lengths, (at - start - jnp.arange(block)) % places, window)
+        higher = jnp.maximum(top, scores.max(-1, keepdims=True))
+        weights, less = jnp.exp(scores - higher), jnp.exp(top - higher)
+        out = out * less + _of_suffix(weights.astype(q.dtype), v)
+        return out, higher, total * less + weights.sum(-1, keepdims=True)
+
+    top = to_prefix.max(-1, keepdims=True)
+    weights = jnp.exp(to_prefix - top)
+    start = _of_prefix(weights.astype(q.dtype), prefix_v), top, weights.sum(-1, keepdims=True)
+    out, _, total = jax.lax.fori_loop(0, count, more, start)
+    return out / total

@@ -308,19 +308,21 @@ def decode_step(
     lengths: jax.Array,
     at: jax.Array,
     rotation: Rotation,
+    *,
+    block: int | None = None,
 ) -> tuple[jax.Array, Suffix]:
     """Feed each sample one more token of its response and get the logits for the next.
 
     tokens int32 [P, V]; lengths int32 [P, V], how many tokens of each response the suffix holds, fewer than it has
     places; at int32 [], the place of the ring that the new tokens take in every sample; rotation: at their positions
-    [P, V]. Returns float32 [P, V, W] and the suffix with that place filled.
+    [P, V]; block: as in attention.cached. Returns float32 [P, V, W] and the suffix with that place filled.
     """
     lengths = constrain(lengths, "prompts", "votes")  # else, where draws are split further, masks [P, V, S] are moved
     x = constrain(weights["embed"][tokens], "prompts", "votes", None)
     windows = attention.windows(config, prefix.layers[0].k.shape[2] + suffix[0].k.shape[3])
     filled = []
     layers = zip(weights["blocks"], _adapters(weights, config), prefix.layers, suffix, windows, strict=True)
-    for block, adapters, shared, own, window in layers:
+    for layer, adapters, shared, own, window in layers:
 
         def attend(q, k, v, shared=shared, own=own, window=window):
             own = LayerCache(
@@ -329,9 +331,9 @@ def decode_step(
                     for cache, new in ((own.k, k), (own.v, v))
                 )
             )
-            return attention.cached(q, shared, prefix.lengths, own, lengths, at, window), own
+            return attention.cached(q, shared, prefix.lengths, own, lengths, at, window, block=block), own
 
-        x, kept = _bind_block(config, block, x.dtype)(x, rotation, attend, adapters)
+        x, kept = _bind_block(config, layer, x.dtype)(x, rotation, attend, adapters)
         filled.append(kept)
     x = rms_norm(x, weights["norm"], config.norm_eps)
     # Each part of the vocabulary where its weights are; then whole rows, for which otherwise the weights would move.

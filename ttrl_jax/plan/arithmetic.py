@@ -38,6 +38,7 @@ class Draw:
     at_once: int  # questions whose responses are decoded together
     slots: places.Layout  # to begin with, which is the largest
     sizes: tuple[int, ...]  # of the cache of those slots, ascending to the limit of a response
+    block: int | None  # places of it that are read at once; None: it is read whole
     prefill: int  # questions whose prompts are computed at once
 
     @property
@@ -49,13 +50,19 @@ class Draw:
         """How many prefills a batch has."""
         return -(-self.at_once // self.prefill)
 
+    def places_read(self, length: int) -> int:
+        """Places of a slot's cache that a step reads where the longest response has `length` tokens."""
+        if self.block is None:
+            return next(size for size in self.sizes if size >= length)
+        return min(length - 1 + self.block, self.sizes[-1])  # on average: they begin anywhere in a block
+
 
 def draw(*, questions: int, votes: int, shapes: Shapes, length: int) -> Draw:
     """How the sampler decodes `votes` responses to each question, whose prompts are padded to `length` tokens."""
     at_once = shapes.prompts_at_once(prompts=questions, votes=votes)
     slots = shapes.layouts(prompts=at_once, votes=votes)[0]
     each = shapes.prefill_prompts(prompts=at_once, tokens=length)
-    return Draw(questions, votes, at_once, slots, tuple(shapes.sizes(slots)), each)
+    return Draw(questions, votes, at_once, slots, tuple(shapes.sizes(slots)), shapes.block, each)
 
 
 def count(params: Any) -> int:
@@ -119,7 +126,7 @@ def decode_work(
     for each slot. It reads the weights, the cache of a prompt once on each chip that has votes on it, and the own cache
     of each slot."""
     rounds = drawn.batches * -(-drawn.at_once * drawn.votes // drawn.slots.size)
-    places_read = sum(next(size for size in drawn.sizes if size >= made) for made in range(1, tokens))
+    places_read = sum(map(drawn.places_read, range(1, tokens)))
     seen = drawn.slots.size * (places_read + (tokens - 1) * length)
     each = drawn.slots.size * forward_flops(model, 1, 1, logits=1)
     weights = lora.weight_bytes(model, itemsize=itemsize) * copies(mesh)

@@ -209,8 +209,8 @@ class Compiler:
     def sampling(
         self, phase: str, sampler: Sampler, weights: decoder.Params, draws: list[Draw], sampling: Sampling
     ) -> None:
-        """Prefill, the last growth of the cache, and the decode loop over all of it, of the first of `draws`, which is
-        the largest; the work is that of all."""
+        """Prefill, the last growth of the cache if it grows, and the decode loop over all of it, of the first of
+        `draws`, which is the largest; the work is that of all."""
         setting, drawn = self.setting, draws[0]
         config, model, item = setting.config, setting.model, setting.dtype.itemsize
         length, tokens = setting.prompt_tokens, config.rollout.max_tokens
@@ -234,12 +234,12 @@ class Compiler:
         shared = Prefix((layer,) * model.layers, np.zeros(groups, np.int32))
 
         places_of = dict(prompts=drawn.slots.groups, votes=drawn.slots.slots)
-        before = max((size for size in drawn.sizes if size < tokens), default=None)
-        program = sampler._empty.lower(**places_of, slots=before or tokens)
+        before, size = ([None] + list(drawn.sizes))[-2:]
+        program = sampler._empty.lower(**places_of, slots=before or size)
         suffix = _outputs(program, self._compiled(program, f"{phase} cache"))
         if before is not None:
-            program = sampler._resize.lower(suffix[0], np.int32(0), slots=tokens)
-            moved = arithmetic.cache_bytes(model, drawn.slots.size * (before + tokens), itemsize=item)
+            program = sampler._resize.lower(suffix[0], np.int32(0), slots=size)
+            moved = arithmetic.cache_bytes(model, drawn.slots.size * (before + size), itemsize=item)
             grown = self._compiled(program, f"{phase} grow").memory_analysis()
             # A layer at a time: when the last one grows, the others have, and are as large as what comes out.
             others = (

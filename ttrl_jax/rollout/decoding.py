@@ -83,11 +83,13 @@ def segment(
     config: ModelConfig,
     stop_ids: tuple[int, ...],
     max_tokens: int,
+    block: int | None = None,
 ) -> tuple[Suffix, Slots, jax.Array, Drawn]:
     """Draw tokens for at most SEGMENT steps, until the cache is full or no more than `watch` slots are busy.
 
     shared: the prompts of the groups, and uids uint32 [G] their names. at: the place of the cache to write next.
-    sampling: with a temperature for each vote, float32 [V]. Returns the cache, the slots, `at`, and what was drawn.
+    sampling: with a temperature for each vote, float32 [V]. block: as in attention.cached. Returns the cache, the
+    slots, `at`, and what was drawn.
     """
     keys = _folded(key, uids)[:, None]
     size = suffix[0].k.shape[3]
@@ -99,7 +101,9 @@ def segment(
 
     def step(state: State) -> State:
         suffix, slots, at, out, rotation = state
-        logits, suffix = decoder.decode_step(weights, config, slots.tokens, shared, suffix, slots.lengths, at, rotation)
+        logits, suffix = decoder.decode_step(
+            weights, config, slots.tokens, shared, suffix, slots.lengths, at, rotation, block=block
+        )
         now = dataclasses.replace(sampling, temperature=sampling.temperature[slots.votes])  # of idle slots any
         tokens, logps = pick(logits, _folded(_folded(keys, slots.votes), slots.lengths + 1), now)
         new = (tokens, logps, slots.votes)

@@ -55,7 +55,9 @@ class Sampler:
         self.shapes, self.max_tokens, self.stop_ids = shapes, shapes.max_tokens, stop_ids
         program = functools.partial(Compiled, announce=announce)
         empty = functools.partial(cache.empty_suffix, config, dtype=dtype)
-        segment = functools.partial(decoding.segment, config=config, stop_ids=stop_ids, max_tokens=shapes.max_tokens)
+        segment = functools.partial(
+            decoding.segment, config=config, stop_ids=stop_ids, max_tokens=shapes.max_tokens, block=shapes.block
+        )
         self.config, self.dtype = config, dtype
         self._prefill = program("prefill", functools.partial(decoding.prefill, config=config), words=_prompts)
         self._share = program("prompts", cache.of_groups)

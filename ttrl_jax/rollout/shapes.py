@@ -9,10 +9,14 @@ from ttrl_jax.rollout.slots import SHARING, SMALLEST, Layout
 
 FIRST_CACHE = 64  # tokens; the cache grows as the responses do, and shrinks, so that short ones never pay for long ones
 
-# The programs of FewShapes: by which number the slots are divided, and the sizes of the cache for them, as shares of
+# The programs of FewShapes where the cache is read by blocks, of which it has one size: numbers of slots, all of them
+# and parts of them. They read what the many programs of Shapes do (tests/test_few_programs.py); two more save 6 %.
+BLOCK = 256  # places
+PARTS = (1, 1.5, 2.5, 6)
+
+# Where it is read whole: by which number the slots are divided, and the sizes of the cache for them, as shares of
 # max_tokens. If every response reaches the limit, quarters read a quarter more than is there, and the many sizes of
-# Shapes a fifth more. tests/test_few_programs.py says what is read in other tasks. Other ladders of six programs were
-# tried, and are no better there.
+# Shapes a fifth more. Other ladders of six programs were tried, and are no better.
 LADDER = ((1, (1 / 4, 1 / 2, 3 / 4, 1)), (4, (1,)), (16, (1,)))
 
 
@@ -25,6 +29,11 @@ class Shapes:
     prefill_tokens: int  # of prompts, padding included, that each device computes at once; a longer one goes alone
     prompt_multiple: int  # of which the groups of slots, and the prompts of a prefill, are multiples: the mesh's data
     vote_multiple: int  # of which the slots of a group are: the mesh's fsdp
+
+    @property
+    def block(self) -> int | None:
+        """Places of the cache that are read at once; None: it is read whole."""
+        return None
 
     def prompts_at_once(self, *, prompts: int, votes: int) -> int:
         """How many prompts' samples are decoded together."""
@@ -64,11 +73,16 @@ class Shapes:
 @dataclass(frozen=True)
 class FewShapes(Shapes):
     """The few shapes that a whole run needs, with its evaluations. They are for GPUs and TPUs, which take long to
-    compile a program. There are at most six decode programs (LADDER)."""
+    compile a program. There are at most six decode programs (PARTS, LADDER)."""
 
     longest_prompt: int  # tokens; a prompt that is longer needs programs of its own
     prompts: int  # of a training step
     most_votes: int  # responses to a prompt, the most in any batch
+    by_blocks: bool  # read the cache block by block: on TPUs, where it costs nothing
+
+    @property
+    def block(self) -> int | None:
+        return BLOCK if self.by_blocks else None
 
     @property
     def whole(self) -> Layout:
@@ -97,20 +111,27 @@ class FewShapes(Shapes):
 
     def _ladder(self) -> dict[Layout, list[int]]:
         """The sizes of the cache for each layout."""
-        found, slots = {}, max(2, self.vote_multiple)
-        for part, shares in LADDER:
+        places, slots = self.max_tokens, max(2, self.vote_multiple)
+        unit = BLOCK if self.by_blocks else VECTOR
+        ladder = [(part, (1,)) for part in PARTS] if self.by_blocks else LADDER
+        found = {}
+        for part, shares in ladder:
             layout = self.whole
             if part > 1:
-                groups = self.whole.size // part // (slots * self.prompt_multiple) * self.prompt_multiple
+                groups = int(self.whole.size / part) // (slots * self.prompt_multiple) * self.prompt_multiple
                 layout = Layout(groups, slots)
             if part == 1 or layout.size >= SMALLEST:
-                sizes = {min(-(-int(self.max_tokens * share) // VECTOR) * VECTOR, self.max_tokens) for share in shares}
-                found[layout] = sorted(sizes)
+                sizes = {-(-int(places * share) // unit) * unit for share in shares}
+                found[layout] = sorted(sizes if self.by_blocks else {min(size, places) for size in sizes})
         return found
 
 
-def few(shapes: Shapes, *, longest_prompt: int, prompts: int, most_votes: int) -> FewShapes:
+def few(shapes: Shapes, *, longest_prompt: int, prompts: int, most_votes: int, by_blocks: bool) -> FewShapes:
     """FewShapes with the limits of `shapes`. The other arguments are those of FewShapes."""
     return FewShapes(
-        **dataclasses.asdict(shapes), longest_prompt=longest_prompt, prompts=prompts, most_votes=most_votes
+        **dataclasses.asdict(shapes),
+        longest_prompt=longest_prompt,
+        prompts=prompts,
+        most_votes=most_votes,
+        by_blocks=by_blocks,
     )
