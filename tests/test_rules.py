@@ -51,6 +51,22 @@ def test_every_rule_is_explained() -> None:
         assert f"| `{rule}` " in page and f"{rule}:" in said, rule
 
 
+def test_every_rule_judges_votes_that_stopped_as_if_no_more_were_allowed() -> None:
+    """Invariance: beside a ballot of six votes one of four, whose places five and six say nothing."""
+    six, four = votes(a=3, b=1, c=1, none=1), votes(a=2, b=1, none=1)
+    logps, entropies = (
+        [[-1.0, -2, -3, -0.5, -4, -5], [-3.0, -2, -1, -4, 0, 0]],
+        [[1.0, 1, 1, 3, 0, 2], [1.0, 2, 3, 4, 0, 0]],
+    )
+    way = {"gate_share": 0.2, "gate_margin": 0.1, "negative_share": 0.3, "no_answer_reward": -1.0}
+    for rule in RULES:
+        both = judged(rule, six, four, logps=logps, entropies=entropies, **way)
+        alone = judged(rule, four, logps=[logps[1][:4]], entropies=[entropies[1][:4]], **way)
+        assert both.labels[1] == alone.labels[0] and both.scale[1] == alone.scale[0], rule
+        np.testing.assert_array_equal(both.rewards[1], [*alone.rewards[0], 0, 0], rule)
+        np.testing.assert_array_equal(both.bonus[1], [*alone.bonus[0], 0, 0], rule)
+
+
 def test_every_rule_leaves_the_winners_and_the_types() -> None:
     ballots = [votes(a=3, b=1), votes(a=2, b=2), votes(none=4), votes(a=1, none=3)]
     for rule in RULES:

@@ -105,6 +105,29 @@ def test_answers_are_the_votes_of_an_evaluation(call: Call, tmp_path: Path):
     assert "8 answered" in err.splitlines()[-1] and "answers/s" in err.splitlines()[-1]
 
 
+def test_votes_stop_once_their_winner_is_certain(call: Call, tmp_path: Path):
+    """Slow twin: `measure` draws all votes, of which those that count are the first. Semantics: a certificate is of
+    fewer votes than were allowed."""
+    path, votes = write(tmp_path / "q.jsonl", QUESTIONS[:8]), 64
+    _, _, whole = call(str(path), **{"rollout.votes": votes})
+    code, err, rows = call(str(path), **{"rollout.votes": votes, "rollout.stop_votes": 0.5})
+    assert code == 0, err
+    early = [row["votes"] < votes for row in rows]
+    assert 0 < sum(early) < len(rows)
+    assert [row["certificate"] for row in rows] == [{"error": 0.5} if each else None for each in early]
+    way = {"eval.samples": votes, "eval.temperature": 1.0, "data.path": "builtin:sums.train", "data.limit": 8}
+    session = library.open_session(read_inputs(config_of(**way, **{"eval.greedy": False}), training=False))
+    (key,) = library.task_keys(session)
+    twins = measure(session, session.inputs.sets[0], key, progress=lambda *done: None).rows()
+    for row, twin, every in zip(rows, twins, whole, strict=True):
+        first = [sample["answer"] for sample in twin["samples"][: row["votes"]]]
+        assert row["share"] == pytest.approx(first.count(row["label"]) / row["votes"], abs=1e-6)
+        assert row["tokens"] == sum(sample["tokens"] for sample in twin["samples"][: row["votes"]]) <= every["tokens"]
+    assert [row for row, each in zip(timeless(rows), early, strict=True) if not each] == [
+        row for row, each in zip(timeless(whole), early, strict=True) if not each
+    ]
+
+
 def test_what_cannot_be_asked_has_its_error_in_its_place(call: Call, tmp_path: Path):
     long = "apples " * 200
     lines = [{"prompt": QUESTIONS[0], "id": "first", "answer": "17"}, "{broken", long, QUESTIONS[1], {"id": "none"}]
