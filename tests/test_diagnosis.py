@@ -96,8 +96,21 @@ def test_how_much_is_a_rise():
     for last, verdict in ((0.249, "stuck"), (0.251, "converged")):
         assert verdict_of(ramp(0.2, last, start=4, end=44)) == verdict
     noise = [0.1 * (-1) ** step for step in range(STEPS)]  # two standard errors are 2 * 0.1 * sqrt(2 / 4) = 0.141
-    for last, verdict in ((0.33, "stuck"), (0.35, "converged")):
+    for last, verdict in ((0.33, "too short"), (0.35, "converged")):
         assert verdict_of([x + y for x, y in zip(ramp(0.2, last, start=4, end=44), noise, strict=True)]) == verdict
+
+
+def test_a_rise_that_chance_may_make_is_not_called_none():
+    """The numbers above; and where all rewards are equal, so that nothing can be learned."""
+    ratio = [x + 0.1 * (-1) ** i for i, x in enumerate(ramp(0.2, 0.33, start=4, end=44))]
+    found = diagnose(run(vote_majority_ratio=ratio))
+    assert found == Diagnosis(
+        "too short",
+        "The majority ratio went from 0.200 to 0.330 (means of the first and the last 4 steps), and chance may make a "
+        "difference of 0.141: it takes more steps to tell whether it rises.",
+    )
+    found = diagnose(run(vote_majority_ratio=ratio, vote_zero_advantage_groups=flat(1.0)))
+    assert found.verdict == "stuck" and "nothing to learn from" in found.text and "did not rise" not in found.text
 
 
 def test_collapsing():

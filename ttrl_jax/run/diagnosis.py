@@ -73,11 +73,12 @@ def diagnose(rows: Sequence[Mapping[str, Any]]) -> Diagnosis:
         are missing or not finite, are passed over.
 
     Returns the first of these verdicts that fits, m being the mean majority ratio of 1/12 of the steps, at least 4:
-      too short   fewer than 16 steps
+      too short   fewer than 16 steps, or m has risen by 0.05, but by no more than chance gives, and is below 0.9
       collapsing  at the end m has lost a fifth of its highest value, 0.05 and twice what chance gives, or a tenth more
                   of the responses have no answer than at the start, or the questions of a step have half as many
                   different labels
-      stuck       m has not risen by 0.05, or by no more than chance gives, and is below 0.9
+      stuck       m has not risen by 0.05, or by no more than chance gives where nearly all questions had equal
+                  rewards, and is below 0.9
       converged   m has been where it is at the end, but for chance, since half of the steps were done. The learning
                   rate was still half of its peak then, so that it was not the schedule that stopped it
       learning    m has risen, and came near its end only in the second half
@@ -90,8 +91,13 @@ def diagnose(rows: Sequence[Mapping[str, Any]]) -> Diagnosis:
     if text := _collapse(steps, ratio):
         return Diagnosis("collapsing", text)
     risen = ratio.last - ratio.first
-    if risen < max(RISE, ratio.chance) and ratio.last < AGREED:
+    if risen < RISE and ratio.last < AGREED:
         return Diagnosis("stuck", f"The majority ratio did not rise: it went {course}. {_why_stuck(steps)}")
+    if risen < ratio.chance and ratio.last < AGREED:
+        text = f"The majority ratio went {course}, and chance may make a difference of {ratio.chance:.3f}"
+        if _last(steps, "vote/zero_advantage_groups") > 1 - MANY:
+            return Diagnosis("stuck", f"{text}. {_why_stuck(steps)}")
+        return Diagnosis("too short", f"{text}: it takes more steps to tell whether it rises.")
     near = max(STILL, 2 * math.hypot(ratio.errors[1], ratio.errors[1]))
     away = np.flatnonzero(np.abs(ratio.means - ratio.last) > near)
     since = int(ratio.steps[away[-1] + 1 if len(away) else 0])
