@@ -27,7 +27,7 @@ from ttrl_jax.rollout.slots import IDLE, Slots, without
 from ttrl_jax.tasks.hearing import Hearing, stop_of
 from ttrl_jax.tasks.task import Task, by_strategies
 
-SLOW_MESH = pytest.param((2, 2, 2), False, marks=pytest.mark.slow)
+SLOW_MESH = pytest.param((2, 2, 2), None, marks=pytest.mark.slow)
 P, V, LEAST, T, ERROR = 5, 16, 4, 12, 0.8
 KEY = jax.random.key(5)
 PARAMS = random_params(QWEN2)
@@ -48,11 +48,11 @@ def answer_of(prompt: int, ids: np.ndarray) -> Answer | None:
     return None if kind == 6 and prompt > 1 else Answer("most" if kind >= prompt else str(kind))
 
 
-def draw(*, rows=1000, shape=None, few=None, greedy=False, stop=True, wanted=None):
+def draw(*, rows=1000, shape=None, by_blocks=None, greedy=False, stop=True, wanted=None):
     """Rollouts, and the answers of the responses that were handed over: {(prompt, vote): answer}."""
     shapes = Shapes(rows, T, 1000, *((1, 1) if shape is None else shape[:2]))
-    if few:
-        shapes = module_of_shapes.few(shapes, longest_prompt=6, prompts=P, most_votes=V + 1)
+    if by_blocks is not None:
+        shapes = module_of_shapes.few(shapes, longest_prompt=6, prompts=P, most_votes=V + 1, by_blocks=by_blocks)
     sampler = Sampler(QWEN2, dtype=jnp.float32, shapes=shapes, stop_ids=(3, 17, 40), announce=lambda *told: None)
     polls = [Poll(votes=V, least=LEAST, error=ERROR, surely=plain) for _ in range(P)]
     said: dict[tuple[int, int], Answer | None] = {}
@@ -148,9 +148,10 @@ def test_slots_that_were_moved_together_grow_again(monkeypatch):
     assert any(after < before for before, after in sizes) and any(after > before for before, after in sizes)
 
 
-@pytest.mark.parametrize(("shape", "few"), [((1, 8, 1), False), SLOW_MESH, (None, True)])
-def test_meshes_and_few_shapes_change_nothing(shape, few: bool):
-    assert_counted(draw(rows=64, shape=shape, few=few)[0])
+@pytest.mark.parametrize(("shape", "by_blocks"), [((1, 8, 1), None), SLOW_MESH, (None, False), (None, True)])
+def test_meshes_and_few_shapes_change_nothing(shape, by_blocks: bool | None):
+    """by_blocks: few shapes, whose cache is read whole or by blocks; None: many."""
+    assert_counted(draw(rows=64, shape=shape, by_blocks=by_blocks)[0])
 
 
 def test_a_greedy_response_is_drawn_in_any_case(monkeypatch):

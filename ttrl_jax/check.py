@@ -59,16 +59,6 @@ def check(config: ConfigDict) -> None:
             + (f"half of eval.samples, {measured}" if config.eval.stop_votes else f"eval.samples={measured}")
             + f", got {config.eval.k}",
         ),
-        (
-            config.solve.replay <= config.solve.window,
-            f"solve.replay={config.solve.replay} questions cannot be drawn from solve.window={config.solve.window}; "
-            "raise that",
-        ),
-        (
-            config.solve.replay < config.rollout.prompts,
-            f"solve.replay={config.solve.replay} leaves no new question of rollout.prompts={config.rollout.prompts}; "
-            "lower it",
-        ),
         (0 <= config.seed < 2**31, f"seed must be in 0 .. 2^31 - 1, got {config.seed}"),
     ]
     rules += (
@@ -77,6 +67,7 @@ def check(config: ConfigDict) -> None:
         + _reward_rules(config)
         + _algorithm_rules(config)
         + _canary_rules(config)
+        + _solve_rules(config)
         + _number_rules(config)
     )
     for holds, sentence in rules:
@@ -89,6 +80,22 @@ def check(config: ConfigDict) -> None:
         places.local(path, flag=key)
     reward = config.reward
     extract("", strategies=reward.extract, thinking=False, locale=reward.locale, tags=reward.format)
+
+
+def _solve_rules(config: ConfigDict) -> list[tuple[bool, str]]:
+    """Which questions of a stream are asked again."""
+    return [
+        (
+            config.solve.replay <= config.solve.window,
+            f"solve.replay={config.solve.replay} questions cannot be drawn from solve.window={config.solve.window}; "
+            "raise that",
+        ),
+        (
+            config.solve.replay < config.rollout.prompts,
+            f"solve.replay={config.solve.replay} leaves no new question of rollout.prompts={config.rollout.prompts}; "
+            "lower it",
+        ),
+    ]
 
 
 def _lora_rules(config: ConfigDict) -> list[tuple[bool, str]]:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,21 +108,9 @@ def read_inputs(
     config, sources = resolve(config, template=text.chat_template(tokenizer), max_positions=model.max_positions)
     check_length(config, model)
     sets = with_tasks((*read, canaries) if canaries else read, config)
-    longest = config.prompt.max_tokens if stream else 0
-    for each in () if stream else sets:
-        try:
-            longest = max(longest, _encoder(config, tokenizer, each.task).longest(each.items))
-        except InputError as error:
-            raise InputError(f"{each.path}: {error}") from error
-    if config.reward.format_weight and sets[0].task.in_format is None:
-        raise InputError(
-            f"reward.format_weight={config.reward.format_weight} has no format to reward: the task of {config.task} "
-            "has no in_format; give it one, or leave the weight at 0"
-        )
-    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
-    require_fit(mesh, heads=model.heads)
-    if config.mesh.offload:
-        require_host_memory(mesh)
+    longest = config.prompt.max_tokens if stream else _longest(config, tokenizer, sets)
+    _require_format(config, sets[0].task)
+    mesh = _mesh(config, model)
     model, why = with_kernel(config, model, mesh)
     weights.check(source, model)
     if training:
@@ -146,6 +134,35 @@ def read_inputs(
         scorer=scorer,
         canaries=last,
     )
+
+
+def _longest(config: FrozenConfigDict, tokenizer: Any, sets: Sequence[QuestionSet]) -> int:
+    """Tokens of the longest prompt of all sets. Raises InputError for one that is too long, naming its file."""
+    longest = 0
+    for each in sets:
+        try:
+            longest = max(longest, _encoder(config, tokenizer, each.task).longest(each.items))
+        except InputError as error:
+            raise InputError(f"{each.path}: {error}") from error
+    return longest
+
+
+def _require_format(config: FrozenConfigDict, task: Task) -> None:
+    """Raise InputError where a format is rewarded that the task does not have."""
+    if config.reward.format_weight and task.in_format is None:
+        raise InputError(
+            f"reward.format_weight={config.reward.format_weight} has no format to reward: the task of {config.task} "
+            "has no in_format; give it one, or leave the weight at 0"
+        )
+
+
+def _mesh(config: FrozenConfigDict, model: ModelConfig) -> jax.sharding.Mesh:
+    """The mesh that the config asks for. Raises InputError if the devices or the model do not suit it."""
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    require_fit(mesh, heads=model.heads)
+    if config.mesh.offload:
+        require_host_memory(mesh)
+    return mesh
 
 
 def with_adapter(

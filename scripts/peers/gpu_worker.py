@@ -144,7 +144,7 @@ def compile_all(bench: Bench, sampler: Sampler, prompts: Prompts, key: jax.Array
 
 def step_work(model: ModelConfig, slots: Layout, *, size: int, length: int, itemsize: int) -> Work:
     """Of a decode step on these slots, each group of which has a prompt of its own, with a cache of `size` places."""
-    drawn = Draw(slots.groups, slots.slots, slots.groups, slots, sizes=(size,), prefill=slots.groups)
+    drawn = Draw(slots.groups, slots.slots, slots.groups, slots, sizes=(size,), block=None, prefill=slots.groups)
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     return arithmetic.decode_work(model, drawn, mesh, length=length, tokens=2, itemsize=itemsize)  # the first is drawn
 
