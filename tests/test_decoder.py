@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from tiny_model import LLAMA, QWEN2, QWEN3, all_logits, on_mesh, placed, random_params, sampling_copy
 
 from ttrl_jax.model import attention, cache, decoder, weights
@@ -15,7 +16,7 @@ from ttrl_jax.model.cache import LayerCache
 from ttrl_jax.model.config import read_config
 from ttrl_jax.model.layers import rotation_at
 from ttrl_jax.model.rope import Rope
-from ttrl_jax.model.sharding import RULES
+from ttrl_jax.model.sharding import RULES, partition
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "ministral"]
@@ -256,6 +257,13 @@ def test_what_long_rows_keep_is_split_over_tensor(monkeypatch):
     split = bytes_between()
     monkeypatch.delitem(RULES, "places")
     assert bytes_between() - split > 0.7 * 3 / 4 * 8 * 256 * config.width * 4
+
+
+def test_a_mesh_axis_splits_one_dimension_of_the_logits_that_tokens_are_drawn_from():
+    """Hand-worked, for 2 x 2 x 2: prompts over data and tensor, votes over what is left of fsdp and tensor."""
+    with on_mesh((2, 2, 2)) as mesh:
+        specs = [partition(("draw_prompts", "draws", None), (*shape, 9), mesh) for shape in ((8, 4), (6, 4), (3, 3))]
+    assert specs == [P(("data", "tensor"), "fsdp", None), P("data", ("fsdp", "tensor"), None), P(None, None, None)]
 
 
 @pytest.mark.parametrize("config", [LLAMA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])

@@ -338,4 +338,4 @@ def decode_step(
     x = rms_norm(x, weights["norm"], config.norm_eps)
     # Each part of the vocabulary where its weights are; then whole rows, for which otherwise the weights would move.
     split = constrain(logits(weights, config, x), "prompts", "votes", "vocab")
-    return constrain(split, "prompts", "draws", None), tuple(filled)
+    return constrain(split, "draw_prompts", "draws", None), tuple(filled)

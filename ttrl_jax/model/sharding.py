@@ -27,6 +27,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "places": "tensor",
     "prompts": "data",
     "votes": "fsdp",
+    "draw_prompts": ("data", "tensor"),
     "draws": ("fsdp", "tensor"),
 }
 
@@ -82,15 +83,17 @@ def partition(axes: Axes, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
     """Mesh axes for an array whose dimensions have the logical names `axes` (None: not split).
 
     A dimension that its mesh axes do not divide is split over the first of two alone, or replicated: kv heads fewer
-    than the tensor size, an odd vocabulary.
+    than the tensor size, an odd vocabulary. A mesh axis splits one dimension, the first of those that have it.
     """
-    spec = []
+    spec, taken = [], set()
     for name, size in zip(axes, shape, strict=True):
         target = RULES[name] if name in RULES else None
         names = (target,) if isinstance(target, str) else target or ()
+        names = tuple(axis for axis in names if axis not in taken)
         while names and size % math.prod(mesh.shape[axis] for axis in names):
             names = names[:-1]
         parts = math.prod(mesh.shape[axis] for axis in names)
+        taken |= set(names)
         spec.append(None if parts == 1 else names[0] if len(names) == 1 else names)
     return PartitionSpec(*spec)
 

@@ -130,13 +130,13 @@ def _token_bytes(setting: Setting) -> float:
 def _gradient_bytes(setting: Setting, params: int) -> float:
     """Bytes that the backward pass of the longest micro-batch needs: the gradient, the weights in the type that
     computes, the inputs of all layers (twice, with places split over tensor), what a layer computes, what train.remat
-    keeps of the others, and a chunk of logits."""
+    keeps of the others, and a chunk of logits with its gradient (on TPUs one of them is there in two layouts)."""
     config, model, tensor = setting.config, setting.model, setting.mesh.shape["tensor"]
     tokens = max(config.train.micro_tokens, programs.row_tokens(config))
     item = setting.dtype.itemsize
     kept = 2 * item * tokens * model.width * model.layers / tensor
     layer = 4 * tokens * (8 * model.width + (3 * model.ffn + 2 * model.heads * model.head_dim) / tensor)
-    head = model.vocab / tensor * (item * model.width + 4 * min(config.train.chunk_tokens, tokens))
+    head = model.vocab / tensor * (item * model.width + 3 * 4 * min(config.train.chunk_tokens, tokens))
     products = model.width + (2 * model.ffn + (model.heads + 2 * model.kv_heads) * model.head_dim) / tensor
     of_others = {"full": 0.0, "dots": item * tokens * (model.width + products), "none": layer}[config.train.remat]
     return params * (1 + item / 4) + kept + layer + (model.layers - 1) * of_others + head
