@@ -157,7 +157,8 @@ def samples(folder: Path) -> None:
         found |= dict(
             truncated=rollouts.truncated, slot_steps=rollouts.slot_steps, texts=np.array(json.dumps(rollouts.texts))
         )
-        found |= dict(counted=rollouts.counted, thrown=np.int64(rollouts.thrown)) if stops else {}
+        counted = np.ones(rollouts.lengths.shape, bool) if rollouts.counted is None else rollouts.counted
+        found |= dict(counted=counted, thrown=np.int64(rollouts.thrown)) if stops else {}
         everywhere = distributed.gather(
             lambda found=found: {name: x.tobytes() for name, x in found.items() if name not in ("slot_steps", "thrown")}
         )
