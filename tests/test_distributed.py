@@ -99,7 +99,7 @@ def test_votes_stop_as_those_of_one_process(job, processes: int, sampled: tuple[
     prompts, host = sampled
     want = pod_work.sampled((1, 4, 2), prompts=prompts, host=False, stops=True)
     counts = want.counted.sum(1)
-    assert set(counts) == {3, 4}  # of 4
+    assert set(counts) == ({3, 4} if prompts == 5 else {4})  # of 4; of three prompts none is certain any earlier
     with np.load(job(processes) / f"{prompts}-{host}-stops.npz") as found:
         for name in ("counted", "tokens", "lengths", "truncated"):
             np.testing.assert_array_equal(found[name], getattr(want, name), err_msg=name)
