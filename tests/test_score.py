@@ -193,7 +193,7 @@ PARAMETERS = {
         "ids",
         "rows",
     },
-    rules_module: {"case", "ballot", "label", "labels", "settings", "votes"},
+    rules_module: {"case", "ballot", "label", "labels", "settings", "pushed"},
     guard_module: {"case", "ballot", "label", "flipped", "visits", "ratio", "risky", "draw"},
     vote_module: {"group", "classes", "ballots", "answers", "same"},
 }

@@ -73,8 +73,8 @@ def check(config: ConfigDict) -> None:
     for holds, sentence in rules:
         if not holds:
             raise InputError(sentence)
-    paths = {"data.path": config.data.path, "task": config.task, "eval.scorer": config.eval.scorer}
-    paths |= {"canary.path": config.canary.path}
+    paths = {"data.path": config.data.path, "canary.path": config.canary.path}
+    paths |= {"task": config.task, "eval.scorer": config.eval.scorer}
     paths |= {f"eval.tasks entry {entry!r}": str(entry).partition("=")[2] for entry in config.eval.tasks}
     for key, path in paths.items():
         places.local(path, flag=key)

@@ -52,7 +52,7 @@ def negative(case: Case) -> Verdict:
     """
     pushed = _negatives(case, _gated(case))
     verdict = plain([None] * len(pushed), -pushed.astype(np.float32))
-    return replace(verdict, selective=True, found={"negative_rate": _share(pushed, case)})
+    return replace(verdict, selective=True, found={"negative_rate": _share_pushed(pushed, case)})
 
 
 def scrl(case: Case) -> Verdict:
@@ -63,7 +63,7 @@ def scrl(case: Case) -> Verdict:
     labels = _gated(case)
     pushed = _negatives(case, labels)
     verdict = plain(labels, score(case.ballots, labels) - pushed.astype(np.float32))
-    found = {"unlabelled_rate": _unlabelled(labels), "negative_rate": _share(pushed, case)}
+    found = {"unlabelled_rate": _unlabelled(labels), "negative_rate": _share_pushed(pushed, case)}
     return replace(verdict, selective=True, found=found)
 
 
@@ -85,9 +85,9 @@ def _unlabelled(labels: Labels) -> float:
     return float(np.mean([label is None for label in labels]))
 
 
-def _share(votes: np.ndarray, case: Case) -> float:
-    """Of those that count."""
-    return float(votes.sum() / sum(len(ballot.classes) for ballot in case.ballots))
+def _share_pushed(pushed: np.ndarray, case: Case) -> float:
+    """The share of the votes that are pushed away, of all that count."""
+    return float(pushed.sum() / sum(len(ballot.classes) for ballot in case.ballots))
 
 
 def _negatives(case: Case, labels: Labels) -> np.ndarray:

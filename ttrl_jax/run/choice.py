@@ -17,9 +17,8 @@ TRAINED, START = "trained", "start"  # what a certificate returns
 LAST, CHOSEN = "last", "chosen"  # values of --step
 # Set on seeds 1 and 2 of runs of the quickstarts, of which three collapsed; shown on seed 0 (docs/science.md).
 CLEAR = 0.3  # winner minus runner-up, of all votes of a visit
-CHANGED = (
-    0.2  # of the labels that were clear; it was 0.67 and more where models had collapsed, mostly 0 where they learned
-)
+# Of the labels that were clear; it was 0.67 and more where models had collapsed, mostly 0 where they learned.
+CHANGED = 0.2
 
 Visits = Sequence[Mapping[str, Any]]  # rows of votes.jsonl, by step
 

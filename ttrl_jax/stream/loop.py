@@ -33,11 +33,13 @@ class Totals:
     errors: int = 0
     again: int = 0  # places that had been answered before, which were learned from again
     changed: int = 0  # of these, answers that would be other ones now
-    tokens: int = 0  # that were generated, for questions that were asked again too
+    tokens: int = 0  # that were generated, also for questions asked again and for votes that do not count
     since: float = 0.0  # as time.monotonic() has it
 
     def add(self, rows: Sequence[Row], voted: Voted | None, *, again: int, changed: int) -> "Totals":
-        new = rows[again:]
+        new, spent = rows[again:], 0
+        if voted is not None:
+            spent = int(voted.rollouts.lengths.sum()) + voted.rollouts.thrown
         return replace(
             self,
             answered=self.answered + sum("error" not in row for row in new),
@@ -45,7 +47,7 @@ class Totals:
             errors=self.errors + sum("error" in row for row in new),
             again=self.again + again,
             changed=self.changed + changed,
-            tokens=self.tokens + (0 if voted is None else int(voted.rollouts.lengths.sum())),
+            tokens=self.tokens + spent,
         )
 
     def __str__(self) -> str:
