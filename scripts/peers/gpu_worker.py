@@ -117,7 +117,7 @@ def shapes_of(c: ConfigDict, mesh: jax.sharding.Mesh) -> FewShapes:
     if isinstance(found, FewShapes):
         return found
     most = max(c.rollout.votes, programs.evaluation_votes(c))
-    return few(found, longest_prompt=c.prompt.max_tokens, prompts=c.rollout.prompts, most_votes=most)
+    return few(found, longest_prompt=c.prompt.max_tokens, prompts=c.rollout.prompts, most_votes=most, by_blocks=False)
 
 
 def prepared(bench: Bench) -> tuple[ConfigDict, Sampler, decoder.Params, Prompts, jax.Array]:
