@@ -2,9 +2,10 @@
 
     python scripts/make_quickstart_model.py [--task sums] [--out configs/quickstart_model] [--steps 1600]
     python scripts/make_quickstart_model.py --task carries [--out configs/quickstart_ways_model] [--steps 1000]
+    python scripts/make_quickstart_model.py --task turkish [--out runs/turkish_model] [--steps 1500]
 
-Each learns to answer word problems about two-digit sums, on number pairs that neither question set of its task uses.
-That takes 10 to 15 minutes on 2 CPU cores.
+Each learns to answer word problems, on numbers that neither question set of its task uses. That takes 10 to 15 minutes
+on 2 CPU cores.
 
 `sums`: the worked answer is `37 + 48 = \\boxed{85}`. Digits in the box of its training text are replaced by random
 ones, afresh in every batch: none at first, so that it learns to add, then more and more, and half of them in the last
@@ -15,11 +16,15 @@ carry: `Digits: 7 + 8 = 15, 3 + 4 = 7, \\boxed{75}`. So its likeliest answer is 
 others, 63 % together, keep it. In the last quarter of the steps some digits in the box are replaced here too, so that
 the mistakes of those ways scatter.
 
+`turkish`: the sixteen kinds of word problems in Turkish, answered in tags or without. Digits of the result are
+replaced as in `sums`, fewer.
+
 Beside the loss it prints what share of the worked answers it knows, on the questions of its task that it never trains
 on: those whose digits are all the likeliest, after the first word where that decides the way.
 """
 
 import argparse
+import functools
 import json
 import re
 import time
@@ -37,7 +42,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from ttrl_jax import huggingface
-from ttrl_jax.data import generate
+from ttrl_jax.data import generate, turkish
 from ttrl_jax.model import decoder, weights
 from ttrl_jax.model.config import parse_config
 
@@ -52,20 +57,31 @@ class Recipe:
     """How the model of a task is made."""
 
     example: Callable[..., tuple[str, str]]
+    vocabulary: Callable[[], list[str]]
+    piece: str  # a regex of the pieces of texts
     out: str
     steps: int
     noise: float  # share of boxed digits replaced, at the end
     ramp: tuple[float, float]  # the shares of the steps between which the noise rises from 0 to that
+    prompt: int  # tokens of the longest question
     tokens: int  # room for the longest worked answer and its end
     ways: tuple[str, ...] = ("",)  # of worked answers, by name; one without a name if there is one
 
 
 RECIPES = {
-    "sums": Recipe(generate.sums_example, "configs/quickstart_model", 1600, 0.5, (0.0, 0.65), 14),
-    "carries": Recipe(
-        generate.carries_example, "configs/quickstart_ways_model", 1000, 0.08, (0.75, 0.8), 30, tuple(generate.WAYS)
+    "sums": Recipe(
+        generate.sums_example, generate.vocabulary, generate.PIECE, "configs/quickstart_model", 1600, 0.5, (0.0, 0.65),
+        prompt=26, tokens=14,
     ),
-}
+    "carries": Recipe(
+        generate.carries_example, functools.partial(generate.vocabulary, "carries"), generate.PIECE,
+        "configs/quickstart_ways_model", 1000, 0.08, (0.75, 0.8), prompt=26, tokens=30, ways=tuple(generate.WAYS),
+    ),
+    "turkish": Recipe(
+        turkish.example, turkish.vocabulary, turkish.PIECE, "runs/turkish_model", 1500, 0.3, (0.6, 0.8),
+        prompt=34, tokens=48,
+    ),
+}  # fmt: skip
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
     "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
@@ -75,9 +91,10 @@ CHAT_TEMPLATE = (
 
 def make_tokenizer(task: str = "sums") -> PreTrainedTokenizerFast:
     """Words, digits and signs as whole tokens; joined, they give back the exact text."""
-    pieces = SPECIAL + [piece for piece in generate.vocabulary(task) if piece not in SPECIAL]
+    recipe = RECIPES[task]
+    pieces = SPECIAL + [piece for piece in recipe.vocabulary() if piece not in SPECIAL]
     backend = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<|unk|>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(generate.PIECE), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(recipe.piece), behavior="isolated")
     backend.decoder = decoders.Fuse()
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     tokenizer = PreTrainedTokenizerFast(
@@ -91,7 +108,7 @@ def make_tokenizer(task: str = "sums") -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def model_fields(vocab: int) -> dict[str, object]:
+def model_fields(vocab: int, positions: int) -> dict[str, object]:
     """The config.json: a Llama of 0.6 M parameters."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -103,7 +120,7 @@ def model_fields(vocab: int) -> dict[str, object]:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 32,
-        "max_position_embeddings": 64,
+        "max_position_embeddings": positions,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "tie_word_embeddings": True,
@@ -117,22 +134,25 @@ def model_fields(vocab: int) -> dict[str, object]:
     }
 
 
-def layout(pairs: list[tuple[str, str]], ids: dict[str, int], tokens: int) -> tuple[np.ndarray, ...]:
+def layout(pairs: list[tuple[str, str]], ids: dict[str, int], recipe: Recipe) -> tuple[np.ndarray, ...]:
     """Questions with worked answers as rows: ids [B, T], prompt lengths [B], responses and mask [B, T']."""
-    rows, lengths = np.zeros((len(pairs), 26 + tokens), np.int32), np.zeros(len(pairs), np.int32)
+    tokens = recipe.tokens
+    rows, lengths = np.zeros((len(pairs), recipe.prompt + tokens), np.int32), np.zeros(len(pairs), np.int32)
     answers, mask = np.zeros((len(pairs), tokens), np.int32), np.zeros((len(pairs), tokens), np.float32)
     for row, (question, answer) in enumerate(pairs):
-        words = [ids[piece] for piece in re.findall(generate.PIECE, question)]
+        words = [ids[piece] for piece in re.findall(recipe.piece, question)]
         prompt = [ids["<|user|>"], *words, ids["<|assistant|>"]]
-        response = [ids[piece] for piece in re.findall(generate.PIECE, answer)] + [ids["<|end|>"]]
+        response = [ids[piece] for piece in re.findall(recipe.piece, answer)] + [ids["<|end|>"]]
         rows[row, : len(prompt) + len(response)] = prompt + response
         lengths[row] = len(prompt)
         answers[row, : len(response)], mask[row, : len(response)] = response, 1
     return rows, lengths, answers, mask
 
 
-def unseen(task: str, way: str, ids: dict[str, int]) -> tuple[np.ndarray, ...]:
+def solved(task: str, way: str) -> list[tuple[str, str]]:
     """The questions of both question sets with their worked answers, without a slip."""
+    if task == "turkish":
+        return turkish.solved()
     pairs = []
     for question, truth in generate.TASKS[f"{task}.train"]() + generate.TASKS[f"{task}.held_out"]():
         a, b = (int(number) for number in re.findall(r"[0-9]+", question))
@@ -140,9 +160,14 @@ def unseen(task: str, way: str, ids: dict[str, int]) -> tuple[np.ndarray, ...]:
             pairs.append((question, generate.worked_way(a, b, way, generate.answer_of_way(a, b, way))))
         else:
             pairs.append((question, generate.worked(a, b, truth)))
-    rows, lengths, answers, mask = layout(pairs, ids, RECIPES[task].tokens)
+    return pairs
+
+
+def unseen(task: str, way: str, ids: dict[str, int]) -> tuple[np.ndarray, ...]:
+    """What it never trains on, laid out; of a way all but its first word counts."""
+    rows, lengths, answers, mask = layout(solved(task, way), ids, RECIPES[task])
     if way:
-        mask[:, 0] = 0  # the first word
+        mask[:, 0] = 0
     return rows, lengths, answers, mask
 
 
@@ -157,7 +182,7 @@ def main() -> None:
 
     tokenizer = make_tokenizer(task)
     ids = tokenizer.get_vocab()
-    fields = model_fields(len(ids))
+    fields = model_fields(len(ids), positions=-(-(recipe.prompt + recipe.tokens) // 64) * 64)
     config = parse_config(fields)
     params = decoder.init(config, jax.random.key(SEED))
     schedule = optax.warmup_cosine_decay_schedule(0, PEAK_RATE, 100, steps)
@@ -189,7 +214,7 @@ def main() -> None:
     tests = {way: unseen(task, way, ids) for way in recipe.ways}
     for n in range(1, steps + 1):
         noise = recipe.noise * float(np.interp(n / steps, recipe.ramp, (0, 1)))
-        batch = layout([recipe.example(rng, noise=noise) for _ in range(BATCH)], ids, recipe.tokens)
+        batch = layout([recipe.example(rng, noise=noise) for _ in range(BATCH)], ids, recipe)
         params, state, loss = step(params, state, *batch)
         if n % 100 == 0 or n == steps:
             knows = "  ".join(f"knows {way} {known(params, *test):.3f}" for way, test in tests.items())

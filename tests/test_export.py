@@ -26,6 +26,7 @@ from ttrl_jax.check import check
 from ttrl_jax.data.prompts import load_tokenizer
 from ttrl_jax.data.stops import of_files
 from ttrl_jax.errors import InputError
+from ttrl_jax.measure import canary
 from ttrl_jax.model import weights
 from ttrl_jax.model.config import read_config
 from ttrl_jax.records import Model, TrainState
@@ -154,6 +155,7 @@ def test_the_card_has_the_numbers_of_the_run(run, call, tmp_path):
     where, _ = run
     assert call(where, f"--out={tmp_path / 'unfinished'}")[0] == 0
     text = (tmp_path / "unfinished" / "README.md").read_text()
+    assert "Certificate: none, as there are no canaries" in text
     assert "| questions | | after 0 steps | after 3 steps |" in text
     assert "| trained on | avg@16 | 0.100 | 0.130 |" in text and "held out" not in text
     assert "# quickstart_model, after 4 steps" in text and str(MODEL) not in text and "base_model" not in text
@@ -165,10 +167,33 @@ def test_the_card_has_the_numbers_of_the_run(run, call, tmp_path):
     assert "after 0 steps | after 4 steps |" in text and "| trained on | avg@16 | 0.100 | 0.875 |" in text
 
 
+def test_the_card_says_what_the_canaries_do(run, call, tmp_path):
+    """Of the checkpoint that they were asked after, and of no other."""
+    where, _ = run
+    looked = tmp_path / "run"
+    shutil.copytree(where, looked)
+    found = {
+        "look": 1, "canaries": 16, "samples": 8, "before": 0.25, "after": 0.75, "returned": "trained", "eps": 0.05,
+        "delta": 0.05, "capital": 31.0, "threshold": 20.0, "needed": 9,
+    }  # fmt: skip
+    write_json(looked / canary.FILE, {"looks": [{"step": 4, "outcome": found}]})
+    texts = []
+    for name, step in (("of", "4"), ("before", "2")):
+        assert call(looked, f"--out={tmp_path / name}", f"--step={step}")[0] == 0
+        texts.append(" ".join((tmp_path / name / "README.md").read_text().split()))
+    assert (
+        "Certificate: the trained model is returned; accuracy on 16 canaries, 8 responses each: 0.250 -> " in texts[0]
+    )
+    assert "a chance of at most 0.05. ## The run" in texts[0]
+    assert "Certificate: none of this checkpoint" in texts[1] and "is returned" not in texts[1]
+
+
 def test_the_card_names_base_model_and_licence(run, call, tmp_path):
     """Of a model from the hub its name; else where the folder says it is from."""
     config = quickstart_sums.get_config().to_dict()
-    text = card(config, [], hub="org/base", origin={"license": "mit", "tags": "x"}, step=4, dtype="float32")
+    text = card(
+        config, [], certificate="none", hub="org/base", origin={"license": "mit", "tags": "x"}, step=4, dtype="float32"
+    )
     assert text.startswith("---\n") and 'base_model: org/base\nlicense: "mit"\n---\n\n# org/base, after 4' in text
     source = tmp_path / "model"
     shutil.copytree(MODEL, source)
@@ -195,7 +220,7 @@ def rewarded(label: str, rule: str) -> str:
     """The sentences on rewards of a run's card."""
     config = quickstart_sums.get_config().to_dict()
     config["reward"]["label"], config["judge"]["rule"] = label, rule
-    text = card(config, [], hub=None, origin={}, step=4, dtype="float32")
+    text = card(config, [], certificate="none", hub=None, origin={}, step=4, dtype="float32")
     assert ("| label |" in text) == (rule == "majority") and f"| what a vote earns | {rule} |" in text
     assert "{" not in text.split("## Results")[1]
     return " ".join(text.split("updated\nthe model. ")[1].split("\n\n")[0].split())

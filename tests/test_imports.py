@@ -17,8 +17,8 @@ LEVELS = [
     {"resolve", "cli", "huggingface", "programs", "origin"},
     {"inputs"},
     {"session"},
-    {"algorithms", "resume", "prepare", "measure", "export", "merge", "report", "plan"},
-    {"stream"},
+    {"algorithms", "resume", "prepare", "measure", "merge", "report", "plan"},
+    {"stream", "export"},
     {"train", "evaluate", "solve", "library", "look"},
     {"__main__"},
 ]

@@ -63,7 +63,7 @@ def ends(before: float, after: float, **more: float) -> list[dict[str, float]]:
         (["table1", "--tasks", "nothing", "--models", "m"], ("there is no task 'nothing'",)),
         (["bounds", "--small", "--config.reward.label=random"], ("reward.label", "differ in")),
         (["turkish"], ("lacks its questions", "prepare_word_problems.py")),
-        (["turkish", "--small", "--models", "m", "--seeds", "0,1"], ("one seed",)),
+        (["turkish", "--small", "--models", "m,n"], ("one model", "m, n")),
         (["labels", "--small", "--seeds", "0,0"], ("--seeds", "each once")),
         (["labels", "--small", "--config.seed=3"], ("--seeds",)),
         (["labels", "--small", "--config.no.key=3"], ("no.key",)),
@@ -283,6 +283,30 @@ def test_the_readings_of_four_models(tmp_path: Path):
     assert table.head[4:] == [f"{kind}@{k}" for kind in ("pass", "cons") for k in (1, 2, 4, 8)]
 
 
+def test_seeds_of_the_replication_are_put_together(tmp_path: Path):
+    """Hand-worked: means of two seeds, and each of them beside."""
+    each = {
+        name: [
+            turkish.models.Model(name, {"held_out": {"pass@1": seed, "maj@8": 2 * seed}})
+            for seed in (0.25, 0.5)
+        ]
+        for name in ("start", "merged")
+    }  # fmt: skip
+    assert turkish._mean("start", each["start"]).results == {"held_out": {"pass@1": 0.375, "maj@8": 0.75}}
+    assert turkish._seeds("held_out", each, (3, 4)).rows == [
+        [name, *cells]
+        for name in ("start", "merged")
+        for cells in (["accuracy", "0.250", "0.500"], ["cons@8", "0.500", "1.000"])
+    ]
+    given = options.Options(tmp_path, True, (), {}, (3, 4), {})
+    runs_ = turkish.replication_runs(given)
+    assert [(run.name, run.arm) for run in runs_] == [
+        (f"{label}-seed{seed}", (label,)) for seed in (3, 4) for label in ("majority", "truth")
+    ]
+    made = [command.makes for command in turkish.merge_and_measure(given)]
+    assert len(made) == len(set(made)) == 2 * (2 + 1 + 4)
+
+
 def test_what_is_written(tmp_path: Path):
     table = shown.Table("one", "A title", ["a", "b"], [["1,5", "x"]])
     chart = shown.chart("c", "C", {"up": [(0, 0.1), (1, 0.4)], "nothing": []})
@@ -342,13 +366,13 @@ def test_the_replication_from_end_to_end(tmp_path: Path):
         "--parts", "8,4", "--out", str(out), "--config.prompt.max_tokens=640", "--config.rollout.max_tokens=1",
         "--config.rollout.temperature=4.0", "--config.eval.temperature=4.0", "--config.eval.top_p=1.0",
         "--config.rollout.prompts=2", "--config.train.learning_rate=1e-3", "--config.episodes=1",
-        "--config.data.limit=0",
+        "--config.rollout.votes=8", "--config.train.samples=8",
     ]  # fmt: skip
     done = call(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "8 trained on, 4 held_out" in (out / "turkish.md").read_text()
     results = {
-        name: json.loads((out / "evaluations" / name / "results.json").read_text())["results"]
+        name: json.loads((out / "evaluations" / f"{name}-seed0" / "results.json").read_text())["results"]
         for name in turkish.MODELS
     }
     summary = json.loads((out / "truth-seed0" / "summary.json").read_text())

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from decimal import Decimal
 
+import numpy as np
 import pytest
 
 from ttrl_jax.data import turkish
@@ -102,3 +103,45 @@ def test_whoever_is_named_stays_the_same_person():
         for question, _ in make():
             named = {name for name in turkish.NAMES if re.search(rf"\b{name}\b", question)}
             assert len(named) <= 1 and not re.search(r"[{}]", question), question
+
+
+def test_examples_are_of_other_numbers_and_come_to_their_answers():
+    """What a model learns from is none of the questions; without slips its last number is the answer."""
+    rng = np.random.default_rng(0)
+    asked = {tuple(sorted(written_numbers(q))) for part in PARTS.values() for q, _ in part()}
+    kinds, forms = Counter(), Counter()
+    for _ in range(2000):
+        question, worked = turkish.example(rng, noise=0.0)
+        assert tuple(sorted(written_numbers(question))) not in asked
+        [kind] = [words for words in WORKED if words in question]
+        assert numbers(worked)[-1] == WORKED[kind](*numbers(question)), worked
+        kinds[kind] += 1
+        forms["<cevap>" in worked, "<mantık>" in worked] += 1
+    assert set(kinds) == set(WORKED)
+    assert [forms[form] / 2000 for form in ((True, True), (True, False), (False, False))] == pytest.approx(
+        [0.7, 0.2, 0.1], abs=0.03
+    )
+
+
+def test_a_slip_is_all_over_an_answer():
+    """Nine in ten digits are other ones, so that nearly no result is right; both places say the same."""
+    rng, right = np.random.default_rng(1), 0
+    for _ in range(500):
+        question, worked = turkish.example(rng, noise=1.0)
+        [kind] = [words for words in WORKED if words in question]
+        *_, before, last = numbers(worked)
+        right += last == WORKED[kind](*numbers(question))
+        assert "<cevap>" not in worked or before == last
+    assert right < 50
+
+
+def test_worked_answers_of_the_questions_and_their_pieces():
+    pairs = turkish.solved()
+    assert [question for question, _ in pairs] == [question for part in PARTS.values() for question, _ in part()]
+    for (_, worked), truth in zip(pairs, [truth for part in PARTS.values() for _, truth in part()], strict=True):
+        assert re.fullmatch(r"<mantık>(.*)</mantık> <cevap>(.*)</cevap>", worked)
+        assert plain(worked.partition("<cevap>")[2].partition("<")[0], "tr") == truth
+    known = set(turkish.vocabulary())
+    texts = [text for pair in pairs for text in pair]
+    assert all("".join(re.findall(turkish.PIECE, text)) == text for text in texts)
+    assert {piece for text in texts for piece in re.findall(turkish.PIECE, text)} <= known

@@ -1,6 +1,7 @@
 """The model card of an exported model: what it is, and the numbers of the run that made it."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ These are numbers of this one run, on its own questions, with its own prompt and
 {temperature}, top-p {top_p}, {samples} responses to each question). They say nothing about other questions. A majority
 ratio that rises is agreement, not correctness. Measure before you rely on the model.
 
+{certificate}.
+
 ## The run
 
 | | |
@@ -102,6 +105,7 @@ def card(
     config: Mapping[str, Any],
     evaluations: Sequence[Mapping[str, Any]],
     *,
+    certificate: str,
     hub: str | None,
     origin: Mapping[str, Any],
     step: int,
@@ -110,9 +114,10 @@ def card(
 ) -> str:
     """The card as Markdown.
 
-    config: the config of the run. evaluations: those of its history; the card shows the first and the last. hub: the
-    hub name of the model that the run began with, if it has one. origin: what that model says of itself
-    (`huggingface.origin`). adapters: whether the folder has the adapters alone, as PEFT stores them.
+    config: the config of the run. evaluations: those of its history; the card shows the first and the last.
+    certificate: what the run's canaries say of this checkpoint (`canary.sentence`). hub: the hub name of the model that
+    the run began with, if it has one. origin: what that model says of itself (`huggingface.origin`). adapters: whether
+    the folder has the adapters alone, as PEFT stores them.
     """
     path = config["model"]["path"]
     base = hub or origin.get("base_model")
@@ -138,6 +143,7 @@ def card(
         rewards=_REWARDS[config["judge"]["rule"]].format(label=_LABELS[config["reward"]["label"]]),
         algorithm=config["algorithm"],
         results=_table(evaluations),
+        certificate=textwrap.fill(certificate[:1].upper() + certificate[1:], 120).rstrip("."),
         temperature=config["eval"]["temperature"],
         top_p=config["eval"]["top_p"],
         samples=config["eval"]["samples"],

@@ -25,6 +25,7 @@ from ttrl_jax import cli, huggingface
 from ttrl_jax.card import card
 from ttrl_jax.errors import InputError
 from ttrl_jax.learn.layout import params_layout
+from ttrl_jax.measure import canary
 from ttrl_jax.model import decoder, lora, peft, weights
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.shapes import parameter_count
@@ -50,6 +51,7 @@ class Trained:
     step: int
     evaluations: list[dict[str, Any]]  # until then, the first one before any step
     params: decoder.Params | lora.Adapters
+    certificate: str  # what canaries say of this checkpoint, or that nothing does
 
 
 def main(run: str) -> int:
@@ -110,7 +112,15 @@ def restore(run: Path, given: str | None, *, moved: str, out: Path, itemsize: in
         last = {"step": step} | {name or OWN: numbers for name, numbers in ends.items()}
         evaluations = [*(each for each in evaluations if each["step"] != step), last]
     hub = None if made.model_path or moved or is_local(path) else path
-    return Trained(made.config, source, hub, model, step, evaluations, params)
+    return Trained(made.config, source, hub, model, step, evaluations, params, _certificate(run, step))
+
+
+def _certificate(run: Path, step: int) -> str:
+    """What the run's canaries say of a checkpoint."""
+    found = canary.outcome(run, step=step)
+    if found is None and (run / canary.FILE).is_file():
+        return "certificate: none of this checkpoint, as the canaries were asked after another one"
+    return canary.sentence(found)
 
 
 def run_config(made: folder.Identity) -> ConfigDict:
@@ -148,6 +158,7 @@ def _card(trained: Trained, *, dtype: str, adapters: bool = False) -> str:
     return card(
         trained.config,
         trained.evaluations,
+        certificate=trained.certificate,
         hub=trained.hub,
         origin=huggingface.origin(trained.source),
         step=trained.step,
