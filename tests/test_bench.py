@@ -1,5 +1,6 @@
 """Semantics and hand-worked: the benchmarks' log, turns, ratios and arithmetic, and lengths that are forced."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 from tiny_model import LLAMA, QWEN2, random_params
 
 SCRIPTS = Path(__file__).parent.parent / "scripts" / "peers"
-sys.path.insert(0, str(SCRIPTS))
+sys.path[:0] = [str(SCRIPTS), str(SCRIPTS.parent)]
 
 import bench  # noqa: E402
+import bench_settings  # noqa: E402
 import ours_worker  # noqa: E402
 import worker  # noqa: E402
 
@@ -176,3 +178,27 @@ def test_nested_compiles_count_once():
     compiles._listen("/jax/core/compile/backend_compile_duration", 4.0)
     compiles._listen("/jax/other", 100.0)
     assert compiles() == pytest.approx(5.0, abs=1e-3)
+
+
+def test_arms_of_settings(tmp_path: Path):
+    arm = bench_settings.arm_of("LoRA:--config.lora.rank=16 --config.model.path='a b'")
+    assert arm.name == "LoRA" and arm.flags == ("--config.lora.rank=16", "--config.model.path=a b")
+    assert arm.checkout == SCRIPTS.parent.parent
+    assert bench_settings.arm_of(f"now@{SCRIPTS.parent.parent}") == bench_settings.arm_of("now")
+    with pytest.raises(ValueError, match=f"{tmp_path} of the arm 'before' is no checkout"):
+        bench_settings.arm_of(f"before@{tmp_path}")
+
+
+def test_seconds_of_a_step(tmp_path: Path):
+    """Hand-worked: the two steps that compile are left out, and so are rows of evaluations."""
+    parts = [(9.0, 9.0, 9.0), (9.0, 9.0, 9.0), (1.0, 0.5, 2.0), (2.0, 0.5, 4.0), (3.0, 0.5, 9.0)]
+    rows = [dict(zip(("time/sample", "time/vote", "time/update"), each, strict=True)) for each in parts]
+    rows.insert(3, {"eval/avg@16": 0.5})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = bench_settings.seconds(tmp_path)
+    assert found == {"sample": [1.0, 2.0, 3.0], "vote": [0.5] * 3, "update": [2.0, 4.0, 9.0], "step": [3.5, 6.5, 12.5]}
+    half = {name: [x / 2 for x in each] for name, each in found.items()}
+    assert bench_settings.table([("a", found), ("b", half)]).splitlines()[2:] == [
+        "| a | 2.000 s, 1.00 | 0.500 s, 1.00 | 4.000 s, 1.00 | 6.500 s, 1.00 | 3 |",
+        "| b | 1.000 s, 0.50 | 0.250 s, 0.50 | 2.000 s, 0.50 | 3.250 s, 0.50 | 3 |",
+    ]
