@@ -2,7 +2,7 @@
 
     python scripts/make_quickstart_model.py [--task sums] [--out configs/quickstart_model] [--steps 1600]
     python scripts/make_quickstart_model.py --task carries [--out configs/quickstart_ways_model] [--steps 1000]
-    python scripts/make_quickstart_model.py --task turkish [--out runs/turkish_model] [--steps 1500]
+    python scripts/make_quickstart_model.py --task turkish [--out configs/turkish_model] [--steps 700]
 
 Each learns to answer word problems, on numbers that neither question set of its task uses. That takes 10 to 15 minutes
 on 2 CPU cores.
@@ -78,7 +78,7 @@ RECIPES = {
         "configs/quickstart_ways_model", 1000, 0.08, (0.75, 0.8), prompt=26, tokens=30, ways=tuple(generate.WAYS),
     ),
     "turkish": Recipe(
-        turkish.example, turkish.vocabulary, turkish.PIECE, "runs/turkish_model", 1500, 0.3, (0.6, 0.8),
+        turkish.example, turkish.vocabulary, turkish.PIECE, "configs/turkish_model", 700, 0.3, (0.6, 0.8),
         prompt=34, tokens=48,
     ),
 }  # fmt: skip
