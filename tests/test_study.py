@@ -171,7 +171,7 @@ def test_how_long_runs_take_by_hand(tmp_path: Path):
     """Steps of 9 (which compiles), 2, 4 and 3 seconds of 64 responses; evaluations of 5 and 6 seconds of 30 responses.
     A response takes 3 / 64 s, an evaluated one 6 / 30 s. The rest of 100 s, of which three evaluations take 3 * 6, is
     100 - 4 * 3 - 3 * 6 = 70 s of start. After three steps the only evaluation, 5 s, has compiled: a response of it
-    takes no longer than the 1.25 / 64 s that sampling takes (half of 2 and of 3, the median)."""
+    takes no longer than the 1 / 64 s that sampling takes, and the fastest of the two others, 2 s, counts."""
     times = ((9, 5), (2, 0.001), (4, 6), (3, 0))
     rows = [
         {"time/evaluate": asked, "time/sample": seconds / 2, "time/vote": 0.0, "time/update": seconds / 2}
@@ -184,8 +184,8 @@ def test_how_long_runs_take_by_hand(tmp_path: Path):
     (where / "summary.json").unlink()
     write_jsonl(where / "metrics.jsonl", [{"step": i} | rows[j] for i, j in enumerate((0, 1, 3))])
     early = runs.pace_of(read_run(where, "one"), runs.Budget(4, 64, 3, 30), elapsed=40)
-    assert early.response == 2.5 / 64 and early.evaluated == 1.25 / 64
-    assert early.start == pytest.approx(40 - 3 * 2.5 - 30 * 1.25 / 64)
+    assert early.response == 2 / 64 and early.evaluated == 1 / 64
+    assert early.start == pytest.approx(40 - 3 * 2 - 30 * 1 / 64)
     write_jsonl(where / "metrics.jsonl", [{"step": i} | row for i, row in enumerate(rows[:2])])
     assert runs.pace_of(read_run(where, "one"), runs.Budget(4, 64, 3, 30)) is None
     assert [runs.spoken(x) for x in (80, 100, 5000, 7200)] == ["80 s", "2 min", "83 min", "2.0 h"]

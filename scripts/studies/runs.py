@@ -206,17 +206,19 @@ def pace_of(found: Found, budget: Budget, *, elapsed: float | None = None) -> Pa
     """What the rows of a run say, None before three steps are done. elapsed: seconds since the run was started, where
     it still goes on.
 
-    The first step and the first evaluation compile: what a response takes is known from later ones, and where there was
-    no other evaluation, a response of one takes no longer than its sampling takes in training.
+    The first step and the first evaluation compile: what a response takes is known from later ones. While a run has few
+    of them the fastest counts, as others may compile too. Where there was no other evaluation, a response of one takes
+    no longer than its sampling takes in training.
     """
     rows = [row for row in found.rows if "time/update" in row]
     if len(rows) < _STEPS:
         return None
     asked = [seconds for row in rows if (seconds := row.get("time/evaluate", 0.0)) > _NOTHING]
-    usual = median(sum(row[f"time/{part}"] for part in PARTS) for row in rows[1:])
+    middle = median if found.finished else min
+    usual = middle(sum(row[f"time/{part}"] for part in PARTS) for row in rows[1:])
     evaluated = asked[-1] / max(1, budget.evaluated) if asked else 0.0
     if len(asked) == 1:
-        evaluated = min(evaluated, median(row["time/sample"] for row in rows[1:]) / budget.responses)
+        evaluated = min(evaluated, middle(row["time/sample"] for row in rows[1:]) / budget.responses)
     done = len(asked) + found.finished  # the last has no row of its own
     whole = found.seconds if found.finished and found.seconds is not None else elapsed or 0.0
     start = max(0.0, whole - usual * len(rows) - evaluated * budget.evaluated * done)
