@@ -15,7 +15,7 @@ ADDRESS = "https://github.com/OWNER/ttrl_jax"
 OLD, NEW = '; python_version < "3.12"', '; python_version >= "3.12"'
 
 INSTALL = [
-    "jax>=0.10,<0.11" + OLD,  # the last series for Python 3.11
+    "jax>=0.10.2,<0.11" + OLD,  # below: the first with threefry4x32 keys; above: the last series for Python 3.11
     "jax>=0.11.1,<0.13" + NEW,  # below: see the bands; above: 0.12 is the newest series tested
     "flax>=0.12.8,<0.12.9" + OLD,  # see the bands
     "flax>=0.12.9,<0.13" + NEW,  # below: see the bands; above: 0.13 may flip the NNX graph mode

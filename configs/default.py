@@ -19,9 +19,9 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.path = ""  # Hugging Face folder (safetensors), .gguf file or hub name; required
     c.model.adapter = ""  # PEFT folder or hub name of LoRA adapters that the model starts with; empty: none
-    # bfloat16 | float32: the type in which sampling and both passes of training compute. Master weights are float32.
-    # In bfloat16 a change of a master weight has no effect until it rounds to another value: a weight of 0.02 that
-    # comes from a bfloat16 checkpoint has to change by 6e-5.
+    # bfloat16 | float32: the type in which sampling and both passes of training compute. Master weights are float32,
+    # unless train.master_dtype says otherwise. In bfloat16 a change of a master weight has no effect until it rounds to
+    # another value: a weight of 0.02 that comes from a bfloat16 checkpoint has to change by 6e-5.
     c.model.dtype = "bfloat16"
     # How attention is computed in training and prefill: xla | cudnn (NVIDIA) | splash (TPU) | auto: the best that runs
     # on the device.
@@ -139,6 +139,11 @@ def get_config() -> ConfigDict:
     c.train.warmup = 0.03
     c.train.b1 = 0.9
     c.train.b2 = 0.999
+    # float32 | bfloat16: how the weights that are trained are held. In bfloat16 each optimizer step rounds them up or
+    # down by chance, so that small steps are not lost in the mean (docs/scale.md). Not with lora.rank above 0.
+    c.train.master_dtype = "float32"
+    # float32 | bfloat16: how AdamW's two moments are held, which are rounded likewise. Not with lora.rank above 0.
+    c.train.moments_dtype = "float32"
     c.train.weight_decay = 0.01
     c.train.grad_clip = 1.0  # the largest global norm of a gradient; 0: off
     c.train.clip_low = 0.2  # a probability ratio is clipped below 1 - clip_low

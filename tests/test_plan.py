@@ -57,8 +57,11 @@ def test_work_of_a_step():
     flops = 4 * (2 * 16 * 12_992 + 16 * (6 + 32) * 256)
     moved = 4 * (2 * (4 * 7_536 * 4 + 32_768) + 24_576)
     assert arithmetic.decode_work(QWEN3, drawn, mesh, tokens=3, **sizes) == Work(flops, moved)
-    assert arithmetic.copy_work(QWEN3, mesh, itemsize=2).moved == 6 * 7_536 * 4
-    assert arithmetic.step_work(7_536, 3).moved == 28 * 7_536 * 3
+    assert arithmetic.copy_work(QWEN3, mesh, master=4, itemsize=2).moved == 6 * 7_536 * 4
+    assert arithmetic.copy_work(QWEN3, mesh, master=2, itemsize=2).moved == 4 * 7_536 * 4
+    # The gradient is read; masters and two moments are read and written.
+    assert arithmetic.step_work(7_536, 3, master=4, moment=4).moved == 28 * 7_536 * 3
+    assert arithmetic.step_work(7_536, 3, master=2, moment=2).moved == 16 * 7_536 * 3
 
 
 def test_the_roofline_is_the_longer_of_the_two():
@@ -210,6 +213,39 @@ def test_the_other_model_is_planned_for(algorithm: str, name: str, copies: int):
     one = chip_bytes(setting.layout().policy.params)
     assert compiler.state == pytest.approx(copies * one, rel=0.01)
     assert all(program.together >= compiler.state for program in compiler.programs)
+
+
+def halves(setting: Setting, **dtypes: str) -> Setting:
+    config = ConfigDict(setting.config.to_dict())
+    config.train.update(dtypes)
+    return dataclasses.replace(setting, config=FrozenConfigDict(config))
+
+
+@pytest.mark.parametrize(
+    ("master", "moments", "held"),
+    [("float32", "bfloat16", 8), ("bfloat16", "float32", 10), ("bfloat16", "bfloat16", 6)],
+)
+def test_masters_and_moments_in_bfloat16_are_counted(master: str, moments: str, held: int):
+    """Hand-worked: of 599,936 weights 2 or 4 bytes of the master, twice that of a moment, 4 of the start, which
+    computes in float32 here, and 4 of the gradient's sum while the model learns, whatever the masters are."""
+    setting = halves(small_setting(), master_dtype=master, moments_dtype=moments)
+    one, config = 599_936 // 8, setting.config
+    assert chip_bytes(setting.layout()) == pytest.approx(held * one, abs=100)
+    assert programs_of_config.trained_bytes(config, setting.model) == held * 599_936
+    with jax.set_mesh(setting.mesh):
+        compiler = Compiler(setting, print)
+        compiler.learning("policy")
+    assert compiler.state == pytest.approx((held + 4) * one, abs=100)
+    for program in compiler.programs:
+        masters = 2 if master == "bfloat16" else 4
+        assert program.weights == (masters + 4) * one
+        assert program.optimizer == pytest.approx((held - masters + 4) * one, abs=100)
+        assert min(program.cache, program.activations) >= 0
+    step = compiler.programs[-1]
+    assert step.aliased >= held * one  # a step holds no second model
+    estimate = estimates(setting)["gradient"]
+    assert estimate.state == pytest.approx(compiler.state + 4 * one)
+    assert estimate.more < estimates(small_setting())["gradient"].more or master == "float32"
 
 
 @pytest.mark.slow

@@ -62,7 +62,8 @@ def check(config: ConfigDict) -> None:
         (0 <= config.seed < 2**31, f"seed must be in 0 .. 2^31 - 1, got {config.seed}"),
     ]
     rules += (
-        _lora_rules(config)
+        _dtype_rules(config)
+        + _lora_rules(config)
         + _sampling_rules(config)
         + _reward_rules(config)
         + _algorithm_rules(config)
@@ -95,6 +96,23 @@ def _solve_rules(config: ConfigDict) -> list[tuple[bool, str]]:
             f"solve.replay={config.solve.replay} leaves no new question of rollout.prompts={config.rollout.prompts}; "
             "lower it",
         ),
+    ]
+
+
+def _dtype_rules(config: ConfigDict) -> list[tuple[bool, str]]:
+    """How what is trained is held."""
+    given = {f"train.{name}": config.train[name] for name in ("master_dtype", "moments_dtype")}
+    adapters = config.lora.rank > 0 or config.model.adapter != ""
+    return [
+        (value in ("float32", "bfloat16"), f"{key} must be float32 or bfloat16, got {value!r}")
+        for key, value in given.items()
+    ] + [
+        (
+            value == "float32" or not adapters,
+            f"{key}={value!r} saves next to nothing where adapters are trained, which are few numbers; leave it at "
+            "float32, or train all weights (lora.rank=0, and no model.adapter)",
+        )
+        for key, value in given.items()
     ]
 
 

@@ -18,6 +18,7 @@ from ttrl_jax.learn.layout import model_layout, params_layout, state_layout
 from ttrl_jax.learn.logprobs import response_logprobs
 from ttrl_jax.learn.loss import Loss
 from ttrl_jax.learn.microbatch import MicroBatch
+from ttrl_jax.learn.rounding import Seed
 from ttrl_jax.learn.update import Sizes, Update
 from ttrl_jax.model import attention, decoder, lora
 from ttrl_jax.model.config import Lora, ModelConfig
@@ -116,10 +117,9 @@ def sampling_host(
     config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, *, training: bool, say: Callable[[str], None]
 ) -> jax.sharding.Mesh | None:
     """The mesh of this host, if it samples by itself. say: gets lines on that, and on memory that is short."""
-    item, masters = jnp.dtype(config.model.dtype).itemsize, 4 * trained_parameters(model)
-    kept_bytes = masters
+    item, kept_bytes = jnp.dtype(config.model.dtype).itemsize, 4 * trained_parameters(model)
     if training:  # masters and two moments of each model, and the start
-        kept_bytes = 0 if config.mesh.offload else 3 * masters * trained_models(config)
+        kept_bytes = 0 if config.mesh.offload else trained_bytes(config, model)
         kept_bytes += item * trained_parameters(model) if needs_start(config) else 0
     needed_bytes = functools.partial(
         hosts.sampling_bytes,
@@ -176,6 +176,17 @@ def trained_parameters(model: ModelConfig) -> int:
     return lora.parameter_count(model) if model.lora else parameter_count(model)
 
 
+def trained_bytes(config: ConfigDict, model: ModelConfig) -> int:
+    """Bytes of masters and both moments of all models that are trained."""
+    master, moment = itemsizes(config)
+    return (master + 2 * moment) * trained_parameters(model) * trained_models(config)
+
+
+def itemsizes(config: ConfigDict) -> tuple[int, int]:
+    """Bytes of a number of the masters, and of a moment."""
+    return jnp.dtype(config.train.master_dtype).itemsize, jnp.dtype(config.train.moments_dtype).itemsize
+
+
 def uses_policy(config: ConfigDict, name: str) -> bool:
     """Whether the model of that name computes with the policy's parameters, which it does not train."""
     return name == CRITIC and config.critic.trunk == "policy"
@@ -189,14 +200,18 @@ def needs_start(config: ConfigDict) -> bool:
 def make_optimizers(config: ConfigDict) -> dict[str, optax.GradientTransformation]:
     """The optimizer of each model that is trained, by name."""
     train = config.train
-    adam = {"b1": train.b1, "b2": train.b2}
-    found = {POLICY: optim.make_optimizer(**adam, weight_decay=train.weight_decay, grad_clip=train.grad_clip)}
+    ways = {POLICY: {"weight_decay": train.weight_decay, "grad_clip": train.grad_clip}}
     if config.algorithm == "ppo":
-        clip = config.critic.grad_clip
-        found[CRITIC] = optim.make_optimizer(**adam, weight_decay=train.weight_decay, grad_clip=clip)
+        ways[CRITIC] = {"weight_decay": train.weight_decay, "grad_clip": config.critic.grad_clip}
     if config.algorithm == "prime":  # without decay, as the reference has it
-        found[PROCESS] = optim.make_optimizer(**adam, weight_decay=0.0, grad_clip=config.prime.grad_clip)
-    return found
+        ways[PROCESS] = {"weight_decay": 0.0, "grad_clip": config.prime.grad_clip}
+    adam = {"b1": train.b1, "b2": train.b2, "moments_dtype": jnp.dtype(train.moments_dtype)}
+    return {name: optim.make_optimizer(**adam, **way, seed=_seed(config, name)) for name, way in ways.items()}
+
+
+def _seed(config: ConfigDict, name: str) -> Seed:
+    """Of what is rounded by chance in the training of a model."""
+    return config.seed, (POLICY, CRITIC, PROCESS).index(name)
 
 
 def resting(config: ConfigDict, tree: Any) -> Any:
@@ -212,7 +227,7 @@ def layout_of(
     optimizers: dict[str, optax.GradientTransformation],
 ) -> TrainState:
     """How the state of all models lies on the mesh."""
-    policy = params_layout(model, mesh)
+    policy = params_layout(model, mesh, jnp.dtype(config.train.master_dtype))
     params = {POLICY: policy, PROCESS: policy, CRITIC: critic_layout(policy, model, mesh, trunk=config.critic.trunk)}
     models = {name: model_layout(params[name], each, mesh) for name, each in optimizers.items()}
     return state_layout(models, mesh)
@@ -268,6 +283,7 @@ def make_learners(
             reference=starts[name],
             shardings=jax.tree.map(lambda leaf: leaf.sharding, layout.models[name]),
             announce=announce,
+            seed=_seed(config, name),
             compiler_options=_LEAST_MEMORY if on_cpu else None,
         )
         for name, loss in losses.items()

@@ -100,7 +100,7 @@ class TrainBatch:
 class Model:
     """A model that is trained."""
 
-    params: Any  # nested dict of float32 arrays, the masters
+    params: Any  # nested dict of arrays, float32 or bfloat16, the masters
     optimizer: Any  # optax state over params
 
 

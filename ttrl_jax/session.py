@@ -180,7 +180,7 @@ def open_session(
 def _first(inputs: Inputs, layout: TrainState) -> decoder.Params:
     """The policy's masters before any step: the model's weights, or its adapters."""
     if inputs.model.lora is None:
-        return weights.load(inputs.source, inputs.model, inputs.mesh)
+        return weights.load(inputs.source, inputs.model, inputs.mesh, layout.policy.params["embed"].dtype)
     made = inputs.adapter or lora.init(inputs.model, seed=inputs.config.seed)
     return jax.device_put(made, jax.tree.map(lambda leaf: leaf.sharding, layout.policy.params))
 

@@ -37,7 +37,7 @@ from ttrl_jax.measure.summary import next_commands, report, summarise
 from ttrl_jax.measure.tables import headline
 from ttrl_jax.model.weights import sha256
 from ttrl_jax.prepare import prepare
-from ttrl_jax.programs import trained_models, trained_parameters
+from ttrl_jax.programs import itemsizes, trained_bytes, trained_parameters
 from ttrl_jax.resume import Evaluations, Past, as_begun, finished, go_on, resume, take
 from ttrl_jax.reward.audit import truth_classes
 from ttrl_jax.reward.judge import Draw
@@ -296,9 +296,10 @@ def watching(interrupt: Interrupt, progress: Progress) -> Watch:
 
 
 def checkpoint_bytes(inputs: Inputs) -> int:
-    """Of one: float32 parameters and Adam's two moments of each model that is trained, or the policy's parameters."""
-    arrays = 1 if inputs.config.checkpoint.weights_only else 3 * trained_models(inputs.config)
-    return arrays * 4 * trained_parameters(inputs.model)
+    """Of one: parameters and Adam's two moments of each model that is trained, or the policy's parameters."""
+    if inputs.config.checkpoint.weights_only:
+        return itemsizes(inputs.config)[0] * trained_parameters(inputs.model)
+    return trained_bytes(inputs.config, inputs.model)
 
 
 def disk_bytes(inputs: Inputs) -> int:

@@ -1,5 +1,7 @@
 """How the masters and the optimizer's state lie on the mesh: ShapeDtypeStructs with shardings, nothing allocated."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,11 +12,16 @@ from ttrl_jax.model.sharding import placed, replicated, shardings
 from ttrl_jax.records import Model, TrainState
 
 
-def params_layout(model: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
-    """The float32 parameters of `model` that are trained: all, or its adapters."""
+def params_layout(model: ModelConfig, mesh: jax.sharding.Mesh, dtype: Any = jnp.float32) -> decoder.Params:
+    """The parameters of `model` that are trained, in `dtype`: all, or its adapters."""
     room = lora if model.lora else decoder
-    shapes = room.shapes(model)
+    shapes = jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape.shape, dtype), room.shapes(model))
     return jax.tree.map(placed, shapes, shardings(room.logical_axes(model), shapes, mesh))
+
+
+def sums_layout(params: Any) -> Any:
+    """How the sums of gradients of such parameters lie: as these, in float32."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), params)
 
 
 def model_layout(params: decoder.Params, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> Model:

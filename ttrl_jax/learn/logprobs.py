@@ -56,7 +56,7 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-prob of each token under softmax(hidden @ table.T / temperature), and the entropy of that distribution.
 
-    table float32 [W, D]; hidden [X, Z, C, D], the state before each token; tokens int32 [X, Z, C]: for each of X shards
+    table [W, D]; hidden [X, Z, C, D], the state before each token; tokens int32 [X, Z, C]: for each of X shards
     Z chunks of C tokens, of which only the first `chunks` (int32 []) are computed -> two float32 [X, Z, C], entropy in
     nats, zeros in the other chunks. Logits exist for one chunk at a time: the backward pass computes them again, and
     adds up the table's gradient in float32. Without entropy_gradient entropies are constants to it; without
@@ -143,7 +143,7 @@ def _scores_backward(temperature, entropy_gradient, table_gradient, kept, slopes
     if table_gradient:
         to_table = constrain(jnp.zeros((len(hidden), *table.shape[::-1]), jnp.float32), "rows", None, "vocab")
     to_hidden, to_table = jax.lax.fori_loop(0, chunks, one, (to_hidden, to_table))
-    return None if to_table is None else to_table.sum(0).T, to_hidden, None, None
+    return None if to_table is None else to_table.sum(0).T.astype(table.dtype), to_hidden, None, None
 
 
 _scores.defvjp(_scores_forward, _scores_backward)

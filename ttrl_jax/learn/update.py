@@ -13,8 +13,10 @@ import optax
 from ttrl_jax.learn import microbatch
 from ttrl_jax.learn import optimizer as optim
 from ttrl_jax.learn.batch import full_rows
+from ttrl_jax.learn.layout import sums_layout
 from ttrl_jax.learn.loss import Loss, Sums
 from ttrl_jax.learn.microbatch import MicroBatch
+from ttrl_jax.learn.rounding import Seed
 from ttrl_jax.model import decoder
 from ttrl_jax.records import Model, TrainBatch
 from ttrl_jax.run.compiled import Announce, Compiled
@@ -42,7 +44,8 @@ class Update:
 
     name: of the model, in announcements; the policy's have none. forward: what the model says of each response token.
     reference: parameters of the frozen start, or None for a loss that does not ask for them. shardings: the layout that
-    the model keeps. announce: told of each compile. compiler_options: as in jax.jit.
+    the model keeps. announce: told of each compile. seed: of the rounding of masters in bfloat16. compiler_options: as
+    in jax.jit.
     """
 
     def __init__(
@@ -56,11 +59,15 @@ class Update:
         reference: decoder.Params | None,
         shardings: Model,
         announce: Announce,
+        seed: Seed = (0,),
         compiler_options: dict[str, Any] | None = None,
     ):
         self.loss, self.sizes, self.reference = loss, sizes, reference
         before, self._metrics = (f"{name} ", name) if name else ("", "update")
-        self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=shardings.params)
+        self._zeros = jax.jit(
+            lambda params: jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params),
+            out_shardings=shardings.params,
+        )
         compiled = functools.partial(Compiled, announce=announce, compiler_options=compiler_options)
         self._score = compiled(f"{before}score", functools.partial(_score, forward=forward), words=_rows)
         self._gradient = compiled(
@@ -72,7 +79,7 @@ class Update:
         )
         self._step = compiled(
             f"{before}optimizer step",
-            functools.partial(_step, optimizer=optimizer),
+            functools.partial(_step, optimizer=optimizer, seed=seed),
             donate_argnames=("model",),
             out_shardings=(shardings, None),
         )
@@ -196,6 +203,7 @@ class Update:
 
         model, base: jax.ShapeDtypeStructs. rows: how many rows a training step has.
         """
+        sums = sums_layout(model.params)
         own_old = rows > self.sizes.minibatch_rows and self.loss.asks_old and "old" not in self.loss.names
         for micro in self.kinds():
             numbers = dict.fromkeys((*self.loss.names, "sampler_logps"), micro.mask)
@@ -203,10 +211,8 @@ class Update:
                 yield functools.partial(self._score.prepare, model.params, base, micro)
             if own_old:
                 numbers["old"] = micro.taken()
-            yield functools.partial(
-                self._gradient.prepare, model.params, base, self.reference, model.params, micro, numbers
-            )
-        yield functools.partial(self._step.prepare, model, model.params, np.float32(1), np.float32(1))
+            yield functools.partial(self._gradient.prepare, model.params, base, self.reference, sums, micro, numbers)
+        yield functools.partial(self._step.prepare, model, sums, np.float32(1), np.float32(1))
 
     @property
     def compile_seconds(self) -> float:
@@ -240,8 +246,10 @@ def _gradient(
     loss: Loss,
     in_place: bool,
 ) -> tuple[decoder.Params, Sums, jax.Array | None]:
-    """`total` and the gradient of the summed loss of a micro-batch; the sums of what is worth logging; and what
-    the loss keeps.
+    """`total` (float32) and the gradient of the summed loss of a micro-batch; the sums of what is worth logging; and
+    what the loss keeps.
+
+    The gradient to weights in bfloat16 is rounded to bfloat16, but for that of layers with in_place, and then added.
 
     numbers: of its tokens, float32 [X, Z, C] each; without "old", scores are their own. Those under `reference`, if it
     is given, are computed here: each row comes once, so that a program of their own would save nothing.
@@ -290,6 +298,7 @@ def _step(
     rate: jax.Array,
     *,
     optimizer: optax.GradientTransformation,
+    seed: Seed,
 ) -> tuple[Model, Sums]:
     """The model after one optimizer step with the gradient total / count, or as it was where that is not finite."""
     norm = optax.tree.norm(jax.tree.map(lambda g: g / count, total))
@@ -297,8 +306,7 @@ def _step(
 
     def step(_: None) -> Model:
         grads = jax.tree.map(lambda g: g / count, total)  # here, or the means would be there beside the sums
-        updates, new = optimizer.update(grads, model.optimizer, model.params)
-        return Model(optim.apply(model.params, updates, rate), new)
+        return Model(*optim.step(optimizer, grads, model.optimizer, model.params, rate, seed=seed))
 
     return jax.lax.cond(finite, step, lambda _: model, None), {"grad_norm": norm, "skipped": 1.0 - finite}
 

@@ -122,7 +122,9 @@ def forward(
     positions = packing.positions if packing else jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     rotation = rotation_at(positions, config)
     length = packing.rows.shape[2] if packing else ids.shape[1]
-    x = constrain(params["embed"][ids].astype(dtype), "rows", None, None)  # the table's gradient adds up in float32
+    table = params["embed"]
+    rows = table[ids].astype(dtype) if table.dtype == jnp.float32 else _rows(table, ids, dtype)
+    x = constrain(rows, "rows", None, None)  # the table's gradient adds up in float32
     windows = attention.windows(config, length)
     # One program serves all layers: a window that all have is part of it, others are scanned like the weights.
     mixed = len(set(windows)) > 1
@@ -141,6 +143,25 @@ def forward(
 
         x, _ = jax.lax.scan(_again(one, remat), x, (blocks, scanned), unroll=unroll)
     return rms_norm(x, params["norm"], config.norm_eps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rows(table: jax.Array, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Rows of a table in bfloat16. Of a token that comes a thousand times as many gradients are added, which in
+    bfloat16 would stop to count long before the last."""
+    return table[ids].astype(dtype)
+
+
+def _rows_forward(table, ids, dtype):
+    return _rows(table, ids, dtype), (table, ids)
+
+
+def _rows_back(dtype, kept, slope):
+    table, ids = kept
+    return jnp.zeros_like(table, jnp.float32).at[ids].add(slope.astype(jnp.float32)).astype(table.dtype), None
+
+
+_rows.defvjp(_rows_forward, _rows_back)
 
 
 def _one_by_one(
@@ -260,6 +281,7 @@ def _tapped_back(layer, kept, slope):
         slope, total = state
         at = count - 1 - i
         x, its, own = jax.tree.map(lambda stacked: stacked[at], (inputs, weights, scanned))
+        its = jax.tree.map(lambda weight: weight.astype(jnp.float32), its)  # for a gradient in float32
         _, back = jax.vjp(lambda x, its: layer(x, its, own, rotation, packing), x, its)
         slope, gradient = back(slope)
         return slope, jax.tree.map(lambda sums, own: sums.at[at].add(own), total, gradient)

@@ -130,8 +130,9 @@ def table(config: ModelConfig) -> dict[str, Any]:
     return entries
 
 
-def load(source: Path, config: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.Params:
-    """Stream the weights of a Hugging Face folder, or a GGUF file, onto the mesh, as float32 masters.
+def load(source: Path, config: ModelConfig, mesh: jax.sharding.Mesh, dtype: jnp.dtype = jnp.float32) -> decoder.Params:
+    """Stream the weights of a Hugging Face folder, or a GGUF file, onto the mesh, as masters in `dtype`, to which they
+    are rounded to nearest.
 
     Each device's part is read by itself, by its byte ranges and layer by layer, into arrays that are on the mesh
     already: what the host holds is one layer's tensor, not the model. Raises InputError listing every missing,
@@ -142,11 +143,11 @@ def load(source: Path, config: ModelConfig, mesh: jax.sharding.Mesh) -> decoder.
 
     def place(entry: Entry, shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
         if "{l}" not in entry.name:
-            return _read(entry, tensors[entry.name], sharding)
+            return _read(entry, tensors[entry.name], sharding, dtype)
         one_layer = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))
-        stack = jnp.zeros(shape.shape, jnp.float32, device=sharding)
+        stack = jnp.zeros(shape.shape, dtype, device=sharding)
         for layer in range(config.layers):
-            values = _read(entry, tensors[entry.name.format(l=layer)], one_layer)
+            values = _read(entry, tensors[entry.name.format(l=layer)], one_layer, dtype)
             # Waited for, as otherwise reading runs ahead and its tensors pile up on the host.
             stack = jax.block_until_ready(_set_layer(stack, values, layer, sharding=sharding))
         return stack
@@ -182,9 +183,9 @@ def base_of(tensors: dict[str, Any], config: ModelConfig, layout: decoder.Params
     return {**{name: place(entry, layout[name], 0) for name, entry in entries.items()}, "blocks": blocks}
 
 
-def _read(entry: Entry, tensor: Any, sharding: NamedSharding) -> jax.Array:
+def _read(entry: Entry, tensor: Any, sharding: NamedSharding, dtype: jnp.dtype) -> jax.Array:
     """A tensor, or one layer's, on the mesh."""
-    like = jax.ShapeDtypeStruct(entry.ours, jnp.float32, sharding=sharding)
+    like = jax.ShapeDtypeStruct(entry.ours, dtype, sharding=sharding)
     return _filled(like, functools.partial(entry.read, tensor))
 
 
@@ -227,9 +228,9 @@ def stream_out(params: decoder.Params, config: ModelConfig) -> Iterator[tuple[st
     for entry, array in zip(entries, jax.tree.leaves(params), strict=True):
         if "{l}" in entry.name:
             for layer in range(config.layers):
-                yield entry.name.format(l=layer), entry.write(np.asarray(array[layer]))
+                yield entry.name.format(l=layer), entry.write(np.asarray(array[layer], np.float32))
         else:
-            yield entry.name, entry.write(np.asarray(array))
+            yield entry.name, entry.write(np.asarray(array, np.float32))
 
 
 def stream_in(
@@ -259,11 +260,11 @@ def fingerprint(source: Path) -> str:
 
 
 def sha256(params: decoder.Params) -> str:
-    """SHA-256 over the float32 bytes of all parameters in their tree's order: two runs agree only bit by bit."""
+    """SHA-256 over the bytes of all parameters in their tree's order: two runs agree only bit by bit."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         for part in _readable(leaf):
-            digest.update(np.ascontiguousarray(part).data)
+            digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer
     return digest.hexdigest()
 
 

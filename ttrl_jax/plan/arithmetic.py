@@ -105,9 +105,9 @@ def forward_flops(model: ModelConfig, rows: int, length: int, *, logits: int, to
     return weights + pairs * pair_flops(model) + 2 * model.vocab * model.width * logits
 
 
-def copy_work(model: ModelConfig, mesh: jax.sharding.Mesh, *, itemsize: int) -> Work:
-    """The work of copying the float32 masters into the type that samples, for each group of chips."""
-    return Work(0, (4 + itemsize) * (adapters(model) or count(decoder.shapes(model))) * copies(mesh))
+def copy_work(model: ModelConfig, mesh: jax.sharding.Mesh, *, master: int, itemsize: int) -> Work:
+    """The work of copying the masters, of `master` bytes each, into the type that samples, for each group of chips."""
+    return Work(0, (master + itemsize) * (adapters(model) or count(decoder.shapes(model))) * copies(mesh))
 
 
 def prefill_work(model: ModelConfig, drawn: Draw, mesh: jax.sharding.Mesh, *, length: int, itemsize: int) -> Work:
@@ -137,6 +137,7 @@ def decode_work(
     )
 
 
-def step_work(parameters: int, steps: int) -> Work:
-    """The work of optimizer steps: the gradient is read; masters and two moments in float32 are read and written."""
-    return Work(0, 4 * 7 * parameters * steps)
+def step_work(parameters: int, steps: int, *, master: int, moment: int) -> Work:
+    """The work of optimizer steps: the gradient, float32, is read; masters of `master` bytes and two moments of
+    `moment` bytes each are read and written."""
+    return Work(0, (4 + 2 * master + 4 * moment) * parameters * steps)

@@ -13,6 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from ttrl_jax import programs
 from ttrl_jax.learn.batch import full_rows
+from ttrl_jax.learn.layout import sums_layout
 from ttrl_jax.learn.microbatch import MicroBatch
 from ttrl_jax.learn.update import Update
 from ttrl_jax.model import decoder
@@ -157,7 +158,8 @@ class Compiler:
         with jax.set_mesh(mesh):
             program = copies.program(model, mesh, self.setting.dtype).lower(self.layout.policy.params)
             copied = copies.layout(model, mesh, self.setting.dtype)
-            work = arithmetic.copy_work(model, mesh, itemsize=self.setting.dtype.itemsize)
+            master, _ = programs.itemsizes(config)
+            work = arithmetic.copy_work(model, mesh, master=master, itemsize=self.setting.dtype.itemsize)
             masters, more = chip_bytes(self.layout.policy.params), chip_bytes(copied) - chip_bytes(self.base)
             way = {"held": self.sampled, "more_weights": more + masters}  # which are fetched for it
             if not self.offload:
@@ -269,7 +271,8 @@ class Compiler:
         read = setting.dtype.itemsize * arithmetic.count(weights) * arithmetic.copies(mesh) * steps * len(micros)
         forward = steps * sum(_forward_flops(model, micro, length) for micro in micros)
         old = (steps > 1 and learner.loss.asks_old) or name == CRITIC  # or values
-        held, gradient = self.state - chip_bytes(weights), chip_bytes(layout.params)
+        held, sums = self.state - chip_bytes(weights), sums_layout(layout.params)
+        gradient = chip_bytes(sums)
         # Backward twice what forward is, or once where weights have no gradient; forward again if layers are computed
         # again; and forward under the start.
         again = config.train.remat == "full"
@@ -283,14 +286,16 @@ class Compiler:
                 scores, _ = self.compile(f"{prefix}score{which}", "score", program, held=held, work=work)
                 numbers["old"] = scores
             reference = start if learner.reference is not None else None
-            program = learner._gradient.lower(layout.params, base, reference, layout.params, micro, numbers)
+            program = learner._gradient.lower(layout.params, base, reference, sums, micro, numbers)
             work = Work(0, 0) if i else Work(times * forward, times * read)
             self.compile(
                 f"{prefix}gradient{which}", "update", program, held=held - chip_bytes(reference),
                 more_optimizer=gradient, work=work,
             )  # fmt: skip
-        program = learner._step.lower(layout, layout.params, np.float32(1), np.float32(1))
-        held, work = self.state - chip_bytes(layout), arithmetic.step_work(arithmetic.count(layout.params), steps)
+        program = learner._step.lower(layout, sums, np.float32(1), np.float32(1))
+        master, moment = programs.itemsizes(config)
+        work = arithmetic.step_work(arithmetic.count(sums), steps, master=master, moment=moment)
+        held = self.state - chip_bytes(layout)
         self.compile(f"{prefix}step", "update", program, held=held, more_optimizer=gradient, work=work)
 
     def compile(

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from ttrl_jax import programs
 from ttrl_jax.errors import InputError
+from ttrl_jax.learn.layout import sums_layout
 from ttrl_jax.model.sharding import make_mesh
 from ttrl_jax.plan.arithmetic import Draw, cache_bytes, chip_bytes
 from ttrl_jax.plan.programs import Program, Setting
@@ -35,13 +36,14 @@ def estimates(setting: Setting) -> dict[str, Estimate]:
     state = chip_bytes(layout) + start
     copied = chip_bytes(copies.layout(setting.model, setting.mesh, setting.dtype)) - chip_bytes(base)
     draws = [drawn for _, (drawn, *_), _ in setting.draws()]
-    params, offload = chip_bytes(layout.policy.params), setting.config.mesh.offload
+    params, offload = layout.policy.params, setting.config.mesh.offload
+    masters, sums = chip_bytes(params), chip_bytes(sums_layout(params))
     sampled = start if offload else state
     return {
-        "copy": Estimate((start + params if offload else state) + copied, copied),
+        "copy": Estimate((start + masters if offload else state) + copied, copied),
         "prefill": Estimate(sampled + copied, max(_prefill_bytes(setting, drawn) for drawn in draws)),
         "decode": Estimate(sampled + copied, max(_decode_bytes(setting, drawn) for drawn in draws)),
-        "gradient": Estimate(state + params, _gradient_bytes(setting, params)),
+        "gradient": Estimate(state + sums, _gradient_bytes(setting, masters, sums)),
     }
 
 
@@ -127,8 +129,8 @@ def _token_bytes(setting: Setting) -> float:
     return cache_bytes(model, 1, itemsize=setting.dtype.itemsize) / parts
 
 
-def _gradient_bytes(setting: Setting, params: int) -> float:
-    """Bytes that the backward pass of the longest micro-batch needs: the gradient, the weights in the type that
+def _gradient_bytes(setting: Setting, masters: int, sums: int) -> float:
+    """Bytes that the backward pass of the longest micro-batch needs: its gradient, the weights in the type that
     computes, the inputs of all layers (twice, with places split over tensor), what a layer computes, what train.remat
     keeps of the others, and a chunk of logits with its gradient (on TPUs one of them is there in two layouts)."""
     config, model, tensor = setting.config, setting.model, setting.mesh.shape["tensor"]
@@ -139,7 +141,8 @@ def _gradient_bytes(setting: Setting, params: int) -> float:
     head = model.vocab / tensor * (item * model.width + 3 * 4 * min(config.train.chunk_tokens, tokens))
     products = model.width + (2 * model.ffn + (model.heads + 2 * model.kv_heads) * model.head_dim) / tensor
     of_others = {"full": 0.0, "dots": item * tokens * (model.width + products), "none": layer}[config.train.remat]
-    return params * (1 + item / 4) + kept + layer + (model.layers - 1) * of_others + head
+    cast = 0 if masters < sums and item == 2 else sums * item / 4  # masters in bfloat16 compute as they are
+    return masters + cast + kept + layer + (model.layers - 1) * of_others + head
 
 
 def _doublings(start: int, most: int) -> list[int]:

@@ -156,12 +156,13 @@ class Checkpoints:
         return jax.tree.unflatten(structure, [state[path] for path in wanted])
 
     def restore_part(self, step: int, name: str, abstract: PyTree) -> PyTree:
-        """Read one part of the saved state, such as "models.policy.params", and nothing else of it; otherwise as
-        `restore`."""
+        """Read one part of the saved state, such as "models.policy.params", and nothing else of it, in the dtypes that
+        it was saved in; otherwise as `restore`."""
         leaves, structure = _flatten(abstract)
         where = self._require(step, "state")
         saved = self._saved(step, where)
         wanted = {_spelled(f"{name}.{path}", saved): leaf for path, leaf in leaves.items()}
+        wanted = {path: _as_saved(leaf, saved[path]) if path in saved else leaf for path, leaf in wanted.items()}
         prefix = _spelled(f"{name}.{next(iter(leaves))}", saved).removesuffix(next(iter(leaves)))
         _require_same(wanted, {path: leaf for path, leaf in saved.items() if path.startswith(prefix)}, where=where)
         # The manager's own handler reads a state whole or not at all.
@@ -268,6 +269,11 @@ def _require_same(wanted: dict[str, Any], saved: dict[str, Any], *, where: Path)
             f"the checkpoint {where} is of another model or optimizer than this config asks for, it differs "
             f"in {listed}; use the config that it was made with, or another run folder"
         )
+
+
+def _as_saved(leaf: Any, saved: Any) -> jax.ShapeDtypeStruct:
+    """The layout of a leaf in the dtype that it was saved in: who trained the weights said how they are held."""
+    return jax.ShapeDtypeStruct(leaf.shape, saved.dtype, sharding=leaf.sharding)
 
 
 def _describe(leaf: Any) -> str:
