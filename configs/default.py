@@ -26,6 +26,9 @@ def get_config() -> ConfigDict:
     # How attention is computed in training and prefill: xla | cudnn (NVIDIA) | splash (TPU) | auto: the best that runs
     # on the device.
     c.model.attention = "auto"
+    # How attention over the cache is computed in decoding: xla | triton (a kernel for NVIDIA GPUs) | auto: triton where
+    # it runs, but for model.attention="xla".
+    c.model.decode_attention = "auto"
 
     # LoRA (arXiv 2106.09685): train adapters beside weights that stay as they are. Masters, moments, gradients and
     # checkpoints are then those of the adapters, and the weights are there once, in model.dtype (docs/lora.md).

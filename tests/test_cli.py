@@ -189,6 +189,8 @@ def test_a_config_file_that_lacks_keys(call, tmp_path: Path):
         ("--config.model.dtype=int8", ("model.dtype", "int8")),
         ("--config.model.attention=flash", ("model.attention", "auto, xla, cudnn or splash", "'flash'")),
         ("--config.model.attention=splash", ("model.attention='splash'", "runs on TPUs, and this is cpu", "'auto'")),
+        ("--config.model.decode_attention=flash", ("model.decode_attention", "auto, xla or triton", "'flash'")),
+        ("--config.model.decode_attention=triton", ("model.decode_attention='triton'", "NVIDIA GPUs, and this is cpu")),
         ("--config.model.path=/nowhere", ("/nowhere",)),
         ("--config.model.path=models/none.gguf", ("There is no model", "models/none.gguf")),
         (f"--config.model.path={MODEL / 'model.safetensors'}", ("model.path is the file", "expected a model folder")),

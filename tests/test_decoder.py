@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from tiny_model import LLAMA, QWEN2, QWEN3, all_logits, on_mesh, placed, random_params, sampling_copy
 
-from ttrl_jax.model import attention, cache, decoder, weights
+from ttrl_jax.model import attention, cache, decode_kernel, decoder, weights
 from ttrl_jax.model.cache import LayerCache
 from ttrl_jax.model.config import read_config
 from ttrl_jax.model.layers import rotation_at
@@ -93,6 +93,17 @@ def test_golden_logits(golden):
     assert cached_errors(config, params, ids, lengths, want, block=4)[1] <= TOLERANCE
 
 
+def test_golden_logits_by_the_kernel_of_gpus(monkeypatch):
+    """With and without a window, in layers of one model; computed by Pallas's interpreter."""
+    monkeypatch.setattr(decode_kernel.pl, "pallas_call", partial(decode_kernel.pl.pallas_call, interpret=True))
+    config, params = load(GOLDEN / "ministral")
+    assert len(set(config.windows)) == 2
+    table = np.load(GOLDEN / "ministral" / "logits.npz")
+    ids, want, lengths = table["ids"], table["logits"], table["prompt_lengths"]
+    config = replace(config, decode_attention="triton")
+    assert cached_errors(config, params, ids, lengths, want, block=4)[1] <= TOLERANCE
+
+
 def test_blocks_of_the_cache_without_tokens_are_not_read():
     """Hand-worked: rings of 4 blocks of 4 places. What is NaN, and read, makes the sum NaN, as 0 x NaN is NaN."""
     rng = np.random.default_rng(0)
@@ -104,8 +115,8 @@ def test_blocks_of_the_cache_without_tokens_are_not_read():
         own[:, :, :, :, [place for place in range(16) if place // 4 not in read]] = np.nan
         got = attention.cached(q, shared, np.array([3]), LayerCache(*own), lengths, at, window, block=4)
         np.testing.assert_allclose(got, whole, rtol=1e-5, atol=1e-6)
-        assert int(attention.blocks_read(5 if window is None else 2, at, places=16, block=4)) == len(read)
-    assert int(attention.blocks_read(15, 6, places=16, block=4)) == 4  # 5 parts of blocks, of which two are of one
+        assert int(cache.blocks_read(5 if window is None else 2, at, places=16, block=4)) == len(read)
+    assert int(cache.blocks_read(15, 6, places=16, block=4)) == 4  # 5 parts of blocks, of which two are of one
 
 
 def test_golden_models_use_what_the_families_differ_in():

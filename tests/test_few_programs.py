@@ -18,8 +18,8 @@ from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.learn.microbatch import micro_batches
 from ttrl_jax.measure.evaluation import measure, task_keys
 from ttrl_jax.model import decoder
-from ttrl_jax.model.attention import blocks_read
-from ttrl_jax.model.cache import LayerCache, Prefix
+from ttrl_jax.model.attention import tile_places
+from ttrl_jax.model.cache import LayerCache, Prefix, blocks_read
 from ttrl_jax.prepare import prepare
 from ttrl_jax.records import Prompts, TrainBatch, padded_length
 from ttrl_jax.rollout import decoding
@@ -58,14 +58,18 @@ TASKS = {
     "all at the limit": Task(8, 30, 384, 512, 3072, 10.0, 0.1),
 }
 VOTES, SAMPLES = 64, 16
-BLOCKS = []  # of the cache that each step of a segment reads, where it is read by blocks
+# Where the cache is read by blocks, for each step of a segment: blocks of a slot, and what the kernel for GPUs reads of
+# all slots, in places.
+BLOCKS = []
+TILE = tile_places(128, jnp.bfloat16, block=256)  # places, of Qwen2.5-Math-1.5B and 7B
 WEIGHTS = 108_000  # what reading 1.5 B weights costs, in tokens of its cache: 3.1 GB of 28.7 KB
 
 
-def sampler_of(shapes: Shapes) -> tuple[Sampler, list]:
+def sampler_of(shapes: Shapes) -> tuple[Sampler, list, list]:
     """The sampler's own programs and decisions, on a model that computes nothing: a response counts down to STOP from
-    its first token, which is its length. And what was read: slots, places of the cache, and in how many steps."""
-    read = []
+    its first token, which is its length. And what was read: slots, places of the cache of each, and in how many steps;
+    the same by the kernel for GPUs."""
+    read, by_kernel = [], []
     sampler = Sampler(TINY, dtype=jnp.float32, shapes=shapes, stop_ids=(STOP,), announce=lambda *told: None)
     segment = sampler._segment
 
@@ -75,12 +79,13 @@ def sampler_of(shapes: Shapes) -> tuple[Sampler, list]:
         jax.effects_barrier()
         steps, places = int(found[3].steps), suffix[0].k.shape[3]
         assert len(BLOCKS) == (steps if shapes.block else 0)
-        each = [(count * shapes.block, 1) for count in BLOCKS] or [(places, steps)]
+        each = [(count * shapes.block, 1) for count, _ in BLOCKS] or [(places, steps)]
         read.extend((slots.votes.shape, *one) for one in each)
+        by_kernel.extend((slots.votes.shape, own / slots.votes.size, 1) for _, own in BLOCKS)
         return found
 
     sampler._segment = noted
-    return sampler, read
+    return sampler, read, by_kernel
 
 
 @pytest.fixture
@@ -99,8 +104,10 @@ def lengths(monkeypatch) -> dict[str, np.ndarray]:
 
     def step(weights, config, tokens, prefix, suffix, lengths, at, rotation, *, block):
         if block is not None:
-            count = blocks_read(lengths.max(), at, places=suffix[0].k.shape[3], block=block)
-            jax.debug.callback(lambda count: BLOCKS.append(int(count)), count)
+            places = suffix[0].k.shape[3]
+            count = blocks_read(lengths.max(), at, places=places, block=block)
+            own = blocks_read(lengths, at, places=places, block=TILE).sum() * TILE
+            jax.debug.callback(lambda *read: BLOCKS.append(tuple(map(int, read))), count, own)
         return tokens[..., None].astype(jnp.float32), suffix
 
     monkeypatch.setattr(decoding, "prefill", prefill)
@@ -122,7 +129,7 @@ def run(task: Task, sampler: Sampler, told: dict[str, np.ndarray]) -> None:
         np.testing.assert_array_equal(found.lengths, told["now"])
 
 
-def cost(task: Task, read: list, *, weights: int) -> int:
+def cost(task: Task, read: list, *, weights: int) -> float:
     """Of all segments, in tokens of the cache: what is read of it, prompts included, and of the weights."""
     return sum(
         steps * (groups * slots * places + groups * task.prompt_tokens + weights)
@@ -131,8 +138,9 @@ def cost(task: Task, read: list, *, weights: int) -> int:
 
 
 # How much more is read than with the many programs that suit each batch best: of the cache, and of cache and weights.
-# By blocks no more than a tenth. Where a few programs read it whole, on GPUs: the many read a third to a half less than
-# the first limits, as responses of a tenth of their limit leave most slots idle.
+# By blocks no more than a tenth, on TPUs and by the kernel on GPUs. Where a few programs read it whole, on GPUs that
+# the kernel does not run on: the many read a third to a half less than the first limits, as responses of a tenth of
+# their limit leave most slots idle.
 MORE = {
     "aime": (1.65, 1.5),
     "amc": (1.4, 1.35),
@@ -152,7 +160,7 @@ def test_a_run_decodes_with_six_programs_and_with_four(name, lengths):
     read = {}
     kinds = {kind: few(many, **those, by_blocks=kind == "blocks") for kind in ("few", "blocks")}
     for kind, shapes in {"many": many, **kinds}.items():
-        sampler, read[kind] = sampler_of(shapes)
+        sampler, read[kind], by_kernel = sampler_of(shapes)
         run(task, sampler, lengths)
         programs = {program.name: len(program._programs) for program in sampler.programs}
         if kind != "many":
@@ -160,12 +168,14 @@ def test_a_run_decodes_with_six_programs_and_with_four(name, lengths):
             assert programs["prefill"] == programs["cache"] == 1
         if kind == "blocks":
             assert programs["cache size"] == 0
+            read["kernel"] = by_kernel
         if kind == "few":
             assert {(layout, places) for layout, places, _ in read[kind]} <= {
                 ((layout.groups, layout.slots), places)
                 for layout in shapes.layouts(prompts=1, votes=1) for places in shapes.sizes(layout)
             }  # fmt: skip
-    for kind, limits in {"few": MORE[name], "blocks": (BY_BLOCKS, BY_BLOCKS)}.items():
+    by_blocks = (BY_BLOCKS, BY_BLOCKS)
+    for kind, limits in {"few": MORE[name], "blocks": by_blocks, "kernel": by_blocks}.items():
         for weights, most in zip((0, WEIGHTS), limits, strict=True):
             more = cost(task, read[kind], weights=weights) / cost(task, read["many"], weights=weights)
             print(f"{name}: {kind} read {more:.3f} times what many programs do, weights {weights}")

@@ -158,6 +158,18 @@ def test_a_run_from_before_drop_last_goes_on_as_it_began(made: Path):
         seen(made, run_of())
 
 
+def test_a_run_from_before_the_kernel_that_reads_the_cache_goes_on_without_it(made: Path):
+    """Or with it, where that is asked for, which rounds otherwise."""
+    content = json.loads((made / folder.CONFIG).read_text())
+    del content["config"]["model"]["decode_attention"]
+    (made / folder.CONFIG).write_text(json.dumps(content))
+    assert as_begun(made, flag="--workdir") == {"model.decode_attention": "xla"}
+    assert seen(made, run_of(model__decode_attention="xla")) == Changes({})
+    changes = seen(made, run_of())
+    assert changes == Changes({"model.decode_attention": ("xla", "auto")})
+    assert "rounded otherwise, by model.decode_attention" in changes.lines(step=3, total=9)[-1]
+
+
 def test_the_last_step_is_a_part_of_what_a_run_is_and_not_of_an_evaluation(made: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"data.drop_last \(False there, True now\)"):
         seen(made, run_of(data__drop_last=True))

@@ -12,7 +12,7 @@ from plans import LAYER_KEYS, LAYERS, MATH_1_5B, SLOTS, VOCAB, WEIGHTS, model_fo
 from ttrl_jax.plan import gpus
 
 pytestmark = pytest.mark.skipif(not gpus.installed(), reason="the compiler for NVIDIA GPUs is not installed")
-FLASH, BACK = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
+FLASH, BACK, TRITON = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward", "__gpu$xla.gpu.triton"
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +29,21 @@ def test_a_plan_for_a_gpu(model: Path):
     told = aime(model, "h100")
     (plan,) = told["plans"]
     assert told["device"] == "NVIDIA H100 80GB HBM3" and told["attention"] == "cudnn"
+    assert told["decode_attention"] == "triton"
     assert told["share"] == pytest.approx(0.75 * told["memory"]) and 84e9 < told["memory"] < 86e9
     assert plan["verdict"].startswith("it fits: ") and plan["environment"] == {}
     assert plan["seconds"]["step"] > 0 and plan["run"]["hours"] > 0
-    assert plan["programs_of_run"] == {"decode": 6, "prefill": 1, "update": 5}
+    assert plan["programs_of_run"] == {"decode": 4, "prefill": 1, "update": 5}
     assert plan["compile_s"] >= sum(program["compile_s"] for program in plan["programs"]) > 0
 
 
-def test_whole_rows_go_through_flash_attention_and_the_decode_loop_does_not(model: Path):
+def test_whole_rows_go_through_flash_attention_and_the_decode_loop_through_our_kernel(model: Path):
     calls = {name: row["custom_calls"] for name, row in programs(aime(model, "h100")).items()}
     assert calls["sample prefill"] == calls["evaluate prefill"] == {FLASH: LAYERS}
     assert calls["score"] == calls["score of short rows"] == {FLASH: 1}  # the layers are scanned
     for name in ("update gradient", "update gradient of short rows"):
         assert calls[name][FLASH] >= 1 and calls[name][BACK] == 1, name
-    assert FLASH not in calls["sample decode"]
+    assert FLASH not in calls["sample decode"] and calls["sample decode"][TRITON] == LAYERS
 
 
 def test_the_decode_loop_copies_no_cache(model: Path):
@@ -90,6 +91,8 @@ def test_weights_are_gathered_by_the_update_and_not_by_the_decode_loop(model: Pa
     assert told["devices"] == 8 and told["plans"][0]["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     decode = found["sample decode"]["loop_collectives"]
     assert decode and decode[0]["bytes"] < 10_000  # which samples have ended
+    assert found["sample decode"]["custom_calls"][TRITON] == LAYERS
+    assert all(one["bytes"] < LAYER_KEYS / 8000 for one in found["sample decode"]["loop_copies"])
     gathered = [one for one in found["update gradient"]["loop_collectives"] if one["kind"] == "all-gather"]
     assert any(one["bytes"] > 1e6 for one in gathered)
 
@@ -100,5 +103,6 @@ def test_other_gpus(kind: str):
     told = planned("quickstart_sums.py", kind, "--config.model.dtype=bfloat16")
     (plan,) = told["plans"]
     assert told["device"] == gpus.GPUS[kind].kind and told["attention"] == "cudnn"
-    assert FLASH in programs(told)["sample prefill"]["custom_calls"]
+    found = programs(told)
+    assert FLASH in found["sample prefill"]["custom_calls"] and TRITON in found["sample decode"]["custom_calls"]
     assert plan["fits"] and plan["seconds"]["step"] > 0

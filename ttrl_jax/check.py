@@ -41,10 +41,6 @@ def check(config: ConfigDict) -> None:
             config.model.dtype in ("bfloat16", "float32"),
             f"model.dtype must be bfloat16 or float32, got {config.model.dtype!r}",
         ),
-        (
-            config.model.attention in ("auto", "xla", "cudnn", "splash"),
-            f"model.attention must be auto, xla, cudnn or splash, got {config.model.attention!r}",
-        ),
         (all(isinstance(t, str) for t in rollout.stop), f"rollout.stop must be a tuple of texts, got {rollout.stop}"),
         (0 <= train.warmup <= 1, f"train.warmup is a share of the steps, 0 to 1, got {train.warmup}"),
         (0 < train.clip_low <= 1 and train.clip_high > 0, "train.clip_low must be in (0, 1], train.clip_high above 0"),
@@ -62,7 +58,8 @@ def check(config: ConfigDict) -> None:
         (0 <= config.seed < 2**31, f"seed must be in 0 .. 2^31 - 1, got {config.seed}"),
     ]
     rules += (
-        _dtype_rules(config)
+        _kernel_rules(config)
+        + _dtype_rules(config)
         + _lora_rules(config)
         + _sampling_rules(config)
         + _reward_rules(config)
@@ -81,6 +78,20 @@ def check(config: ConfigDict) -> None:
         places.local(path, flag=key)
     reward = config.reward
     extract("", strategies=reward.extract, thinking=False, locale=reward.locale, tags=reward.format)
+
+
+def _kernel_rules(config: ConfigDict) -> list[tuple[bool, str]]:
+    """What attention is computed with."""
+    return [
+        (
+            config.model.attention in ("auto", "xla", "cudnn", "splash"),
+            f"model.attention must be auto, xla, cudnn or splash, got {config.model.attention!r}",
+        ),
+        (
+            config.model.decode_attention in ("auto", "xla", "triton"),
+            f"model.decode_attention must be auto, xla or triton, got {config.model.decode_attention!r}",
+        ),
+    ]
 
 
 def _solve_rules(config: ConfigDict) -> list[tuple[bool, str]]:

@@ -213,7 +213,8 @@ def _check_truths(config: FrozenConfigDict, own: Questions) -> None:
 def identity(inputs: Inputs) -> folder.Identity:
     """What a run of these inputs is a run of."""
     shape = dataclasses.asdict(inputs.model)
-    del shape["attention"], shape["lora"]  # a run may go on on other devices; the settings have the other
+    for name in ("attention", "decode_attention", "lora"):  # a run may go on on other devices; settings have the others
+        del shape[name]
     fingerprints = {"fingerprint": weights.fingerprint(inputs.source), "tokenizer": text_fingerprint(inputs.source)}
     if inputs.trains or inputs.adapter is not None:
         fingerprints["adapter"] = None if inputs.adapter is None else weights.sha256(inputs.adapter)

@@ -57,15 +57,14 @@ def row_tokens(config: ConfigDict) -> int:
 
 
 def with_kernel(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[ModelConfig, str]:
-    """The model with the kernel that attends to whole rows on this mesh, and why, in words."""
-    kernel, why = attention.choose(
-        config.model.attention,
-        device=mesh.devices.flat[0],
-        config=model,
-        dtype=jnp.dtype(config.model.dtype),
-        length=row_tokens(config),
-    )
-    return dataclasses.replace(model, attention=kernel), why
+    """The model with the kernels that attend to whole rows and over the cache on this mesh, and why, in words."""
+    device, wanted = mesh.devices.flat[0], config.model
+    of = dict(device=device, config=model, dtype=jnp.dtype(wanted.dtype))
+    kernel, why = attention.choose(wanted.attention, length=row_tokens(config), **of)
+    decode, because = attention.choose_decode(wanted.decode_attention, whole=wanted.attention, **of)
+    if device.platform == "gpu":  # elsewhere there is no choice
+        why += f"; over the cache {decode}, {because}"
+    return dataclasses.replace(model, attention=kernel, decode_attention=decode), why
 
 
 def with_lora(config: ConfigDict, model: ModelConfig) -> ModelConfig:
@@ -91,9 +90,9 @@ def sampling_of(section: ConfigDict) -> Sampling:
     return Sampling(temperature=section.temperature, top_k=section.top_k, top_p=section.top_p)
 
 
-def shapes_of(config: ConfigDict, mesh: jax.sharding.Mesh, *, longest_prompt: int) -> Shapes:
-    """The shapes for which the programs that sample on `mesh` are compiled. longest_prompt: tokens of the longest
-    prompt in the whole run."""
+def shapes_of(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, *, longest_prompt: int) -> Shapes:
+    """The shapes for which the programs that sample on `mesh` are compiled. model: with its kernels. longest_prompt:
+    tokens of the longest prompt in the whole run."""
     found = Shapes(
         rows=config.rollout.rows,
         max_tokens=config.rollout.max_tokens,
@@ -109,7 +108,7 @@ def shapes_of(config: ConfigDict, mesh: jax.sharding.Mesh, *, longest_prompt: in
         longest_prompt=longest_prompt,
         prompts=config.rollout.prompts,
         most_votes=most_votes,
-        by_blocks=mesh.devices.flat[0].platform == "tpu",
+        by_blocks=mesh.devices.flat[0].platform == "tpu" or model.decode_attention == "triton",
     )
 
 

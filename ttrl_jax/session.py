@@ -136,7 +136,7 @@ def open_session(
     keep_programs(say)
     config, mesh, training = inputs.config, inputs.mesh, inputs.trains
     host, sampling = sampling_host(config, inputs.model, mesh, training=training, say=say), sampling_of(config.rollout)
-    shapes = shapes_of(config, host or mesh, longest_prompt=inputs.longest_prompt)
+    shapes = shapes_of(config, inputs.model, host or mesh, longest_prompt=inputs.longest_prompt)
     make_copy = copies.of_each_host if host else copies.of_the_mesh
     optimizers = make_optimizers(config) if training else {}
     layout = layout_of(config, inputs.model, mesh, optimizers)

@@ -25,6 +25,7 @@ from ttrl_jax.learn.batch import full_rows
 from ttrl_jax.learn.update import Update
 from ttrl_jax.model import attention as attends
 from ttrl_jax.model import decoder
+from ttrl_jax.model.cache import LayerCache
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import key_on, make_mesh
 from ttrl_jax.plan import arithmetic
@@ -34,7 +35,7 @@ from ttrl_jax.rollout import copies, decoding
 from ttrl_jax.rollout import slots as places
 from ttrl_jax.rollout.sampler import Sampler, _Batch
 from ttrl_jax.rollout.sampling import Sampling
-from ttrl_jax.rollout.shapes import FewShapes, few
+from ttrl_jax.rollout.shapes import BLOCK, FewShapes, few
 from ttrl_jax.rollout.slots import IDLE, Layout
 from ttrl_jax.run.compiled import in_parallel, lines
 from ttrl_jax.session import losses_of
@@ -44,6 +45,13 @@ ROWS = [
     (2, 3584, 12, 2, 128, None), (2, 3584, 28, 4, 128, None), (4, 1536, 14, 2, 64, None), (3, 1023, 8, 8, 128, None),
     (2, 2048, 32, 8, 128, 512), (2, 777, 9, 3, 64, 100), (1, 1024, 8, 4, 256, None), (8, 16, 12, 2, 128, None),
 ]  # fmt: skip
+# Prompts, votes, heads, kv heads, head size, places of the cache, window: of a decode step.
+DECODES = [
+    (8, 64, 12, 2, 128, 3072, None), (8, 64, 28, 4, 128, 3072, None), (4, 64, 14, 2, 64, 1024, None),
+    (2, 8, 32, 8, 128, 32768, None), (8, 16, 32, 8, 128, 4096, 512), (4, 16, 8, 4, 256, 2048, None),
+]  # fmt: skip
+TINY_DECODES = [(2, 4, 4, 2, 16, 256, None), (2, 4, 4, 2, 16, 512, 100)]
+MOST_WRONG = 0.01  # of the norm of an output: bfloat16 rounds to 0.004
 TINY_ROWS = [(2, 33, 4, 2, 16, None), (2, 32, 4, 2, 16, 8)]
 COMPARED = 6 * decoding.SEGMENT  # tokens of each response after which a short rollout ends
 
@@ -71,6 +79,10 @@ def env(bench: Bench) -> None:
 
 
 def attention(bench: Bench) -> None:
+    for shape in TINY_DECODES if bench.tiny else DECODES:
+        for type_ in (jnp.bfloat16, jnp.float32):
+            with bench.part(f"decode attention {shape} {jnp.dtype(type_).name}"):
+                one_decode_attention(bench, shape, type_)
     for shape in TINY_ROWS if bench.tiny else ROWS:
         with bench.part(f"attention {shape}"):
             one_attention(bench, shape)
@@ -108,16 +120,51 @@ def one_attention(bench: Bench, shape: tuple) -> None:
     )  # fmt: skip
 
 
+def one_decode_attention(bench: Bench, shape: tuple, dtype: jnp.dtype) -> None:
+    """What a decode step reads the cache with against whole rings in float32, and how long either takes in `dtype`:
+    where votes have from no token to a full ring, the new one in the middle of it, and where all have a full one.
+    Raises FloatingPointError if they differ by more than `dtype` rounds."""
+    prompts, votes, heads, kv_heads, size, places, window = shape
+    keys, length = jax.random.split(jax.random.key(0), 5), 384
+    sizes = [(prompts, votes, heads, size)] + 2 * [(prompts, kv_heads, length, size)]
+    sizes += 2 * [(prompts, votes, kv_heads, places, size)]
+    q, *caches = (jax.random.normal(key, shape, dtype) for key, shape in zip(keys, sizes, strict=True))
+    full = np.full((prompts, votes), places - 1, np.int32)
+    mixed = np.linspace(0, places - 1, full.size).astype(np.int32).reshape(full.shape)
+    kernel = "triton" if jax.devices()[0].platform == "gpu" else "xla"
+
+    @functools.partial(jax.jit, static_argnames=("block", "kernel"))
+    def attend(q: jax.Array, caches: list[jax.Array], lengths: np.ndarray, **way) -> jax.Array:
+        shared, own = LayerCache(*caches[:2]), LayerCache(*caches[2:])
+        real = jnp.arange(prompts, dtype=jnp.int32) % length + 1
+        return attends.cached(q, shared, real, own, lengths, jnp.int32(places // 2), window, **way)
+
+    found, way = {}, dict(block=BLOCK, kernel=kernel)
+    for name, lengths in (("mixed", mixed), ("full", full)):
+        with jax.default_matmul_precision("highest"):
+            true = attend(*jax.tree.map(lambda x: x.astype(jnp.float32), (q, caches)), lengths)
+        got, again = (attend(q, caches, lengths, **way) for _ in range(2))
+        error = float(jnp.linalg.norm(got.astype(jnp.float32) - true) / jnp.linalg.norm(true))
+        found |= {f"{name}_error": round(error, 6), f"{name}_same_again": bool((got == again).all())}
+        ours, whole = (seconds(lambda a=a: attend(q, caches, lengths, **a)) for a in (way, {}))  # noqa: B023
+        moved = 2 * kv_heads * size * jnp.dtype(dtype).itemsize * int(np.minimum(lengths + 1, window or places).sum())
+        found |= {f"{name}_ms": round(ours * 1e3, 3), f"{name}_whole_ms": round(whole * 1e3, 3)}
+        found |= {f"{name}_gb_s": round(moved / ours / 1e9, 1)}
+    bench.put("decode attention", shape=shape, dtype=jnp.dtype(dtype).name, kernel=kernel, **found)
+    if not max(found["mixed_error"], found["full_error"]) <= MOST_WRONG:
+        raise FloatingPointError(f"errors are above {MOST_WRONG}: {found}")
+
+
 # ---------------------------------------------------------------------- sampling
 
 
-def shapes_of(c: ConfigDict, mesh: jax.sharding.Mesh) -> FewShapes:
+def shapes_of(c: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh) -> FewShapes:
     """Those that a run on a GPU has, also where this is none."""
-    found = programs.shapes_of(c, mesh, longest_prompt=c.prompt.max_tokens)
+    found = programs.shapes_of(c, model, mesh, longest_prompt=c.prompt.max_tokens)
     if isinstance(found, FewShapes):
         return found
     most = max(c.rollout.votes, programs.evaluation_votes(c))
-    return few(found, longest_prompt=c.prompt.max_tokens, prompts=c.rollout.prompts, most_votes=most, by_blocks=False)
+    return few(found, longest_prompt=c.prompt.max_tokens, prompts=c.rollout.prompts, most_votes=most, by_blocks=True)
 
 
 def prepared(bench: Bench) -> tuple[ConfigDict, Sampler, decoder.Params, Prompts, jax.Array]:
@@ -129,7 +176,7 @@ def prepared(bench: Bench) -> tuple[ConfigDict, Sampler, decoder.Params, Prompts
     make = jax.jit(lambda key: decoder.sampling_weights(decoder.init(model, key), model, dtype), out_shardings=where)
     ids = np.random.default_rng(0).integers(1, model.vocab, (c.rollout.prompts, length)).astype(np.int32)
     prompts = Prompts(ids, np.full(len(ids), length, np.int32), np.arange(len(ids), dtype=np.uint32))
-    sampler = programs.make_sampler(c, model, shapes_of(c, mesh), stop_ids=(), announce=lines(say))
+    sampler = programs.make_sampler(c, model, shapes_of(c, model, mesh), stop_ids=(), announce=lines(say))
     return c, sampler, make(jax.random.key(0)), prompts, key_on(mesh, jax.random.key(0))
 
 
@@ -150,7 +197,8 @@ def step_work(model: ModelConfig, slots: Layout, *, size: int, length: int, item
 
 
 def decode(bench: Bench) -> None:
-    """Whole segments, called as a rollout calls them, at each size that the cache has."""
+    """Whole segments, called as a rollout calls them, at each size that the cache has; if it has one, at the ends of
+    four quarters of the limit."""
     c, sampler, weights, prompts, key = prepared(bench)
     bench.chip()  # while there is room for it
     if not bench.label:
@@ -162,18 +210,21 @@ def decode(bench: Bench) -> None:
     layout = batch.layouts[0]
     batch.slots, *_ = places.arrange(layout, [[]] * count, batch.waiting, batch.first, room=batch.room)
     batch._share()
-    sizes = sampler.shapes.sizes(layout)
-    for size in sizes[:1] if bench.label else sizes:
+    sizes, most = sampler.shapes.sizes(layout), c.rollout.max_tokens
+    tokens = sizes if sampler.shapes.block is None else [most * quarter // 4 for quarter in (1, 2, 3, 4)]
+    for size in tokens[:1] if bench.label else tokens:
         with bench.part(f"decode {size}"):
             segments(bench, batch, layout, size, prompts=count, votes=votes)
 
 
 def segments(bench: Bench, batch: _Batch, layout: Layout, size: int, *, prompts: int, votes: int) -> None:
+    """size: tokens of each response at the end of the segment."""
     sampler, program = batch.sampler, batch.sampler._segment
+    held = next(places for places in sampler.shapes.sizes(layout) if places >= size)
     filled = max(0, size - decoding.SEGMENT - 1)  # as if so many tokens had been drawn
     busy = batch.slots.votes != IDLE
     start = dataclasses.replace(batch.slots, lengths=np.where(busy, filled, 0).astype(np.int32))
-    suffix, before = sampler._empty(prompts=layout.groups, votes=layout.slots, slots=size), program.compile_seconds
+    suffix, before = sampler._empty(prompts=layout.groups, votes=layout.slots, slots=held), program.compile_seconds
 
     def segment() -> jax.Array:
         nonlocal suffix

@@ -2,10 +2,12 @@
 
 One of three kernels computes whole rows. It is chosen once for a run, and kept in ModelConfig.attention. "splash" on
 TPUs and "cudnn" on NVIDIA GPUs never hold the scores [T, T] of a row. "xla" runs everywhere, and holds those of one
-layer at a time.
+layer at a time. What attends over the cache is chosen too, and kept in ModelConfig.decode_attention: "triton", a kernel
+of ours for NVIDIA GPUs, or "xla".
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable
 
@@ -13,13 +15,17 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.sharding import PartitionSpec
 
 from ttrl_jax.errors import InputError
-from ttrl_jax.model.cache import LayerCache
+from ttrl_jax.model.cache import LayerCache, blocks_read
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import partition
 
 _NEVER = -1e30  # finite, so that a row with nothing to attend to gives numbers and not NaN
+_DECODE_HEADS = (16, 32, 64, 128, 256)
+_TILE_BYTES = 16 * 1024  # of keys, and of values; two of each on their way take 70 KiB of shared memory, of 99 or more
+_LEAST_TILE = 16  # places: Triton's products have no fewer
 _SPLASH_BLOCKS = (512, 256, 128)  # tokens; the last is a TPU's vector width, which rows must be a multiple of
 
 
@@ -47,17 +53,63 @@ def _obstacle(name: str, device: jax.Device, config: ModelConfig, dtype: jnp.dty
         return f"{name} needs one window for all layers, and the windows of this model's layers differ"
     if name == "splash":
         return None if device.platform == "tpu" else f"splash runs on TPUs, and this is {device.device_kind}"
-    if device.platform != "gpu" or not re.fullmatch(r"\d+\.\d+", device.compute_capability):  # AMD's are as "gfx942"
-        return f"cudnn runs on NVIDIA GPUs, and this is {device.device_kind}"
-    capability = tuple(int(part) for part in device.compute_capability.split("."))
-    largest = 256 if capability >= (9, 0) else 128
-    if capability < (8, 0):
-        return f"cudnn needs compute capability 8.0, and {device.device_kind} has {device.compute_capability}"
+    if (obstacle := _obstacle_of_device(name, device)) is not None:
+        return obstacle
+    largest = 256 if _capability(device) >= (9, 0) else 128
     if dtype != jnp.bfloat16:
         return f"cudnn computes in bfloat16, and model.dtype is {jnp.dtype(dtype).name}"
     if config.head_dim % 8 or config.head_dim > largest:
         return f"cudnn needs a head size that is a multiple of 8 up to {largest}, and it is {config.head_dim}"
     return None
+
+
+def _obstacle_of_device(name: str, device: jax.Device) -> str | None:
+    if device.platform != "gpu" or not re.fullmatch(r"\d+\.\d+", device.compute_capability):  # AMD's are as "gfx942"
+        return f"{name} runs on NVIDIA GPUs, and this is {device.device_kind}"
+    if _capability(device) < (8, 0):
+        return f"{name} needs compute capability 8.0, and {device.device_kind} has {device.compute_capability}"
+    return None
+
+
+def _capability(device: jax.Device) -> tuple[int, ...]:
+    return tuple(int(part) for part in device.compute_capability.split("."))
+
+
+def choose_decode(
+    wanted: str, *, whole: str, device: jax.Device, config: ModelConfig, dtype: jnp.dtype
+) -> tuple[str, str]:
+    """What attends over the cache, "triton" or "xla", and why, in words.
+
+    wanted: "auto", "xla" or "triton". whole: what is wanted for whole rows; "xla" there is for no kernels at all, but
+    those that `wanted` names. Others as in `choose`. Raises InputError if `wanted` cannot run.
+    """
+    if wanted == "auto" and whole == "xla":
+        return "xla", "by model.attention='xla'"
+    if wanted == "xla":
+        return "xla", "by model.decode_attention='xla'"
+    obstacle = _obstacle_of_decode(device, config, dtype)
+    if obstacle is None:
+        return "triton", f"by model.decode_attention={wanted!r}"
+    if wanted == "auto":
+        return "xla", f"because {obstacle}"
+    raise InputError(f"model.decode_attention={wanted!r} cannot be used: {obstacle}; set it to 'auto' or 'xla'")
+
+
+def _obstacle_of_decode(device: jax.Device, config: ModelConfig, dtype: jnp.dtype) -> str | None:
+    if (obstacle := _obstacle_of_device("triton", device)) is not None:
+        return obstacle
+    if jax.__version_info__[:3] == (0, 11, 1):  # https://github.com/jax-ml/jax/pull/39547
+        return "jax 0.11.1 lowers to triton for some GPUs alone; any other version does for all"
+    if dtype not in (jnp.bfloat16, jnp.float32):
+        return f"triton computes in bfloat16 and float32 here, and model.dtype is {jnp.dtype(dtype).name}"
+    if config.head_dim not in _DECODE_HEADS:
+        return f"triton needs a head size of {_DECODE_HEADS}, and it is {config.head_dim}"
+    return None
+
+
+def tile_places(head_dim: int, dtype: jnp.dtype, *, block: int) -> int:
+    """How many places of a ring "triton" reads at once: a part of the `block` places that its size is a multiple of."""
+    return math.gcd(block, max(_LEAST_TILE, _TILE_BYTES // (head_dim * jnp.dtype(dtype).itemsize)))
 
 
 def windows(config: ModelConfig, length: int) -> tuple[int | None, ...]:
@@ -136,6 +188,7 @@ def cached(
     window: int | None = None,
     *,
     block: int | None = None,
+    kernel: str = "xla",
 ) -> jax.Array:
     """Attention of one new token of each vote over its prompt, held once, and over its own tokens so far.
 
@@ -144,7 +197,8 @@ def cached(
     Returns [P, V, N, H]. One softmax over both parts, in float32.
     With a window only the last `window` tokens are seen, the new one among them, wherever they are held.
     block: read the rings block by block, S a multiple of it, and only the blocks in which the longest vote has tokens;
-    None: read them whole. The two differ in rounding alone.
+    None: read them whole. kernel: as `choose_decode` returns it; "triton" reads as many blocks of each vote as it has
+    tokens in, and needs `block`. All of them differ in rounding alone.
     """
     p, v, n, h = q.shape
     kv_heads = prefix.k.shape[1]
@@ -155,7 +209,8 @@ def cached(
     if window is not None:
         real = real & ((prefix_lengths[:, None] + lengths)[..., None] - place < window)
     to_prefix = jnp.where(real[:, :, None, None], to_prefix, _NEVER)
-    attend = _whole if block is None else functools.partial(_by_blocks, block=block)
+    by_blocks = functools.partial(_by_kernel if kernel == "triton" else _by_blocks, block=block)
+    attend = _whole if block is None else by_blocks
     out = attend(q, to_prefix, prefix.v, suffix, lengths, at, window)
     return out.astype(q.dtype).reshape(p, v, n, h)
 
@@ -188,12 +243,6 @@ def _whole(q, to_prefix, prefix_v, suffix, lengths, at, window):
     return _of_prefix(w_prefix, prefix_v) + _of_suffix(w_suffix, suffix.v)
 
 
-def blocks_read(before: jax.Array, at: jax.Array, *, places: int, block: int) -> jax.Array:
-    """How many blocks of a ring have the token at place `at` and the `before` ones before it, all int32 []. A block
-    that has both the first and the last of a full ring is one."""
-    return jnp.minimum(at // block - (at - before) // block + 1, places // block)
-
-
 def _by_blocks(q, to_prefix, prefix_v, suffix, lengths, at, window, *, block):
     """The softmax of one pass: what there is so far is scaled down where a later block has a higher score
     (arXiv 1805.02867). On a TPU a block's slice is part of its product, so that nothing is copied."""
@@ -211,8 +260,32 @@ def _by_blocks(q, to_prefix, prefix_v, suffix, lengths, at, window, *, block):
         out = out * less + _of_suffix(weights.astype(q.dtype), v)
         return out, higher, total * less + weights.sum(-1, keepdims=True)
 
+    out, _, total = jax.lax.fori_loop(0, count, more, _of_prompt(q, to_prefix, prefix_v))
+    return out / total
+
+
+def _of_prompt(q: jax.Array, to_prefix: jax.Array, prefix_v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The softmax over the prompt, to be merged with others: the weighted sum of values, the highest score, and the sum
+    of weights, which are relative to it."""
     top = to_prefix.max(-1, keepdims=True)
     weights = jnp.exp(to_prefix - top)
-    start = _of_prefix(weights.astype(q.dtype), prefix_v), top, weights.sum(-1, keepdims=True)
-    out, _, total = jax.lax.fori_loop(0, count, more, start)
-    return out / total
+    return _of_prefix(weights.astype(q.dtype), prefix_v), top, weights.sum(-1, keepdims=True)
+
+
+def _by_kernel(q, to_prefix, prefix_v, suffix, lengths, at, window, *, block):
+    """The kernel, on the votes and kv heads of each device of the mesh, which lie as the cache does."""
+    from ttrl_jax.model import decode_kernel  # what it imports takes time, and is for GPUs alone
+
+    tile, mesh = tile_places(q.shape[-1], q.dtype, block=block), jax.sharding.get_abstract_mesh()
+    attend = functools.partial(decode_kernel.attend, window=window, tile=tile)
+    if not mesh.empty:
+        split = partition(("prompts", "votes", "kv_heads"), q.shape[:3], mesh)
+        of_votes, one = PartitionSpec(*split[:2]), PartitionSpec()
+        specs = (split, split, split, of_votes, one)
+        attend = jax.shard_map(attend, in_specs=specs, out_specs=(split,) * 3, check_vma=False)
+    own, own_top, own_total = attend(q, suffix.k, suffix.v, lengths, at)
+    out, top, total = _of_prompt(q, to_prefix, prefix_v)
+    own_top, own_total = own_top[..., None], own_total[..., None]
+    higher = jnp.maximum(top, own_top)
+    less, own_less = jnp.exp(top - higher), jnp.exp(own_top - higher)
+    return (out * less + own * own_less) / (total * less + own_total * own_less)

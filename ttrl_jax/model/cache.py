@@ -44,6 +44,12 @@ def of_groups(parts: Sequence[LayerCache], prompts: jax.Array) -> LayerCache:
 Suffix = tuple[LayerCache, ...]
 
 
+def blocks_read(before: jax.Array, at: jax.Array, *, places: int, block: int) -> jax.Array:
+    """How many blocks of a ring have the token at place `at` and the `before` ones before it, all int32 []. A block
+    that has both the first and the last of a full ring is one."""
+    return jnp.minimum(at // block - (at - before) // block + 1, places // block)
+
+
 def _pinned(x: jax.Array) -> jax.Array:
     return constrain(x, "prompts", "votes", "kv_heads", None, None)
 

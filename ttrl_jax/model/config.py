@@ -159,6 +159,8 @@ class ModelConfig:
     windows: tuple[int | None, ...] | None = None
     # How whole rows are attended to, which is no part of the shape: what attention.choose found for this run's devices.
     attention: str = "xla"
+    # What attends over the cache, likewise by attention.choose_decode.
+    decode_attention: str = "xla"
     # The adapters that are trained in place of the weights, if any; no part of the shape either.
     lora: Lora | None = None
 

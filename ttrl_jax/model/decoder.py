@@ -353,7 +353,8 @@ def decode_step(
                     for cache, new in ((own.k, k), (own.v, v))
                 )
             )
-            return attention.cached(q, shared, prefix.lengths, own, lengths, at, window, block=block), own
+            way = dict(block=block, kernel=config.decode_attention)
+            return attention.cached(q, shared, prefix.lengths, own, lengths, at, window, **way), own
 
         x, kept = _bind_block(config, layer, x.dtype)(x, rotation, attend, adapters)
         filled.append(kept)

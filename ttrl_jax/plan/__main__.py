@@ -66,7 +66,7 @@ def main() -> int:
     chip, memory = chip_of(device), memory_of(device, there=not flags.FLAGS.topology)
     say(f"model     {setting.config.model.path}")
     say(f"devices   {setting.mesh.size} x {device.device_kind}, {memory.whole / GB:.1f} GB each")
-    say(f"attention {setting.model.attention}")
+    say(f"attention {setting.model.attention}, over the cache {setting.model.decode_attention}")
     if not setting.known:
         say(
             f"the questions are not here: evaluations are planned for {setting.questions[0]} of them, as many as are "
@@ -81,7 +81,8 @@ def main() -> int:
     if quiet:
         told = {"model": setting.config.model.path, "device": device.device_kind, "devices": setting.mesh.size}
         told |= {"memory": memory.whole, "share": memory.share}
-        told |= {"attention": setting.model.attention, "jax": jax.__version__}
+        told |= {"attention": setting.model.attention, "decode_attention": setting.model.decode_attention}
+        told |= {"jax": jax.__version__}
         print(
             json.dumps(told | {"questions": setting.questions if setting.known else None, "fits": fits, "plans": plans})
         )

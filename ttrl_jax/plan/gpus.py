@@ -1,9 +1,11 @@
 """NVIDIA GPUs that are not there, for XLA's ahead-of-time compiler."""
 
 import contextlib
+import importlib
 import importlib.util
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax._src import xla_bridge
@@ -93,6 +95,7 @@ def absent(kind: str, count: int = 1) -> list[jax.Device]:
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     jax.config.update("jax_platforms", "cpu")  # of what is not compiled for them
     _name_their_platform()
+    _name_their_capability()
     shape = f"1x{hosts}x{each}"  # slices, hosts, GPUs
     described = topologies.get_topology_desc("", platform="cuda", target_config=target(GPUS[kind]), topology=shape)
     return list(described.devices)
@@ -114,3 +117,20 @@ def _name_their_platform() -> None:
         return "cuda" if platform == "gpu" else ask(platform)
 
     xla_bridge.canonicalize_platform = canonical
+
+
+def _name_their_capability() -> None:
+    """Let Pallas lower for all of GPUS. It knows most by their names, and asks the default device about others, such
+    as the L40S; where that is none of them it gives up."""
+    if importlib.util.find_spec("jax._src.pallas.triton.gpu_info") is None:  # in jax 0.10, which needs no names
+        return
+    gpu_info = importlib.import_module("jax._src.pallas.triton.gpu_info")
+    ask, known = gpu_info.get_gpu_info, {gpu.kind: gpu.capability for gpu in GPUS.values()}
+
+    def info() -> Any:
+        if (kind := gpu_info.get_device_kind()) not in known:
+            return ask()
+        major, minor = known[kind]
+        return gpu_info.GpuInfo(gpu_version=None, arch_name=f"{major}.{minor}", compute_capability=10 * major + minor)
+
+    gpu_info.get_gpu_info = info

@@ -17,6 +17,7 @@ from ttrl_jax.learn.layout import sums_layout
 from ttrl_jax.learn.microbatch import MicroBatch
 from ttrl_jax.learn.update import Update
 from ttrl_jax.model import decoder
+from ttrl_jax.model.attention import tile_places
 from ttrl_jax.model.cache import Prefix
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.sharding import replicated
@@ -83,7 +84,7 @@ class Setting:
     @property
     def shapes(self) -> Shapes:
         """For which the programs that sample are compiled, if a prompt is as long as it may be."""
-        return programs.shapes_of(self.config, self.mesh, longest_prompt=self.config.prompt.max_tokens)
+        return programs.shapes_of(self.config, self.model, self.mesh, longest_prompt=self.config.prompt.max_tokens)
 
     @property
     def prompt_tokens(self) -> int:
@@ -91,7 +92,10 @@ class Setting:
         return self.shapes.prompt_tokens(self.config.prompt.max_tokens)
 
     def _draw(self, questions: int, votes: int) -> Draw:
-        return arithmetic.draw(questions=questions, votes=votes, shapes=self.shapes, length=self.prompt_tokens)
+        drawn = arithmetic.draw(questions=questions, votes=votes, shapes=self.shapes, length=self.prompt_tokens)
+        if drawn.block is None or self.model.decode_attention != "triton":
+            return drawn
+        return dataclasses.replace(drawn, block=tile_places(self.model.head_dim, self.dtype, block=drawn.block))
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class FewShapes(Shapes):
     longest_prompt: int  # tokens; a prompt that is longer needs programs of its own
     prompts: int  # of a training step
     most_votes: int  # responses to a prompt, the most in any batch
-    by_blocks: bool  # read the cache block by block: on TPUs, where it costs nothing
+    by_blocks: bool  # read the cache block by block: where it costs nothing, on TPUs and by a kernel on GPUs
 
     @property
     def block(self) -> int | None:

@@ -29,10 +29,11 @@ _SPELLINGS_OF_QUESTIONS = ("data.", "eval.tasks")
 # Are no spellings: the order of training, of which an evaluation knows nothing.
 _ORDER = ("data.drop_last", "data.order")
 # Keys that a run may lack which began before they were there, where that meant something else than their default.
-_ABSENT: dict[str, Any] = {"data.drop_last": True, "rollout.end_of_turn": False}
+_ABSENT: dict[str, Any] = {"data.drop_last": True, "model.decode_attention": "xla", "rollout.end_of_turn": False}
 _USED_BY = {"critic.": "ppo", "prime.": "prime"}  # sections that no other algorithm reads
 # What a run that goes on may be given anew. The first change where it computes, and so its rounding.
-_ROUNDING = ("mesh.", "rollout.rows", "train.micro_tokens", "train.chunk_tokens", "train.remat", "model.attention")
+_ROUNDING = ("mesh.", "rollout.rows", "train.micro_tokens", "train.chunk_tokens", "train.remat")
+_ROUNDING += ("model.attention", "model.decode_attention")
 _BOOKKEEPING = ("checkpoint.", "log.", "eval.every", "eval.tasks", "episodes", "reward.allow_silence")
 _SECONDS_TO_SEE = 60  # as long as network disks may believe that there is no such file
 
