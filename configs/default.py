@@ -178,9 +178,10 @@ def get_config() -> ConfigDict:
     c.prime.process_coef = 5.0  # weight of the token rewards
     c.prime.minibatch_rows = 256  # rows in one of its optimizer steps
 
-    # With solve --mode=learn.
     c.solve = ConfigDict()
-    # Of the rollout.prompts questions of a step, how many are earlier ones, which are asked and learned from again.
+    c.solve.steps = 4  # with --mode=adapt, training steps on each question
+    # With --mode=learn. Of the rollout.prompts questions of a step, how many are earlier ones, which are asked and
+    # learned from again.
     c.solve.replay = 0
     c.solve.window = 256  # earlier questions that are kept for it: the newest ones
 

@@ -186,9 +186,16 @@ def test_a_file_has_one_writer(call: Call, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--mode=guess"], ["--mode must be one of vote, learn", "'guess'"]),
+        (["--mode=guess"], ["--mode must be one of vote, learn, adapt", "'guess'"]),
         (["--mode=learn", "--checkpoint=x"], ["export"]),
+        (["--mode=adapt", "--checkpoint=x"], ["--mode=adapt begins with a model", "export"]),
         (["--workdir=x"], ["--mode=learn"]),
+        (["--mode=adapt", "--workdir=x"], ["--mode=learn"]),
+        (["--mode=adapt", "--config.lora.rank=0"], ["lora.rank=0", "leave it out for 16"]),
+        (["--mode=adapt", "--config.rollout.stop_votes=0.1", "--config.rollout.votes=16"], ["rollout.stop_votes=0.1"]),
+        (["--mode=adapt", "--config.solve.replay=0"], ["solve.replay is for --mode=learn"]),
+        (["--mode=adapt", "--config.solve.steps=0"], ["solve.steps must be at least 1"]),
+        (["--mode=adapt", "--config.reward.label=truth"], ["reward.label='truth'", "beforehand"]),
         (["--out=q.jsonl"], ["would be read as questions"]),
         (["--out=."], ["is a folder"]),
         (["--checkpoint=x"], ["--checkpoint x does not exist"]),
@@ -216,16 +223,21 @@ def test_one_of_several_processes_is_refused(call: Call, tmp_path: Path, monkeyp
     assert_one_sentence((code, err), "solve works in one process")
 
 
-def test_a_model_alone_is_enough(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Without --config: the answer in a box, or else the last number, by configs/solve.py."""
+@pytest.mark.parametrize("mode", ["vote", "adapt"])
+def test_a_model_alone_is_enough(mode: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without --config: the answer in a box, or else the last number, by configs/solve.py. What adapting needs besides
+    is set, and said."""
     model = shutil.copytree(ROOT / "configs" / "quickstart_model", tmp_path / "model")
     fields = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(fields | {"max_position_embeddings": 4096}))
     path = tmp_path / "q.txt"
     path.write_text("\n".join(QUESTIONS[:2]))
     monkeypatch.setattr(sys.modules[__name__], "FEW", {"rollout.max_tokens": 8})
-    code, err, rows = call(f"--model={model}", str(path), config="")
+    code, err, rows = call(f"--model={model}", str(path), f"--mode={mode}", config="")
     assert code == 0 and [row["votes"] for row in rows] == [16, 16], err
+    for line in ("lora.rank=16, 0 before, for --mode=adapt", "train.learning_rate=5e-05, 5e-07 before, for --mode"):
+        assert (f"setting   {line}" in err) == (mode == "adapt")
+    assert ("learning rate 0.0005" in err) == (mode == "adapt")
     assert solve.commands.config().reward.extract == ("boxed", "last_number")
 
 
@@ -356,6 +368,44 @@ def test_replayed_questions_are_drawn_by_seed_and_step():
     assert Memory.of(json.loads(json.dumps(memory.meta())), History()) == memory
 
 
+# ---------------------------------------------------------------------- adapting
+
+ADAPT = {"lora.rank": 2, "solve.steps": 1}
+
+
+def test_each_question_is_adapted_to_alone(call: Call, tmp_path: Path):
+    """Semantics: every answer has both its ballots, and one that is taken back is that of --mode=vote. Invariance: what
+    stood before a question changes nothing; nor does a stop in the middle, or what cannot be asked."""
+    path, out = write(tmp_path / "q.jsonl", [QUESTIONS[0], "{broken", *QUESTIONS[1:3]]), tmp_path / "a.jsonl"
+    _, _, votes = call(str(path))
+    code, err, rows = call(str(path), "--mode=adapt", f"--out={out}", **ADAPT)
+    assert code == 0 and ["error" in row for row in rows] == [False, True, False, False], err
+    assert set(os.listdir(tmp_path)) == {"q.jsonl", "a.jsonl"}
+    names = ["id", "number", "label", "share", "votes", "certificate", "tokens", "adapted", "seconds", "sha256"]
+    for row, vote in zip(rows, votes, strict=True):
+        if "error" in row:
+            assert row == vote
+            continue
+        said = row["adapted"]
+        assert list(row) == names and list(said) == ["steps", "kept", "why", "before", "after"]
+        assert said["before"]["label"] == vote["label"] and said["before"]["share"] == vote["share"]
+        chosen = said["after"] if said["kept"] else said["before"]
+        assert row["label"] == chosen["label"] and row["share"] == chosen["share"]
+        assert row["votes"] == 8 and row["tokens"] > vote["tokens"] and said["steps"] == 1
+    kept = sum(row["adapted"]["kept"] for row in rows if "adapted" in row)
+    last = err.splitlines()[-1]
+    assert f"3 answered, 1 errors, 3 adapted to, of which {kept} are kept" in last
+    assert f"{sum(row.get('tokens', 0) for row in rows):,} tokens" in last
+
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:3]) + lines[3][:9])
+    code, err, again = call(str(path), "--mode=adapt", f"--out={out}", **ADAPT)
+    assert code == 0 and timeless(again) == timeless(rows) and "1 answered, 1 adapted to" in err, err
+    other = write(tmp_path / "other.jsonl", ["{broken", QUESTIONS[5], QUESTIONS[1]])
+    code, err, moved = call(str(other), "--mode=adapt", **ADAPT)
+    assert code == 0 and timeless(moved)[2] == timeless(rows)[2], err
+
+
 # ---------------------------------------------------------------------- what grows, and signals
 
 
@@ -376,7 +426,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("mode", ["vote", "learn"])
+@pytest.mark.parametrize("mode", ["vote", "learn", "adapt"])
 def test_a_folder_is_followed_until_a_signal(mode: str, call: Call, tmp_path: Path):
     """Questions are answered when they are there, not when a batch is full; SIGTERM ends the wait, exit code 143."""
     folder, out = tmp_path / "in", tmp_path / "a.jsonl"
@@ -394,12 +444,13 @@ def test_a_folder_is_followed_until_a_signal(mode: str, call: Call, tmp_path: Pa
         return run
 
     thread = in_background(steps("0.jsonl", QUESTIONS[2:3], 3))
-    code, err, rows = call(*asked)
+    changes = ADAPT if mode == "adapt" else {}
+    code, err, rows = call(*asked, **changes)
     thread.join()
     assert code == 143 and [row["source"] for row in rows] == ["1.jsonl", "1.jsonl", "0.jsonl"], err
     assert "stopped" in err and "3 answered" in err
     thread = in_background(steps("2.jsonl", QUESTIONS[3:4], 4))
-    code, err, rows = call(*asked)
+    code, err, rows = call(*asked, **changes)
     thread.join()
     assert code == 143 and [row["source"] for row in rows] == ["1.jsonl", "1.jsonl", "0.jsonl", "2.jsonl"], err
     if mode == "learn":
@@ -408,10 +459,12 @@ def test_a_folder_is_followed_until_a_signal(mode: str, call: Call, tmp_path: Pa
         assert last in (2, 3) and Path("run/checkpoints", str(last + 1)).is_dir()
 
 
+@pytest.mark.parametrize(("mode", "answered"), [("vote", 8), ("adapt", 1)])
 def test_a_signal_while_it_answers_lets_it_finish_the_batch(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str, answered: int, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """SIGTERM in the middle of the second batch's sampling: its answers are written, and no other."""
+    """SIGTERM while it samples for the second time: the answers of the batch in hand, the second or with --mode=adapt
+    the first question, are written, and no other."""
     path, drawn, sample = write(tmp_path / "q.jsonl", QUESTIONS[:12]), [], library.sample
 
     def signalled(*args, **kwargs):
@@ -422,8 +475,8 @@ def test_a_signal_while_it_answers_lets_it_finish_the_batch(
         return sample(*args, **kwargs)
 
     monkeypatch.setattr("ttrl_jax.stream.votes.sample", signalled)
-    code, err, rows = call(str(path), "--out=a.jsonl")
-    assert code == 143 and [row["number"] for row in rows] == list(range(8)) and "8 answered" in err
+    code, err, rows = call(str(path), "--out=a.jsonl", f"--mode={mode}", **(ADAPT if mode == "adapt" else {}))
+    assert code == 143 and [row["number"] for row in rows] == list(range(answered)) and f"{answered} answered" in err
 
 
 @pytest.fixture
@@ -484,11 +537,11 @@ def finish(process: subprocess.Popen) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600 + 120 * KILLS)
-@pytest.mark.parametrize("mode", ["vote", "learn"])
+@pytest.mark.parametrize("mode", ["vote", "learn", "adapt"])
 def test_killed_again_and_again(mode: str, tmp_path: Path):
     """Invariance: SIGKILL after a random number of answers, or while it starts; in the end each question has one
     answer, and all is as without a kill."""
-    rng, every = random.Random(0), LEARN | {"checkpoint.every": 0.01}
+    rng, every = random.Random(0), ADAPT if mode == "adapt" else LEARN | {"checkpoint.every": 0.01}
     lines = [rng.choice(QUESTIONS) if rng.random() < 0.9 else "{broken" for _ in range(100 + 60 * KILLS)]
     path = write(tmp_path / "q.jsonl", lines)
 
@@ -532,13 +585,14 @@ def resident(process: subprocess.Popen) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("mode", ["vote", "learn"])
-def test_five_thousand_questions_hold_memory_level(mode: str, tmp_path: Path):
-    count = 5000
+@pytest.mark.parametrize(("mode", "count"), [("vote", 5000), ("learn", 5000), ("adapt", 1000)])
+def test_thousands_of_questions_hold_memory_level(mode: str, count: int, tmp_path: Path):
     path, out = write(tmp_path / "q.jsonl", [QUESTIONS[i % 64] for i in range(count)]), tmp_path / "a.jsonl"
     small = {"rollout.prompts": 8, "rollout.votes": 2, "train.samples": 2, "train.minibatch_prompts": 8,
              "rollout.max_tokens": 4, "solve.window": 32, "log.tensorboard": mode == "learn"}  # fmt: skip
-    learn = ("--mode=learn", f"--workdir={tmp_path / 'run'}") if mode == "learn" else ()
+    if mode == "adapt":  # with room for answers, and with votes that can rise
+        small |= ADAPT | {"rollout.votes": 8, "train.samples": 8, "rollout.max_tokens": 12}
+    learn = (f"--mode={mode}", *([f"--workdir={tmp_path / 'run'}"] if mode == "learn" else []))
     process, held = start(str(path), f"--out={out}", *learn, **small), {}
     reader = in_background(lambda: held.setdefault("err", process.stderr.read()))
     for share in (1 / 5, 2 / 5, 19 / 20):

@@ -301,6 +301,7 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "rollout.prompts": rollout.prompts,
         "rollout.votes": rollout.votes,
         "rollout.rows": rollout.rows,
+        "solve.steps": config.solve.steps,
         "train.samples": train.samples,
         "train.minibatch_prompts": train.minibatch_prompts,
         "train.micro_tokens": train.micro_tokens,

@@ -26,6 +26,7 @@ USAGE_ERROR = 2
 _DEFAULTS = "configs.default"  # the module
 
 _WHERE = "Of several processes: HOST:PORT of process 0. Unneeded on TPU, GKE, SLURM."
+_MODE = "vote: the model as it is answers | learn: it learns from each batch | adapt: to each question alone."
 _FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "workdir": (flags.DEFINE_string, "", "Run folder; default: runs/<config name>."),
     "checkpoint": (flags.DEFINE_string, "", "Run folder, RUN/checkpoints/STEP, or model folder; default: model.path."),
@@ -37,7 +38,7 @@ _FLAGS: dict[str, tuple[Callable[..., Any], Any, str]] = {
     "topology": (flags.DEFINE_string, "", "TPU slice or GPUs: v5e:4x4, h100:8; default: this machine's devices."),
     "questions": (flags.DEFINE_list, [], "Numbers of questions, of the data and of each set in eval.tasks."),
     "follow": (flags.DEFINE_bool, False, "Show the run again whenever it has gone on, until it is finished."),
-    "mode": (flags.DEFINE_string, "vote", "vote: the model as it is answers | learn: it learns from each batch."),
+    "mode": (flags.DEFINE_string, "vote", _MODE),
     "json": (flags.DEFINE_bool, False, "Print the plan as JSON."),
     "model": (flags.DEFINE_string, "", "Folder or .gguf file that the run began with, if it has been moved."),
     "coordinator": (flags.DEFINE_string, "", _WHERE),
@@ -90,7 +91,7 @@ EXPORT = Command("export", "a trained model as a Hugging Face folder", EXPORT_FL
 MERGE = Command("merge", "one model out of two", ("out",), takes="RECIPE.yml")
 SOLVE = Command(
     "solve",
-    "answers to a stream of questions, by vote, while the model may learn",
+    "answers to a stream of questions, by vote, while the model may learn or adapt",
     ("model", "config", "mode", "out", "follow", "checkpoint", "step", "workdir"),
     takes="QUESTIONS",
     default="solve",
@@ -98,7 +99,7 @@ SOLVE = Command(
         "model": "Hub name, folder or .gguf file; default: the config's model.path. With --checkpoint as in evaluate.",
         "out": "File of the answers, to which the same command adds; default: stdout.",
         "follow": "Wait for more questions in a folder, or in a file that grows.",
-        "checkpoint": "Run folder or RUN/checkpoints/STEP, whose model answers; not with --mode=learn.",
+        "checkpoint": "Run folder or RUN/checkpoints/STEP, whose model answers; only with --mode=vote.",
         "workdir": "With --mode=learn, the folder of what is learned; default: runs/solve.",
     },
 )

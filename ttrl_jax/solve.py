@@ -8,6 +8,8 @@ Answers are JSON Lines, in the order of the questions, on stdout or in --out FIL
 --out, the same command again goes on after the last answer, also after a kill.
 
 --mode=learn takes a training step on each batch once it is answered. What is learned is in --workdir.
+--mode=adapt takes a few steps of adapters on each question alone, and keeps what it answers then if its votes have
+become clearer. The next question finds the model as it began.
 """
 
 from ttrl_jax import commands
@@ -16,6 +18,7 @@ if __name__ == "__main__":  # before the other imports, which take seconds
     ARGUMENTS = commands.begin(commands.SOLVE, doc=__doc__)
 
 import contextlib
+import dataclasses
 import itertools
 import signal
 import sys
@@ -39,13 +42,14 @@ from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints
 from ttrl_jax.run.interrupt import Interrupt, Interrupted
 from ttrl_jax.session import Session, open_session, restore
+from ttrl_jax.stream.adapting import begin, for_adapting
 from ttrl_jax.stream.keep import keeping
 from ttrl_jax.stream.learning import require_learnable
 from ttrl_jax.stream.log import Log
 from ttrl_jax.stream.loop import Stream, answer_all
 from ttrl_jax.stream.votes import require_same_question
 
-MODES = ("vote", "learn")
+MODES = ("vote", "learn", "adapt")
 ANSWER = '{"id": '  # what each line of answers begins with
 
 
@@ -54,7 +58,8 @@ class Wanted:
     """What the flags ask for."""
 
     questions: str
-    origin: Origin | None  # None where the model learns
+    mode: str  # of MODES
+    origin: Origin | None  # None where the model is trained
     inputs: Inputs
     out: Path | None  # None: stdout
     workdir: Path | None  # None where nothing is learned
@@ -85,7 +90,7 @@ def solve(wanted: Wanted) -> int:
             introduce(inputs, say)
             asked = places_of(wanted, log, Waiting(flags.FLAGS.follow, stop))
             kept = opened.enter_context(keeping(inputs, wanted.workdir, log, say=say)) if wanted.workdir else None
-            session = kept.session if kept else open_voting(wanted)
+            session = kept.session if kept else open_keeping_nothing(wanted)
             prepare(session, say=say)
             earlier = log.rows()
             skip(asked, earlier, kept.memory.taken if kept else log.there, where=str(wanted.out))
@@ -93,7 +98,8 @@ def solve(wanted: Wanted) -> int:
         whole = not flags.FLAGS.follow and wanted.questions != STDIN
         ahead = Ahead(asked, most=2 * count)
         where = str(wanted.out)
-        totals = answer_all(session, Stream(ahead, log, earlier, where, interrupt, say, count, whole), kept)
+        start = begin(session) if wanted.mode == "adapt" else None
+        totals = answer_all(session, Stream(ahead, log, earlier, where, interrupt, say, count, whole), kept, start)
         stop.set()
         say(f"{'done' if interrupt.signum is None else 'stopped'}      {totals}")
         if wanted.workdir:
@@ -104,11 +110,13 @@ def solve(wanted: Wanted) -> int:
 def find_inputs(questions: str) -> Wanted:
     """What the flags ask for, checked. Raises InputError."""
     config, given, asked = commands.config(), commands.given(), flags.FLAGS
-    learn = asked.mode == "learn"
+    learn, trains = asked.mode == "learn", asked.mode != "vote"
     if asked.mode not in MODES:
         raise InputError(f"--mode must be one of {', '.join(MODES)}, got {asked.mode!r}")
-    if learn and asked.checkpoint:
-        raise InputError("--mode=learn begins with a model; export what is in --checkpoint, and give that as --model")
+    if trains and asked.checkpoint:
+        raise InputError(
+            f"--mode={asked.mode} begins with a model; export what is in --checkpoint, and give that as --model"
+        )
     if asked.workdir and not learn:
         raise InputError("--workdir is for what is learned; add --mode=learn, or leave it out")
     whole = ConfigDict(config)
@@ -117,27 +125,30 @@ def find_inputs(questions: str) -> Wanted:
         raise InputError(f"{', '.join(ignored)} is for data that is there as a whole; leave it out")
     whole.data.path, whole.data.level, whole.data.limit, whole.data.order = questions, 0, 0, "given"
     whole.eval.tasks, whole.eval.scorer, whole.canary.path = (), "", ""
-    if not learn:
+    if not trains:
         whole.train.samples = whole.train.minibatch_prompts = 1  # nothing is trained: votes may stop after any number
     if asked.model and not asked.checkpoint:
         whole.model.path = asked.model
     if not whole.model.path and not asked.checkpoint:
         raise InputError("no model given; add --model with a hub name, a model folder or a .gguf file")
-    origin = None
-    if not learn:
+    origin, changed = None, {}
+    if not trains:
         moved = asked.model if asked.checkpoint else ""
         origin = find_origin(asked.checkpoint, whole.model.path, moved=moved, step=asked.step)
         whole = ConfigDict(with_model(whole, origin, given=given))
+    if asked.mode == "adapt":
+        whole, changed = for_adapting(whole, given=given)
     out = find_out(questions)
     workdir = places.run_folder(asked.workdir or "runs/solve", flag="--workdir") if learn else None
     if workdir is not None and places.in_bucket(workdir):
         raise InputError(f"--workdir: {workdir} is in a bucket, where no file can grow; give a folder on this machine")
-    inputs = read_inputs(whole, training=learn, given=given, stream=True)
+    inputs = read_inputs(whole, training=trains, given=given, stream=True)
+    inputs = dataclasses.replace(inputs, sources=changed | inputs.sources)
     if learn:
         require_learnable(inputs.config)
-    elif origin.run is not None:
+    elif origin is not None and origin.run is not None:
         folder.require_same_model(origin.run, identity(inputs).model, flag="--checkpoint")
-    return Wanted(questions, origin, inputs, out, workdir)
+    return Wanted(questions, asked.mode, origin, inputs, out, workdir)
 
 
 def find_out(questions: str) -> Path | None:
@@ -152,11 +163,11 @@ def find_out(questions: str) -> Path | None:
     return out
 
 
-def open_voting(wanted: Wanted) -> Session:
-    """The session of a model that does not learn."""
+def open_keeping_nothing(wanted: Wanted) -> Session:
+    """The session of a model that is the same for all questions."""
     origin = wanted.origin
-    session = open_session(wanted.inputs, say=say, begin=origin.run is None)
-    if origin.run is not None and origin.step is not None:
+    session = open_session(wanted.inputs, say=say, begin=origin is None or origin.run is None)
+    if origin is not None and origin.run is not None and origin.step is not None:
         with Checkpoints(origin.run / folder.CHECKPOINTS, keep=None) as checkpoints:
             session = restore(session, checkpoints, origin.step)
     return session

@@ -74,11 +74,16 @@ def learn(
 
 
 def require_learnable(config: Any) -> None:
-    """Raise InputError for settings that need the whole data, or its truths, before the first step."""
+    """Raise InputError for settings with which nothing can be learned from a stream, or nothing kept of it."""
+    require_own_labels(config)
+    if config.checkpoint.weights_only:
+        raise InputError("checkpoint.weights_only=True keeps nothing that a stream could go on from; leave it out")
+
+
+def require_own_labels(config: Any) -> None:
+    """Raise InputError for labels that need the whole data, or its truths, before the first step."""
     if config.reward.label not in ("majority", "random"):
         raise InputError(
             f"reward.label={config.reward.label!r} needs all questions beforehand, and a stream has none; leave it at "
             "'majority'"
         )
-    if config.checkpoint.weights_only:
-        raise InputError("checkpoint.weights_only=True keeps nothing that a stream could go on from; leave it out")

@@ -1,4 +1,4 @@
-"""The loop over a stream: take a batch, let it vote, answer, and learn from it if the model is to learn."""
+"""The loop over a stream: take a batch, let it vote, answer, and learn from it or adapt to it if the model is to."""
 
 import itertools
 import time
@@ -6,20 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
-
 from ttrl_jax.data.ahead import Ahead
 from ttrl_jax.data.stream import Asked
 from ttrl_jax.errors import InputError
-from ttrl_jax.measure.evaluation import task_keys
 from ttrl_jax.measure.generations import undecided
 from ttrl_jax.measure.step import step_metrics
 from ttrl_jax.run.interrupt import Interrupt, Interrupted
 from ttrl_jax.session import Session, step_key
+from ttrl_jax.stream.adapting import Start, adapt
 from ttrl_jax.stream.keep import Kept, save_all
 from ttrl_jax.stream.learning import Memory, learn, remember, replayed
 from ttrl_jax.stream.log import Log
-from ttrl_jax.stream.votes import Row, Voted, answers, askable, differing, poll
+from ttrl_jax.stream.votes import Row, Voted, answers, askable, differing, poll, vote_key
 
 _SPEAKS = 10.0  # seconds between two lines on how far it is
 
@@ -33,13 +31,14 @@ class Totals:
     errors: int = 0
     again: int = 0  # places that had been answered before, which were learned from again
     changed: int = 0  # of these, answers that would be other ones now
+    adapted: int = 0  # questions to which the model has adapted
+    kept: int = 0  # of these, answers of the adapted model
     tokens: int = 0  # that were generated, also for questions asked again and for votes that do not count
     since: float = 0.0  # as time.monotonic() has it
 
-    def add(self, rows: Sequence[Row], voted: Voted | None, *, again: int, changed: int) -> "Totals":
-        new, spent = rows[again:], 0
-        if voted is not None:
-            spent = int(voted.rollouts.lengths.sum()) + voted.rollouts.thrown
+    def add(self, rows: Sequence[Row], tokens: int, *, again: int, changed: int) -> "Totals":
+        new = rows[again:]
+        adapted = [row["adapted"] for row in new if "adapted" in row]
         return replace(
             self,
             answered=self.answered + sum("error" not in row for row in new),
@@ -47,13 +46,16 @@ class Totals:
             errors=self.errors + sum("error" in row for row in new),
             again=self.again + again,
             changed=self.changed + changed,
-            tokens=self.tokens + spent,
+            adapted=self.adapted + sum(each["steps"] > 0 for each in adapted),
+            kept=self.kept + sum(each["kept"] for each in adapted),
+            tokens=self.tokens + tokens,
         )
 
     def __str__(self) -> str:
         seconds = max(time.monotonic() - self.since, 1e-9)
         parts = [f"{self.errors} errors"] if self.errors else []
         parts += [f"{self.without} without a label"] if self.without else []
+        parts += [f"{self.adapted} adapted to, of which {self.kept} are kept"] if self.adapted else []
         parts += [f"{self.again} learned from again"] if self.again else []
         parts += [f"{self.changed} of these would be answered otherwise now"] if self.changed else []
         return (
@@ -76,20 +78,27 @@ class Stream:
     whole: bool  # whether to wait until a batch has so many, where more may come
 
 
-def answer_all(session: Session, stream: Stream, kept: Kept | None = None) -> Totals:
+def answer_all(session: Session, stream: Stream, kept: Kept | None = None, start: Start | None = None) -> Totals:
     """Answer all that comes, until the end of the stream or a signal, after which the batch in hand is finished. With
-    `kept` the model learns from each batch; what there is in the end is saved. The arrays of `session` are used up."""
+    `kept` the model learns from each batch; what there is in the end is saved. The arrays of `session` are used up.
+    With `start`, that of the session, the model adapts to each question, of which there is one in a batch."""
     totals, memory, spoken = Totals(since=time.monotonic()), kept.memory if kept else Memory(), time.monotonic()
     for batch in batches(stream, kept):
         since = time.monotonic()
         problems, errors = askable(session, batch)
-        voted = ask(session, stream, problems, memory, kept, so_far=totals) if problems else None
-        said = {"step": session.step} if kept else {}
-        rows = answers(batch, voted, errors, seconds=time.monotonic() - since, more=said)
+        voted, more, tokens = None, {}, 0
+        if problems and start is not None:
+            found = adapt(start, *problems, progress=ticking(stream, problems, so_far=totals))
+            voted, more, tokens = found.voted, found.row(), found.tokens
+        elif problems:
+            voted = ask(session, stream, problems, memory, kept, so_far=totals)
+            more = {"step": session.step} if kept else {}
+            tokens = int(voted.rollouts.lengths.sum()) + voted.rollouts.thrown
+        rows = answers(batch, voted, errors, seconds=time.monotonic() - since, more=more)
         before = list(itertools.islice(stream.earlier, len(rows)))
         changed = differing(rows, before, where=stream.where)
         stream.log.add(rows[len(before) :])
-        totals = totals.add(rows, voted, again=len(before), changed=changed)
+        totals = totals.add(rows, tokens, again=len(before), changed=changed)
         if kept is not None:
             if voted is not None:
                 session, memory = train(session, voted, memory, kept, seconds=time.monotonic() - since)
@@ -127,13 +136,7 @@ def ask(
     session: Session, stream: Stream, problems: list, memory: Memory, kept: Kept | None, *, so_far: Totals
 ) -> Voted:
     """Let the model vote on the questions of a batch; where it learns, on earlier ones again as well."""
-    last = [time.monotonic()]
-
-    def tick(tokens: int, share: float) -> None:
-        if time.monotonic() - last[0] >= _SPEAKS:
-            last[0] = time.monotonic()
-            stream.say(f"so far    {so_far.answered} answered; {len(problems)} are {share:.0%} done, {tokens:,} tokens")
-
+    tick = ticking(stream, problems, so_far=so_far)
     if kept is None:
         return poll(session, problems, vote_key(session), progress=tick)
     way = {"seed": session.config.seed, "step": session.step, "count": session.config.solve.replay}
@@ -141,9 +144,16 @@ def ask(
     return poll(session, asked, step_key(session, session.step), step=session.step, tokens=True, progress=tick)
 
 
-def vote_key(session: Session) -> jax.Array:
-    """The key of all votes of a model that does not learn: that with which `evaluate` asks a config's own questions."""
-    return task_keys(session)[0]
+def ticking(stream: Stream, problems: list, *, so_far: Totals) -> Callable[[int, float], None]:
+    """What says now and then how far a batch is."""
+    last = [time.monotonic()]
+
+    def tick(tokens: int, share: float) -> None:
+        if time.monotonic() - last[0] >= _SPEAKS:
+            last[0] = time.monotonic()
+            stream.say(f"so far    {so_far.answered} answered; {len(problems)} are {share:.0%} done, {tokens:,} tokens")
+
+    return tick
 
 
 def train(session: Session, voted: Voted, memory: Memory, kept: Kept, *, seconds: float) -> tuple[Session, Memory]:

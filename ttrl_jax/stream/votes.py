@@ -9,6 +9,7 @@ import jax
 from ttrl_jax.data.problems import Problem
 from ttrl_jax.data.stream import Asked
 from ttrl_jax.errors import InputError
+from ttrl_jax.measure.evaluation import task_keys
 from ttrl_jax.records import Prompts, Rollouts
 from ttrl_jax.reward.judge import Draw, Labels, winners
 from ttrl_jax.reward.vote import Ballot
@@ -46,6 +47,11 @@ def askable(session: Session, batch: Sequence[Asked]) -> tuple[list[Problem], di
         else:
             problems.append(problem)
     return problems, errors
+
+
+def vote_key(session: Session) -> jax.Array:
+    """The key of the votes of a model as it is: that with which `evaluate` asks a config's own questions."""
+    return task_keys(session)[0]
 
 
 def poll(
