@@ -171,6 +171,49 @@ def unseen(task: str, way: str, ids: dict[str, int]) -> tuple[np.ndarray, ...]:
     return rows, lengths, answers, mask
 
 
+def logits_of(params, config, rows, prompt_lengths, answers):
+    """Logits [B, T', W] of each token of worked answers, laid out as `layout` does."""
+    hidden = decoder.forward(params, config, rows, dtype=jnp.float32, remat="none")
+    before = (prompt_lengths - 1)[:, None] + jnp.arange(answers.shape[1])
+    before = jnp.minimum(before, rows.shape[1] - 1)
+    return decoder.logits(params, config, jnp.take_along_axis(hidden, before[..., None], 1))
+
+
+def fitted(params, batches, loss_of, *, rate: float, warmup: int, steps: int, say):
+    """The parameters after a step of AdamW on each of `batches`, of which there are `steps`.
+
+    loss_of: (parameters, *batch) -> a number. rate: the highest, after `warmup` steps; it falls as a cosine to 0. say:
+    called with the step, from 1 on, the parameters after it and its loss.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(0, rate, warmup, steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01))
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, *batch):
+        value, grads = jax.value_and_grad(loss_of)(params, *batch)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    for n, batch in enumerate(batches, start=1):
+        params, state, loss = step(params, state, *batch)
+        say(n, params, loss)
+    return params
+
+
+def write_model(out: Path, params, config, *, fields: dict[str, object], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write the model as a Hugging Face folder, in bfloat16."""
+    out.mkdir(parents=True, exist_ok=True)
+    huggingface.save_tokenizer(tokenizer, out)
+    (out / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    stop = {"eos_token_id": fields["eos_token_id"], "pad_token_id": fields["pad_token_id"]}
+    (out / "generation_config.json").write_text(json.dumps(stop, indent=2) + "\n")
+    tensors = weights.to_huggingface(params, config)
+    tensors = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    print(f"wrote {out}: {sum(t.size for t in tensors.values()) / 1e6:.2f} M parameters")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=RECIPES, default="sums", help="which of the built-in tasks (%(default)s)")
@@ -184,52 +227,34 @@ def main() -> None:
     ids = tokenizer.get_vocab()
     fields = model_fields(len(ids), positions=-(-(recipe.prompt + recipe.tokens) // 64) * 64)
     config = parse_config(fields)
-    params = decoder.init(config, jax.random.key(SEED))
-    schedule = optax.warmup_cosine_decay_schedule(0, PEAK_RATE, 100, steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.01))
-    state = optimizer.init(params)
+    rng, began = np.random.default_rng(SEED), time.monotonic()
+    tests = {way: unseen(task, way, ids) for way in recipe.ways}
 
-    def logits_of(params, rows, prompt_lengths, answers):
-        hidden = decoder.forward(params, config, rows, dtype=jnp.float32, remat="none")
-        before = (prompt_lengths - 1)[:, None] + jnp.arange(answers.shape[1])
-        before = jnp.minimum(before, rows.shape[1] - 1)
-        return decoder.logits(params, config, jnp.take_along_axis(hidden, before[..., None], 1))
+    def noise(n: int) -> float:
+        return recipe.noise * float(np.interp(n / steps, recipe.ramp, (0, 1)))
 
-    @jax.jit
-    def step(params, state, rows, prompt_lengths, answers, mask):
-        def loss(params):
-            logits = logits_of(params, rows, prompt_lengths, answers)
-            return (optax.softmax_cross_entropy_with_integer_labels(logits, answers) * mask).sum() / mask.sum()
+    def batches():
+        for n in range(1, steps + 1):
+            yield layout([recipe.example(rng, noise=noise(n)) for _ in range(BATCH)], ids, recipe)
 
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
+    def loss_of(params, rows, prompt_lengths, answers, mask):
+        logits = logits_of(params, config, rows, prompt_lengths, answers)
+        return (optax.softmax_cross_entropy_with_integer_labels(logits, answers) * mask).sum() / mask.sum()
 
     @jax.jit
     def known(params, rows, prompt_lengths, answers, mask):
-        likeliest = logits_of(params, rows, prompt_lengths, answers).argmax(-1)
+        likeliest = logits_of(params, config, rows, prompt_lengths, answers).argmax(-1)
         return ((likeliest == answers) | (mask == 0)).all(1).mean()
 
-    rng, began = np.random.default_rng(SEED), time.monotonic()
-    tests = {way: unseen(task, way, ids) for way in recipe.ways}
-    for n in range(1, steps + 1):
-        noise = recipe.noise * float(np.interp(n / steps, recipe.ramp, (0, 1)))
-        batch = layout([recipe.example(rng, noise=noise) for _ in range(BATCH)], ids, recipe)
-        params, state, loss = step(params, state, *batch)
+    def say(n: int, params, loss) -> None:
         if n % 100 == 0 or n == steps:
             knows = "  ".join(f"knows {way} {known(params, *test):.3f}" for way, test in tests.items())
-            told = f"step {n}/{steps}  noise {noise:.2f}  loss {loss:.4f}  {knows}  {time.monotonic() - began:.0f} s"
-            print(told, flush=True)
+            told = f"step {n}/{steps}  noise {noise(n):.2f}  loss {loss:.4f}  {knows}"
+            print(f"{told}  {time.monotonic() - began:.0f} s", flush=True)
 
-    out.mkdir(parents=True, exist_ok=True)
-    huggingface.save_tokenizer(tokenizer, out)
-    (out / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-    stop = {"eos_token_id": fields["eos_token_id"], "pad_token_id": fields["pad_token_id"]}
-    (out / "generation_config.json").write_text(json.dumps(stop, indent=2) + "\n")
-    tensors = weights.to_huggingface(params, config)
-    tensors = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    print(f"wrote {out}: {sum(t.size for t in tensors.values()) / 1e6:.2f} M parameters")
+    params = decoder.init(config, jax.random.key(SEED))
+    params = fitted(params, batches(), loss_of, rate=PEAK_RATE, warmup=100, steps=steps, say=say)
+    write_model(out, params, config, fields=fields, tokenizer=tokenizer)
 
 
 if __name__ == "__main__":
