@@ -218,6 +218,11 @@ def get_config() -> ConfigDict:
     # True: save weights alone, a third of the size. They can be evaluated and exported; the run cannot continue.
     c.checkpoint.weights_only = False
 
+    c.stop = ConfigDict()
+    # Episodes without a better model, by its votes, as checkpoint.keep_best ranks them, after which a run stops early
+    # (docs/runs.md). 0: it never does. 4 and more let a run learn that begins with hardly a clear vote.
+    c.stop.patience = 0
+
     c.log = ConfigDict()
     c.log.generations_every = 10  # training steps between written generations; 0: never
     c.log.token_logps = False  # keep each token's text and log-prob with these; about ten times the size

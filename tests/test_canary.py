@@ -22,6 +22,7 @@ from ttrl_jax.measure import canary
 from ttrl_jax.measure.certificate import certify
 from ttrl_jax.measure.evaluation import measure
 from ttrl_jax.run import choice
+from ttrl_jax.run.visits import read_visits
 from ttrl_jax.session import open_session
 
 ROOT = Path(__file__).parent.parent
@@ -227,7 +228,7 @@ def test_the_best_checkpoint_stays_and_is_exported(call, tmp_path: Path):
     more += ["--config.checkpoint.keep=1", "--config.checkpoint.keep_best=1", "--workdir=run"]
     code, out, err = call(train, *FEW[:-1], *more)
     assert code == 0 and "the newest 1 are kept, and the best 1 by checkpoint.keep_best" in " ".join(out.split()), err
-    visits = choice.read_visits(tmp_path / "run")
+    visits = read_visits(tmp_path / "run")
     saved: list[int] = []
     for step in range(1, 7):  # an episode has one step
         kept = choice.best([visit for visit in visits if visit["step"] < step], saved, episode=1, most=1)

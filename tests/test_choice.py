@@ -2,6 +2,7 @@
 and a run that collapsed."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 
 from ttrl_jax.errors import InputError
 from ttrl_jax.run.checkpoint import Checkpoints
-from ttrl_jax.run.choice import Candidate, asked, best, candidates, ranked, read_visits
+from ttrl_jax.run.choice import Candidate, asked, best, candidates, ranked
 from ttrl_jax.run.metrics import write_json, write_jsonl
+from ttrl_jax.run.visits import changed, diversity, read_visits
 
 GOLDEN = Path(__file__).parent / "golden" / "choice"
 
@@ -40,11 +42,12 @@ VISITS = [
 
 def test_what_is_measured_by_hand():
     start, second, third = candidates(VISITS, episode=2)
-    assert start == Candidate(0, share=pytest.approx(0.55), distinct=1.0, silent=0.05, changed=0.0)
+    two = pytest.approx(math.log(2))  # as many labels as questions
+    assert start == Candidate(0, share=pytest.approx(0.55), diversity=two, silent=0.05, changed=0.0)
     # Of question 0 the label was clear before step 2, and it did not flip; that of question 1 was not.
-    assert second == Candidate(2, share=pytest.approx(0.8), distinct=1.0, silent=0.0, changed=0.0)
+    assert second == Candidate(2, share=pytest.approx(0.8), diversity=two, silent=0.0, changed=0.0)
     # Both were clear before step 4, and that of question 0 is another now. One label for two questions.
-    assert third == Candidate(4, share=1.0, distinct=0.5, silent=0.0, changed=0.5)
+    assert third == Candidate(4, share=1.0, diversity=0.0, silent=0.0, changed=0.5)
     assert [each.step for each in ranked([start, second, third])] == [2, 0]
 
 
@@ -52,6 +55,26 @@ def test_a_label_that_came_back_has_not_changed():
     there = [*VISITS[:4], visit(4, 0, "6", [10], flipped=True), VISITS[5], visit(6, 0, "5", [9, 1], flipped=True)]
     there.append(visit(7, 1, "9", [9, 1]))
     assert [each.changed for each in candidates(there, episode=2)] == [0.0, 0.0, 0.5, 0.0]
+
+
+def test_how_different_labels_are():
+    """Of 3 yes and 1 no: -(3/4 ln 3/4 + 1/4 ln 1/4) = 0.5623 nats."""
+    assert diversity(["yes"] * 3 + ["no"]) == pytest.approx(0.5623, abs=1e-4) and diversity(["yes"] * 9) == 0
+    assert diversity("abcd") == pytest.approx(math.log(4)) and diversity([]) == 0
+    # At steps 4 and 5 both questions are there, whose labels were clear before; at step 2 it was that of question 0.
+    assert changed(VISITS, [4, 5]) == [True, False] and changed(VISITS, [2, 3]) == [False] and changed(VISITS, []) == []
+
+
+def test_yes_and_no_that_collapse_are_not_taken():
+    """Two labels to four questions, then one: half as many, which yes and no have at the least."""
+    rows = [
+        visit(4 * episode + q, q, "yes" if episode == 1 or q % 2 else "no", [6 + 3 * episode, 4 - 3 * episode])
+        for episode in range(2)
+        for q in range(4)
+    ]
+    start, after = candidates(rows, episode=4)
+    assert (start.diversity, after.diversity) == (pytest.approx(math.log(2)), 0) and after.share > start.share
+    assert ranked([start, after]) == [start]
 
 
 def test_only_whole_episodes_are_measured():
@@ -62,7 +85,7 @@ def test_only_whole_episodes_are_measured():
     assert [*candidates(silent, episode=2)] == [Candidate(0, 0.0, 0.0, 1.0, 0.0)]
 
 
-START = Candidate(0, share=0.4, distinct=0.8, silent=0.1, changed=0.0)
+START = Candidate(0, share=0.4, diversity=0.8, silent=0.1, changed=0.0)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +93,8 @@ START = Candidate(0, share=0.4, distinct=0.8, silent=0.1, changed=0.0)
     [
         ({}, True),
         ({"share": 0.4}, False),  # no more agreement
-        ({"distinct": 0.4}, True),  # half of the different labels
-        ({"distinct": 0.39}, False),
+        ({"diversity": 0.4}, True),  # half of the entropy of the labels
+        ({"diversity": 0.39}, False),
         ({"silent": 0.2}, True),  # a tenth more
         ({"silent": 0.21}, False),
         ({"changed": 0.2}, True),
@@ -79,7 +102,7 @@ START = Candidate(0, share=0.4, distinct=0.8, silent=0.1, changed=0.0)
     ],
 )
 def test_what_may_be_taken(after: dict[str, float], taken: bool):
-    other = Candidate(**({"step": 8, "share": 0.5, "distinct": 0.8, "silent": 0.1, "changed": 0.0} | after))
+    other = Candidate(**({"step": 8, "share": 0.5, "diversity": 0.8, "silent": 0.1, "changed": 0.0} | after))
     assert ranked([START, other]) == [other, START][not taken :]
 
 

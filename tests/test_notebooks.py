@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from ttrl_jax.data.problems import steps_of
-from ttrl_jax.run.diagnosis import FEWEST
+from ttrl_jax.run.diagnosis import LIMITS
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "colab"
@@ -134,7 +134,7 @@ def test_math500_has_steps_enough_for_a_verdict():
     steps = steps_of(
         int(names["QUESTIONS"]), int(given["rollout.prompts"]), drop_last=given["data.drop_last"] == "True"
     )
-    assert steps * int(given["episodes"]) >= 30 > FEWEST
+    assert steps * int(given["episodes"]) >= 30 > LIMITS.few
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)

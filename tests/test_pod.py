@@ -137,6 +137,18 @@ def test_killed_processes_end_all_and_nothing_is_lost(tmp_path: Path, changes: t
 
 
 @pytest.mark.slow
+def test_all_stop_early_after_the_same_step_and_go_on(undisturbed: Path, tmp_path: Path):
+    """Invariance: a run that its patience ended goes on bit by bit as one that was never to stop."""
+    workdir = tmp_path / "run"
+    said = finish(workdir, "--config.stop.patience=1")
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["steps"] == summary["stopped"]["best"] + 2 < STEPS == results(undisturbed)["summary"]["steps"]
+    assert "stopped early" in said[0] and max(steps_saved(workdir)) == summary["steps"]
+    assert f"resumed after step {summary['steps']}" in finish(workdir)[0]
+    assert results(workdir) == results(undisturbed)
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_makes_all_save_the_same_step_and_another_shape_goes_on(undisturbed: Path, tmp_path: Path):
     """Semantics: SIGTERM to process 1 alone; then one process goes on, on devices of another number."""
     workdir = tmp_path / "run"

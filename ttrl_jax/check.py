@@ -329,6 +329,7 @@ def _number_rules(config: ConfigDict) -> list[tuple[bool, str]]:
         "prime.process_coef": config.prime.process_coef,
         "checkpoint.keep_best": config.checkpoint.keep_best,
         "checkpoint.every": config.checkpoint.every,
+        "stop.patience": config.stop.patience,
         "solve.replay": config.solve.replay,
         "solve.window": config.solve.window,
         "eval.every": config.eval.every,

@@ -15,6 +15,7 @@ from ttrl_jax.reward.history import History
 from ttrl_jax.run import distributed, folder, places
 from ttrl_jax.run.checkpoint import Checkpoints, Damaged
 from ttrl_jax.run.compiled import Announce
+from ttrl_jax.run.files import ROLLOUTS
 from ttrl_jax.run.lock import WriterLock
 from ttrl_jax.session import Session, open_session, restore
 
@@ -104,11 +105,24 @@ def resume(
     return session, Past()
 
 
-def go_on(workdir: Path, run: folder.Identity, lines: Sequence[str], *, step: int) -> None:
-    """Let the folder be of a run that goes on after `step` steps. Process 0 writes."""
-    if distributed.leader():
-        folder.renew(workdir, run, lines, step=step)
-        (workdir / folder.SUMMARY).unlink(missing_ok=True)
+def nothing_left(summary: Mapping[str, Any], *, total: int, patience: int, changes: folder.Changes) -> bool:
+    """Whether a finished run stays finished: all `total` steps are done, or it has stopped early, and neither has it
+    more `patience` now nor more episodes."""
+    stopped = summary.get("stopped")
+    waits = stopped is not None and (patience == 0 or patience > stopped["patience"] or "episodes" in changes.keys)
+    return summary["steps"] >= total or (stopped is not None and not waits)
+
+
+def go_on(workdir: Path, run: folder.Identity, lines: Sequence[str], *, step: int, longer: bool = False) -> int:
+    """Let the folder be of a run that goes on after `step` steps; longer: with more episodes. Process 0 writes ->
+    after how many steps it was last made longer."""
+    if not distributed.leader():
+        return 0
+    folder.renew(workdir, run, lines, step=step, longer=longer)
+    (workdir / folder.SUMMARY).unlink(missing_ok=True)
+    for path in (workdir / ROLLOUTS).glob(f"eval_*_{step:06}.jsonl") if step else ():
+        path.unlink()  # of what was the end, whose evaluation is no row of metrics.jsonl any more
+    return folder.longer_since(workdir)
 
 
 def _say(line: str) -> None:

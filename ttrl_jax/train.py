@@ -38,8 +38,9 @@ from ttrl_jax.measure.tables import headline
 from ttrl_jax.model.weights import sha256
 from ttrl_jax.prepare import prepare
 from ttrl_jax.programs import itemsizes, trained_bytes, trained_parameters
-from ttrl_jax.resume import Evaluations, Past, as_begun, finished, go_on, resume, take
+from ttrl_jax.resume import Evaluations, Past, as_begun, finished, go_on, nothing_left, resume, take
 from ttrl_jax.reward.audit import truth_classes
+from ttrl_jax.reward.history import History
 from ttrl_jax.reward.judge import Draw
 from ttrl_jax.reward.score import select
 from ttrl_jax.run import choice, distributed, folder, places
@@ -48,7 +49,9 @@ from ttrl_jax.run.diagnosis import diagnose
 from ttrl_jax.run.files import METRICS, Files, require_files
 from ttrl_jax.run.interrupt import Interrupt, Interrupted
 from ttrl_jax.run.metrics import read_lines, write_json
+from ttrl_jax.run.patience import weary
 from ttrl_jax.run.progress import Progress
+from ttrl_jax.run.visits import read_visits
 from ttrl_jax.session import Session, encode, render, sample, save, step_key, update
 from ttrl_jax.tasks.hearing import stop_of
 from ttrl_jax.tasks.sets import OWN
@@ -69,7 +72,8 @@ def main() -> int:
     distributed.require_same(facts(inputs, run) | {"--workdir": str(workdir)})
     same = {"defaults": commands.defaults(), "flag": "--workdir"}
     changes = distributed.together(lambda: folder.require_same(workdir, run, **same))
-    if (summary := distributed.gather(lambda: finished(workdir))[0]) is not None and summary["steps"] >= total:
+    summary, left = distributed.gather(lambda: finished(workdir))[0], {"total": total, "changes": changes}
+    if summary is not None and nothing_left(summary, patience=config.stop.patience, **left):
         print(f"{workdir} is finished:\n{report(summary, **shown)}")
         return 0
 
@@ -86,23 +90,25 @@ def main() -> int:
         with interrupt.at_once():
             session, past = resume(inputs, checkpoints, say=progress.line, compiling=progress.compiling)
         progress.resumed(session.step)
-        lines = changes.lines(step=session.step, total=total)
-        distributed.together(lambda: go_on(workdir, run, lines, step=session.step))
+        lines, gone = changes.lines(step=session.step, total=total), {"longer": "episodes" in changes.keys}
+        waits = distributed.gather(lambda: go_on(workdir, run, lines, step=session.step, **gone))[0]
         with distributed.together(
             lambda: Files(workdir, start_step=session.step, config=commands.flat(run.config), **logs)
         ) as files:
             introduce(inputs, progress.line)
             for line in said_first(session, workdir, lines):
                 progress.line(line)
-            session, past = train(session, past, Opened(workdir, files, checkpoints, interrupt, progress, since=began))
+            opened = Opened(workdir, files, checkpoints, interrupt, progress, since=began, waits=waits)
+            session, past = train(session, past, opened)
 
     # ------------------------------------------------------------- results
-    seconds, ends = past.seconds + time.monotonic() - began, {"steps": total}
+    seconds, ends = past.seconds + time.monotonic() - began, {"steps": session.step}
+    ends["stopped"] = stopped(session, past.history, opened) if session.step < total else None
     ends["params_sha256"] = sha256(session.state.policy.params)
     distributed.alone(lambda: conclude(workdir, past.evaluations, seconds=seconds, **ends))
     summary = distributed.gather(lambda: folder.read_summary(workdir) if distributed.leader() else None)[0]
     print(report(summary, **shown))
-    print(f"{total} steps in {summary['seconds']:.0f} s; everything is in {workdir}. Next:")
+    print(f"{session.step} steps in {summary['seconds']:.0f} s; everything is in {workdir}. Next:")
     for line in next_commands(workdir, summary, adapters=config.lora.rank > 0):
         print(f"  {line}")
     return 0
@@ -127,11 +133,11 @@ class Opened:
     interrupt: Interrupt
     progress: Progress
     since: float  # when this process began, as time.monotonic() has it
+    waits: int  # the step from which stop.patience counts
 
 
 def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
-    """Test-time reinforcement learning, from the session's step to the last. Raises Interrupted if a signal came, once
-    what there is has been saved."""
+    """Test-time reinforcement learning up to the last step, or an early stop. Raises Interrupted once it has saved."""
     config, start, total = session.config, session.step, session.inputs.total_steps
     interrupt, files, progress = opened.interrupt, opened.files, opened.progress
     watch, clock = watching(interrupt, progress), Clock(progress.phase)
@@ -149,6 +155,8 @@ def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
         # ----------------------------------------------------- the loop
         for step in clock.each(range(start, total)):
             started = session, Past(history, evaluations, past.seconds)
+            if stopped(session, history, opened):
+                break
             with interrupt.at_once(session.state):
                 evaluations = evaluate(session, evaluations, files, progress, watch) if due(session) else evaluations
                 clock.lap("evaluate")
@@ -177,9 +185,9 @@ def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
             progress.step(step + 1, f"episode {batches.episode(step) + 1} | {line_of(metrics)}")
         started = session, Past(history, evaluations, past.seconds)
         with interrupt.at_once(session.state):
-            evaluations = evaluate(session, evaluations, files, progress, watch)
+            evaluations = evaluate(session, evaluations, files, progress, watch, last=True)
             canary.end(session, opened.workdir, progress=watch("measuring the trained model on the canaries"))
-        files.write(total, measured(evaluations, total))
+        files.write(session.step, measured(evaluations, session.step))
         files.flush()
     except Interrupted:
         session, past = started
@@ -214,20 +222,32 @@ def due(session: Session) -> bool:
     return session.step == 0 or (every > 0 and session.step % every == 0)
 
 
+def stopped(session: Session, history: History, opened: Opened) -> dict[str, int] | None:
+    """Why the run stops before its next step: its patience, and the model that it has waited beside; None: it goes
+    on."""
+    patience, episode = session.config.stop.patience, session.problems.steps_per_episode
+    if not patience or session.step % episode:
+        return None
+    best = weary(history.rows(), episode=episode, patience=patience, since=opened.waits)
+    return None if best is None else {"patience": patience, "best": best}
+
+
 def by_truth(session: Session) -> bool:
     """Whether true answers make the labels: the oracle, what they would have given."""
     return session.config.reward.label == "truth"
 
 
-def evaluate(session: Session, evaluations: Evaluations, files: Files, progress: Progress, watch: Watch) -> Evaluations:
+def evaluate(
+    session: Session, evaluations: Evaluations, files: Files, progress: Progress, watch: Watch, *, last: bool = False
+) -> Evaluations:
     """Measure the model on every set of questions -> the evaluations with this one. The generations of the first and
-    the last are kept. Raises InputError where the first has hardly any answers."""
+    the `last` are kept. Raises InputError where the first has hardly any answers."""
     step, config, found = session.step, session.config, {}
     for questions, key in zip(session.inputs.sets, task_keys(session), strict=True):
         result = measure(session, questions, key, progress=watch(f"evaluating {questions.name}"))
         found[questions.name] = result.numbers
         files.undecided({"step": step, "set": questions.name} | row for row in result.undecided)
-        rows = result.rows() if step in (0, session.inputs.total_steps) and distributed.leader() else []
+        rows = result.rows() if (last or step == 0) and distributed.leader() else []
         if rows:
             files.generations(f"eval_{questions.name}", step, rows)
         shown = headline(result.numbers, samples=measured_samples(config.eval.samples, config.eval.stop_votes))
@@ -271,7 +291,7 @@ def keep(session: Session, opened: Opened, past: Past, *, now: bool = False) -> 
 
 def conclude(workdir: Path, evaluations: Evaluations, *, seconds: float, **ends: Any) -> None:
     """Write the summary, with a diagnosis of all steps, those before a resume too."""
-    ends["diagnosis"] = diagnose(read_lines(workdir / METRICS)[0])
+    ends["diagnosis"] = diagnose(read_lines(workdir / METRICS)[0], read_visits(workdir))
     ends["certificate"] = canary.outcome(workdir, step=ends["steps"])
     write_json(workdir / folder.SUMMARY, summarise(evaluations, seconds=seconds, **ends))
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("sample", "vote", "update")  # of a step, in whose seconds no evaluation is
 _NOTHING = 1e-2  # seconds: an evaluation that was not due
 _STEPS = 3  # that are measured before a time is said
-_PATHS = ("model.path", "data.path", "eval.tasks")  # may be spelled in several ways: the run itself checks them
+_PATHS = ("model.path", "data.path", "eval.tasks", "task")  # may be spelled in several ways: the run itself checks them
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from ttrl_jax import commands
 from ttrl_jax.measure.canary import sentence
 from ttrl_jax.measure.tables import table
+from ttrl_jax.run import patience
 from ttrl_jax.run.choice import LAST, START
 from ttrl_jax.run.diagnosis import Diagnosis
 from ttrl_jax.tasks.sets import OWN
@@ -23,9 +24,10 @@ def summarise(
     seconds: float,
     diagnosis: Diagnosis,
     certificate: Mapping[str, Any] | None = None,
+    stopped: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The content of summary.json: the first and last evaluation, the diagnosis, what the canaries say if there are
-    any, and what identifies the result."""
+    any, why the run stopped early if it did, and what identifies the result."""
     first, last = evaluations[0], evaluations[-1]
     summary = {}
     for name in [name for name in first if name != "step"]:
@@ -33,6 +35,7 @@ def summarise(
         summary |= {f"{prefix}before": first[name], f"{prefix}after": last[name]}
     summary |= {"verdict": diagnosis.verdict, "diagnosis": diagnosis.text}
     summary |= {} if certificate is None else {"certificate": certificate}
+    summary |= {} if stopped is None else {"stopped": stopped}
     return summary | {"seconds": round(seconds, 1), "steps": steps, "params_sha256": params_sha256}
 
 
@@ -43,6 +46,8 @@ def report(summary: Mapping[str, Any], *, samples: int, extra_k: Sequence[int]) 
     shown = table(columns, samples=samples, extra_k=extra_k)
     diagnosis = Diagnosis(summary["verdict"], summary["diagnosis"])
     told = [f"diagnosis: {diagnosis}"] + [sentence(summary.get("certificate"))] * bool(summary["steps"])
+    if "stopped" in summary:
+        told.append(patience.sentence(summary["stopped"], steps=summary["steps"]))
     return "\n".join([shown, *(textwrap.fill(each, 120) for each in told)])
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from ttrl_jax import commands
 from ttrl_jax.errors import InputError
 from ttrl_jax.run import folder, places
-from ttrl_jax.run.choice import candidates, ranked, read_visits
+from ttrl_jax.run.choice import candidates, ranked
 from ttrl_jax.run.files import STARTS
 from ttrl_jax.run.metrics import finite, read_lines
+from ttrl_jax.run.visits import read_visits
 from ttrl_jax.tasks.sets import OWN
 
 
@@ -55,12 +56,15 @@ class Run:
         return max(1, count // prompts if drops else math.ceil(count / prompts))
 
     @property
-    def total(self) -> int | None:
-        """Training steps that the run is to have; None where the folder does not say."""
-        if self.finished:
-            return max(self.steps, *self.evaluations, 0)
+    def planned(self) -> int | None:
+        """Training steps of all episodes; None where the folder does not say."""
         episodes = self.settings.get("episodes")
         return self.episode * episodes if self.episode and type(episodes) is int else None
+
+    @property
+    def total(self) -> int | None:
+        """Training steps that the run is to have; None where the folder does not say."""
+        return max(self.steps, *self.evaluations, 0) if self.finished else self.planned
 
     @property
     def tasks(self) -> list[str]:

@@ -20,6 +20,7 @@ from ttrl_jax.report.data import Group, Run, by_seed
 from ttrl_jax.report.models import Model
 from ttrl_jax.report.rollouts import Question
 from ttrl_jax.run.diagnosis import diagnose
+from ttrl_jax.run.visits import read_visits
 
 _NUMBER_BYTES = 8  # of a value in a curve, about
 FILTERS = {
@@ -127,7 +128,7 @@ def _first(runs: Sequence[Run], groups: Sequence[Group], made: Charts) -> str:
 
 
 def _verdict(run: Run, *, name: bool, fold: bool) -> str:
-    found = diagnose(run.rows)
+    found = diagnose(run.rows, read_visits(run.path))
     said = f"{run.name}: {found.verdict}." if name else f"Verdict: {found.verdict}."
     if fold:
         return table.folded(said, f'<p class="verdict">{html.escape(found.text)}</p>')

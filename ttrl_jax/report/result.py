@@ -141,7 +141,8 @@ def _questions(run: Run) -> str | None:
 
 
 def _steps(run: Run) -> str:
-    of = "" if run.finished or not run.total else f" of {run.total}"
+    of = f" of {run.planned}" if run.planned and run.steps < run.planned else ""
+    of += ", stopped early" if of and run.finished else ""
     episodes = f", {run.episode} an episode" if run.episode else ""
     return f"{run.steps}{of}{episodes}"
 

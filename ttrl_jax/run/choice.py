@@ -1,26 +1,21 @@
 """Which checkpoint of a run is taken: the one that its certificate returns, the newest, one by its number of steps, or
 the one that is chosen by votes, without any truth."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ttrl_jax.errors import InputError
 from ttrl_jax.run import folder
 from ttrl_jax.run.checkpoint import Checkpoints
-from ttrl_jax.run.diagnosis import LOST, SAME
-from ttrl_jax.run.files import VOTES
-from ttrl_jax.run.metrics import finite, read_lines
+from ttrl_jax.run.diagnosis import LIMITS
+from ttrl_jax.run.visits import Visits, changed, diversity, read_visits
 
 TRAINED, START = "trained", "start"  # what a certificate returns
 LAST, CHOSEN = "last", "chosen"  # values of --step
-# Set on seeds 1 and 2 of runs of the quickstarts, of which three collapsed; shown on seed 0 (docs/science.md).
-CLEAR = 0.3  # winner minus runner-up, of all votes of a visit
-# Of the labels that were clear; it was 0.67 and more where models had collapsed, mostly 0 where they learned.
+# Of the labels that were clear; it was 0.67 and more where models had collapsed, mostly 0 where they learned. Set on
+# seeds 1 and 2 of runs of the quickstarts, of which three collapsed; shown on seed 0 (docs/science.md).
 CHANGED = 0.2
-
-Visits = Sequence[Mapping[str, Any]]  # rows of votes.jsonl, by step
 
 
 @dataclass(frozen=True)
@@ -29,45 +24,37 @@ class Candidate:
 
     step: int
     share: float  # of the votes for the label, mean over questions
-    distinct: float  # different labels / labels; 0 without any
+    diversity: float  # entropy of the labels, in nats: ln 2 of as many yes as no; 0 without any
     silent: float  # share of the votes without an answer
     changed: float  # of the labels that were clear before, share of those that are others now; 0 without any
-
-
-def read_visits(run: Path) -> list[dict[str, Any]]:
-    """What votes.jsonl of a run folder has; lines that are damaged are passed over."""
-    return [row for row in read_lines(run / VOTES)[0] if _whole(row)]
 
 
 def candidates(visits: Visits, *, episode: int, steps: Iterable[int] | None = None) -> Iterator[Candidate]:
     """Measure the models after 0, `episode`, 2 `episode` ... steps, or after those of `steps`, that have the votes of
     a whole episode. episode: its steps."""
     done = max((visit["step"] for visit in visits), default=-1) + 1
-    first, flips = _first_clear(visits), _flips(visits)
     for step in sorted(range(0, done, episode) if steps is None else set(steps)):
         there = [i for i, visit in enumerate(visits) if step <= visit["step"] < step + episode]
         if not there or step + episode > done:
             continue
         labels = [visits[i]["label"] for i in there if visits[i]["label"] is not None]
         votes = sum(sum(visits[i]["counts"]) + visits[i]["no_answer"] for i in there)
-        clear = [(first[q], i) for i in there if (q := visits[i]["question"]) in first]
-        clear = [(before, i) for before, i in clear if visits[before]["step"] < step]
-        changed = [visits[a]["label"] != visits[b]["label"] and flips[b] > flips[a] for a, b in clear]
+        others = changed(visits, there)
         yield Candidate(
             step=step,
             share=sum(visits[i]["share"] for i in there) / len(there),
-            distinct=len(set(labels)) / max(1, len(labels)),
+            diversity=diversity(labels),
             silent=sum(visits[i]["no_answer"] for i in there) / votes,
-            changed=sum(changed) / max(1, len(clear)),
+            changed=sum(others) / max(1, len(others)),
         )
 
 
 def ranked(found: Iterable[Candidate]) -> list[Candidate]:
     """The candidates that may be taken, the best first; the last of them is the start. None without the start.
 
-    One may be taken if, beside the start, it has more agreement, its labels are at least SAME times as different, and
-    at most LOST more of its votes have no answer; and if at most CHANGED of the labels that were clear are others now.
-    A question's label is clear from its first visit on that CLEAR of the votes decided. A model that learns what its
+    One may be taken if, beside the start, it has more agreement, its labels are at least LIMITS.same times as diverse,
+    and at most LIMITS.lost more of its votes have no answer; and if at most CHANGED of the labels that were clear are
+    others now (`visits.changed`). A model that learns what its
     votes know keeps such labels, whatever happens to those that hardly won. Of equal ones the earlier is better.
     """
     start, *others = list(found) or [None]
@@ -77,8 +64,8 @@ def ranked(found: Iterable[Candidate]) -> list[Candidate]:
         each
         for each in others
         if each.share > start.share
-        and each.distinct >= SAME * start.distinct
-        and each.silent <= start.silent + LOST
+        and each.diversity >= LIMITS.same * start.diversity
+        and each.silent <= start.silent + LIMITS.lost
         and each.changed <= CHANGED
     ]
     return [*sorted(fit, key=lambda each: (-each.share, each.step)), start]
@@ -118,38 +105,6 @@ def asked(run: Path, checkpoints: Checkpoints, given: str | None) -> int | None:
         f"by its votes none of the checkpoints of {run} ({', '.join(map(str, steps))}) is better than the start model, "
         f"which the run began with; take that, or add --step {LAST}"
     )
-
-
-def _whole(row: Mapping[str, Any]) -> bool:
-    counts, numbers = row.get("counts"), ("step", "question", "no_answer", "share", "runner_up")
-    return (
-        set(numbers) <= finite(row).keys()
-        and isinstance(row.get("label"), str | None)
-        and isinstance(counts, list)
-        and all(type(count) is int for count in counts)
-        and sum(counts) + row["no_answer"] > 0
-        and "flipped" in row
-    )
-
-
-def _first_clear(visits: Visits) -> dict[int, int]:
-    """question -> the place of its first visit at which its label was clear."""
-    found: dict[int, int] = {}
-    for i, visit in enumerate(visits):
-        if visit["share"] - visit["runner_up"] >= CLEAR:
-            found.setdefault(visit["question"], i)
-    return found
-
-
-def _flips(visits: Visits) -> list[int]:
-    """How often the label of its question has flipped, up to each visit. Labels are compared by `flipped`, as the task
-    compares answers: two visits may spell one answer in two ways."""
-    count: dict[int, int] = {}
-    found = []
-    for visit in visits:
-        count[visit["question"]] = count.get(visit["question"], 0) + bool(visit["flipped"])
-        found.append(count[visit["question"]])
-    return found
 
 
 def _returned(run: Path) -> str | None:

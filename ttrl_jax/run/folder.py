@@ -34,7 +34,7 @@ _USED_BY = {"critic.": "ppo", "prime.": "prime"}  # sections that no other algor
 # What a run that goes on may be given anew. The first change where it computes, and so its rounding.
 _ROUNDING = ("mesh.", "rollout.rows", "train.micro_tokens", "train.chunk_tokens", "train.remat")
 _ROUNDING += ("model.attention", "model.decode_attention")
-_BOOKKEEPING = ("checkpoint.", "log.", "eval.every", "eval.tasks", "episodes", "reward.allow_silence")
+_BOOKKEEPING = ("checkpoint.", "stop.", "log.", "eval.every", "eval.tasks", "episodes", "reward.allow_silence")
 _SECONDS_TO_SEE = 60  # as long as network disks may believe that there is no such file
 
 
@@ -218,17 +218,24 @@ def claim(folder: Path, now: Identity, *, leader: bool = True) -> None:
         write_json(folder / CONFIG, asdict(now))
 
 
-def renew(folder: Path, now: Identity, changes: Sequence[str], *, step: int) -> None:
+def renew(folder: Path, now: Identity, changes: Sequence[str], *, step: int, longer: bool = False) -> None:
     """Make the folder of a run that goes on after `step` steps one of `now`, which `require_same` has seen, and keep
-    `changes`, what that means, beside it."""
+    `changes`, what that means, beside it. longer: whether it has more episodes now."""
     made = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    said = made.get("changes", []) + ([{"step": step, "changes": list(changes)}] if changes else [])
+    new = {"step": step, "changes": list(changes)} | ({"longer": True} if longer else {})
+    said = made.get("changes", []) + ([new] if changes else [])
     wanted = asdict(now) | ({"changes": said} if said else {})
     for name in as_begun(folder, flag="--workdir"):  # still goes on as it began, whatever the default
         section, leaf = name.split(".")
         wanted["config"][section] = {key: value for key, value in wanted["config"][section].items() if key != leaf}
     if made != json.loads(json.dumps(wanted)):
         write_json(folder / CONFIG, wanted)
+
+
+def longer_since(folder: Path) -> int:
+    """After how many steps the run was last made longer; 0 if it never was."""
+    made = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return max((each["step"] for each in made.get("changes", []) if each.get("longer")), default=0)
 
 
 def _await_claim(folder: Path) -> None:
