@@ -56,6 +56,9 @@ def test_converged():
         verdict_of(ramp(0.31, 0.93, end=30)) == "learning"
     )  # it was there in the second half only, when the learning rate is low
     assert verdict_of(flat(0.95)) == "converged"  # nothing was left to learn
+    dip = diagnose(run(vote_majority_ratio=ramp(0.98, 0.85, end=30)[:36] + [0.96] * 12))
+    assert dip.verdict == "converged" and "rose" not in dip.text and "to 0.960" in dip.text
+    assert "from 0.9 on little is left to agree on" in dip.text
 
 
 def votes(*episodes: str, margin: float = 0.6, prompts: int = 8) -> list[dict[str, object]]:

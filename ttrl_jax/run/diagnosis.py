@@ -98,8 +98,8 @@ def diagnose(rows: Sequence[Mapping[str, Any]], visits: Visits = (), *, limits: 
                   the entropy that those of the first had (`_lost_labels`)
       stuck       m has not risen by 0.05, or by no more than chance gives where nearly all questions had equal
                   rewards, and is below 0.9
-      converged   m has been where it is at the end, but for chance, since half of the steps were done. The learning
-                  rate was still half of its peak then, so that it was not the schedule that stopped it
+      converged   m has been where it is at the end, but for chance, since half of the steps were done, when the
+                  learning rate was still half of its peak; or m is 0.9 or more, and has risen by less than 0.05
       learning    m has risen, and came near its end only in the second half
     """
     steps = [row for row in map(finite, rows) if {"step", "vote/majority_ratio"} <= row.keys()]
@@ -127,6 +127,9 @@ def diagnose(rows: Sequence[Mapping[str, Any]], visits: Visits = (), *, limits: 
     said = [*_labels(steps, least, limits), _NOT_TRUTH]
     if since <= (steps[0]["step"] + steps[-1]["step"]) / 2:
         text = f"The majority ratio went {course}, and has stayed within {near:.2f} of that since step {since}."
+        return Diagnosis("converged", " ".join([text, *said]))
+    if risen < limits.rise:  # from so high that there was little to rise
+        text = f"The majority ratio went {course}: from {limits.agreed:g} on little is left to agree on."
         return Diagnosis("converged", " ".join([text, *said]))
     text = f"The majority ratio rose {course}, and came within {near:.2f} of that only at step {since}: more episodes"
     return Diagnosis("learning", " ".join([text, "may teach more.", *said]))
