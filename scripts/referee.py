@@ -134,8 +134,8 @@ def show(options: Options, seeds: Sequence[int]) -> str:
     }
     tables = [gains_table(results, task) for task in SETS] + [partition_table(results)]
     tables += [family_table(results, family) for family in options.families]
-    said = [f"`{method}`: {METHODS[method].title}." for method in options.methods]
-    said.append(f"Seeds: {', '.join(map(str, seeds))}; of several the mean, with the lowest and the highest.")
+    said = [f"- `{method}`: {METHODS[method].title}." for method in options.methods]
+    said.append(f"- Seeds: {', '.join(map(str, seeds))}; of several the mean, with the lowest and the highest.")
     text = write(Shown(tables, {}, said), "REFEREE", options.out)
     write_text(options.out / "referee.svg", picture(results, HELD_OUT))
     return text

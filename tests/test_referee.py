@@ -189,7 +189,7 @@ def test_families_are_those_that_are_made():
 
 FEW = [
     "--config.data.limit=8", "--config.episodes=3", "--config.rollout.votes=4", "--config.train.samples=4",
-    "--config.eval.samples=4", "--config.log.tensorboard=false",
+    "--config.eval.samples=4", "--config.log.tensorboard=False",
 ]  # fmt: skip
 
 
