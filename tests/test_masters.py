@@ -42,6 +42,7 @@ def test_gradients_of_a_table_add_up_in_float32():
     assert float(plain[1, 0]) < 1_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_gradients_to_masters_in_bfloat16(remat: str):
     """Those of float32 masters that are the same numbers, added up in float32: with remat="full", where layers are
