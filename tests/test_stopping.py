@@ -305,6 +305,25 @@ def test_wrong_certificates_are_as_rare_as_promised(simulation, error: float) ->
         if (votes := simulation.draw(chances, ballots=4000, rng=rng)) is not None
     }
     assert max(shares.values()) <= error and shares["2 tied"] > 0  # the test could fail
+    tied = simulation.draw(simulation.NULLS["2 tied"], ballots=4000, rng=rng)
+    assert simulation.wrong([0.5, 0.5], simulation.newest(tied, error=error, least=1)) > 2 * error  # of no bound
+
+
+def test_labels_of_a_run_that_would_have_stopped(simulation, tmp_path: Path) -> None:
+    """Hand-worked, at an error of 0.05. 32 votes for one answer certify it: 32 of 64 are saved, and what comes after
+    would not have counted. Votes that alternate, or that have no answer, certify nothing."""
+    classes = {"early": [0] * 32 + [1] * 32, "turned": [0] * 31 + [1] * 33, "tied": [0, 1] * 32, "silent": [-1] * 64}
+    rows = [
+        {"samples": [{"class": at, "answer": None if at < 0 else str(at)} for at in votes]}
+        for votes in classes.values()
+    ]
+    where = tmp_path / "rollouts"
+    where.mkdir()
+    (where / "train_000001.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (where / "eval_data_000000.jsonl").write_text("")
+    assert simulation.of_run(tmp_path, error=0.05) == (4, 1, (32 + 32) / (4 * 64))
+    with pytest.raises(SystemExit, match="generations_every=1"):
+        simulation.of_run(tmp_path / "nothing", error=0.05)
 
 
 def test_what_stops_early_saves_what_it_may(simulation) -> None:
