@@ -366,7 +366,8 @@ def test_the_replication_from_end_to_end(tmp_path: Path):
         "--parts", "8,4", "--out", str(out), "--config.prompt.max_tokens=640", "--config.rollout.max_tokens=1",
         "--config.rollout.temperature=4.0", "--config.eval.temperature=4.0", "--config.eval.top_p=1.0",
         "--config.rollout.prompts=2", "--config.train.learning_rate=1e-3", "--config.episodes=1",
-        "--config.rollout.votes=8", "--config.train.samples=8",
+        "--config.rollout.votes=8", "--config.train.samples=8", "--config.train.minibatch_prompts=1",
+        "--config.reward.allow_silence=True",
     ]  # fmt: skip
     done = call(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
