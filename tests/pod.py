@@ -39,7 +39,7 @@ def start_one(command: list[str], *, index: int, processes: int, devices: int, p
     )
 
 
-def finish(started: list[subprocess.Popen], *, seconds: float = 200) -> tuple[list[int], list[str]]:
+def finish(started: list[subprocess.Popen], *, seconds: float = 400) -> tuple[list[int], list[str]]:
     """Exit codes and what was printed, once all have ended; those that have not in time are killed."""
     try:
         said = [process.communicate(timeout=seconds)[0] for process in started]

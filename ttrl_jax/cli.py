@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -79,6 +80,8 @@ def _run(main: Callable[..., int], command: Command, doc: str, arguments: list[s
         advice = _ADVICE.get(error.errno)
         if advice is None:
             return _failed(error)
+        # While this waits for other processes, what it means to threads of libraries would bury the sentence.
+        threading.excepthook = sys.unraisablehook = lambda failed: None
         print(f"error: {advice[0]} ({error}); {advice[1]}", file=sys.stderr)
         return USAGE_ERROR
     except Exception as error:
