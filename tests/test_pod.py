@@ -72,6 +72,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two runs, several processes on few cores
 @pytest.mark.parametrize(
     "changes",
     [
