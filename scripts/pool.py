@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # the package of this checkou
 
 from studies.pool import FAMILIES, VARIANTS, read, runs_of, seconds, write_questions  # noqa: E402
 from studies.pool_shown import shown  # noqa: E402
-from studies.runs import Run, check, execute, finished, settings, spoken  # noqa: E402
+from studies.runs import Run, check, execute, finished, leave, settings, spoken  # noqa: E402
 from studies.shown import write  # noqa: E402
 
 from ttrl_jax.errors import InputError  # noqa: E402
@@ -104,8 +104,4 @@ def report(runs: Sequence[Run], out: Path) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    leave(main)

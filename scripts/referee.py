@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # the package of this checkout
 
 from studies.ruling import HELD_OUT, SETS, Results, family_table, gains_table, partition_table, picture  # noqa: E402
-from studies.runs import Run, check, config_of, execute, finished, settings, spoken  # noqa: E402
+from studies.runs import Run, check, config_of, execute, finished, leave, settings, spoken  # noqa: E402
 from studies.shown import Shown, write  # noqa: E402
 
 from ttrl_jax.errors import InputError  # noqa: E402
@@ -184,8 +184,4 @@ def _known(text: str, flag: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    leave(main)

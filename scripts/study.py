@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # the package of this checkou
 
 from studies import curves, gains, turkish  # noqa: E402
 from studies.options import Options, Study  # noqa: E402
-from studies.runs import check, execute, follow, settings, value_of  # noqa: E402
+from studies.runs import check, execute, follow, leave, settings, value_of  # noqa: E402
 from studies.shown import write  # noqa: E402
 
 from ttrl_jax import commands  # noqa: E402
@@ -106,8 +106,4 @@ def _values(given: Sequence[str]) -> dict[str, list[Any]]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    leave(main)

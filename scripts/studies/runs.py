@@ -5,11 +5,11 @@ import importlib.util
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NoReturn
 
 import huggingface_hub
 from ml_collections import ConfigDict
@@ -289,6 +289,15 @@ def _trained(run: Run, budgets: Sequence[Budget], out: Path, *, told: bool) -> i
         process.wait()
         raise
     return process.returncode
+
+
+def leave(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """End the process with what `main` returns for its arguments; with 2 and one sentence for an InputError."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def follow(later: Sequence[Command]) -> int:
