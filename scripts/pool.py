@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # the package of this checkou
 
 from studies.pool import FAMILIES, VARIANTS, read, runs_of, seconds, write_questions  # noqa: E402
 from studies.pool_shown import shown  # noqa: E402
-from studies.runs import Run, check, execute, finished, leave, settings, spoken  # noqa: E402
+from studies.runs import Run, check, execute, finished, leave, names, numbers, run_settings, spoken  # noqa: E402
 from studies.shown import write  # noqa: E402
 
 from ttrl_jax.errors import InputError  # noqa: E402
@@ -42,31 +42,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seeds", default="0", help="whole numbers with commas between (%(default)s)")
     parser.add_argument("--report", action="store_true", help="only the tables, of what is finished")
     given, changes = parser.parse_known_args(arguments)
-    out, keys = given.out.absolute(), settings(changes)
-    if "seed" in keys:
-        raise InputError("the seeds are given by --seeds, not by --config.seed")
-    families, variants = _known(given.families, FAMILIES, "--families"), _known(given.variants, VARIANTS, "--variants")
-    runs, code = runs_of(out, families, variants, keys, seeds=_numbers(given.seeds)), 0
+    out, keys = given.out.absolute(), run_settings(changes)
+    families, variants = names(given.families, "--families", FAMILIES), names(given.variants, "--variants", VARIANTS)
+    runs, code = runs_of(out, families, variants, keys, seeds=numbers(given.seeds, "--seeds")), 0
     if not given.report:
         for name in families:
             if not FAMILIES[name].there:
                 print(f"== {name} is left out: its model is not here", flush=True)
         code = train([run for run in runs if FAMILIES[run.arm[0]].there], out)
     return code if code >= _SIGNALLED else report(runs, out) or code
-
-
-def _known(text: str, known: Sequence[str], flag: str) -> list[str]:
-    found = text.split(",")
-    if unknown := [name for name in found if name not in known]:
-        raise InputError(f"{flag} takes some of {', '.join(known)}, got {unknown[0]!r}")
-    return found
-
-
-def _numbers(text: str) -> list[int]:
-    found = text.split(",")
-    if not all(each.isdecimal() for each in found) or len(set(found)) < len(found):
-        raise InputError(f"--seeds takes whole numbers, each once, with commas between, got {text!r}")
-    return [int(each) for each in found]
 
 
 def train(runs: Sequence[Run], out: Path) -> int:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # the package of this checkout
 
 from studies.ruling import HELD_OUT, SETS, Results, family_table, gains_table, partition_table, picture  # noqa: E402
-from studies.runs import Run, check, config_of, execute, finished, leave, settings, spoken  # noqa: E402
+from studies.runs import Run, check, config_of, execute, finished, leave, names, numbers, run_settings, spoken  # noqa: E402
 from studies.shown import Shown, write  # noqa: E402
 
 from ttrl_jax.errors import InputError  # noqa: E402
@@ -157,30 +157,10 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--methods", default=",".join(DEFAULT), help="with commas between (%(default)s)")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="with commas between (%(default)s)")
     given, changes = parser.parse_known_args(arguments)
-    keys = settings(changes)
-    if "seed" in keys:
-        raise InputError("the seeds are given by --seeds, not by --config.seed")
-    chosen = [
-        _known(text, flag, names)
-        for text, flag, names in (
-            (given.families, "--families", FAMILIES),
-            (given.methods, "--methods", tuple(METHODS)),
-        )
-    ]
-    seeds = given.seeds.split(",")
-    if not all(seed.isdecimal() for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds takes whole numbers, each once, with commas between, got {given.seeds!r}")
+    families, methods = names(given.families, "--families", FAMILIES), names(given.methods, "--methods", METHODS)
+    seeds, keys = numbers(given.seeds, "--seeds"), run_settings(changes)
     out = places.local(given.out, flag="--out").absolute()
-    return Options(out, *chosen, tuple(map(int, seeds)), keys)
-
-
-def _known(text: str, flag: str, names: Sequence[str]) -> tuple[str, ...]:
-    found = text.split(",")
-    if strange := [each for each in found if each not in names]:
-        raise InputError(f"{flag} knows {', '.join(names)}, got {strange[0]!r}")
-    if len(set(found)) < len(found):
-        raise InputError(f"{flag} takes each once, got {text!r}")
-    return tuple(found)
+    return Options(out, families, methods, seeds, keys)
 
 
 if __name__ == "__main__":

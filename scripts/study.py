@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # the package of this checkou
 
 from studies import curves, gains, turkish  # noqa: E402
 from studies.options import Options, Study  # noqa: E402
-from studies.runs import check, execute, follow, leave, settings, value_of  # noqa: E402
+from studies.runs import check, execute, follow, leave, numbers, run_settings, value_of  # noqa: E402
 from studies.shown import write  # noqa: E402
 
 from ttrl_jax import commands  # noqa: E402
@@ -71,27 +71,18 @@ def parse(arguments: Sequence[str]) -> tuple[str, Options]:
     parser.add_argument("--list", action="append", default=[], metavar="KEY=A,B", help="of ablations: one at a time")
     parser.add_argument("--parts", default="2000,598", help="of turkish: questions to draw, trained on and held out")
     given, changes = parser.parse_known_args(arguments)
-    seeds, parts = _numbers(given.seeds, "--seeds"), _numbers(given.parts, "--parts")
+    seeds, parts = numbers(given.seeds, "--seeds"), numbers(given.parts, "--parts")
     if len(parts) != 2:
         raise InputError(f"--parts takes two whole numbers such as 2000,598, got {given.parts!r}")
     if (given.grid or given.list) and given.study != "ablations":
         raise InputError(f"--grid and --list are for the study ablations, not for {given.study}")
-    keys = settings(changes)
-    if "seed" in keys:
-        raise InputError("the seeds are given by --seeds, not by --config.seed")
+    keys = run_settings(changes)
     tasks = dict(each.partition("=")[::2] for each in given.tasks.split(",") if each)
     models = tuple(each for each in given.models.split(",") if each)
     out = (given.out or Path("runs") / f"study-{given.study}").absolute()
     return given.study, Options(
         out, given.small, models, tasks, seeds, keys, _values(given.grid), _values(given.list), (parts[0], parts[1])
     )
-
-
-def _numbers(text: str, flag: str) -> tuple[int, ...]:
-    found = text.split(",")
-    if not all(each.isdecimal() for each in found) or len(set(found)) < len(found):
-        raise InputError(f"{flag} takes whole numbers, each once, with commas between, got {text!r}")
-    return tuple(int(each) for each in found)
 
 
 def _values(given: Sequence[str]) -> dict[str, list[Any]]:

@@ -261,8 +261,8 @@ def test_yes_and_no():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--families", "nobody"], "--families takes some of noise, .*, got 'nobody'"),
-        (["--variants", "base,no"], "--variants takes some of base, .*, got 'no'"),
+        (["--families", "nobody"], "--families knows noise, .*, got 'nobody'"),
+        (["--variants", "base,no"], "--variants knows base, .*, got 'no'"),
         (["--config.no.key=3"], "no.key"),
         (["--config.seed=3"], "--seeds"),
         (["--seeds", "0,0"], "--seeds takes whole numbers, each once"),

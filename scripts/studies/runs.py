@@ -5,7 +5,7 @@ import importlib.util
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
@@ -90,6 +90,32 @@ def settings(given: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"unknown config key {key}; configs/default.py lists every key")
         found[key] = value_of(text, like=known[key])
     return found
+
+
+def run_settings(given: Sequence[str]) -> dict[str, Any]:
+    """`settings` of all runs, which differ in their seeds. Raises InputError, for a seed too."""
+    keys = settings(given)
+    if "seed" in keys:
+        raise InputError("the seeds are given by --seeds, not by --config.seed")
+    return keys
+
+
+def numbers(text: str, flag: str) -> tuple[int, ...]:
+    """Whole numbers with commas between. Raises InputError."""
+    found = text.split(",")
+    if not all(each.isdecimal() for each in found) or len(set(found)) < len(found):
+        raise InputError(f"{flag} takes whole numbers, each once, with commas between, got {text!r}")
+    return tuple(int(each) for each in found)
+
+
+def names(text: str, flag: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Some of `known`, with commas between. Raises InputError."""
+    found, known = text.split(","), list(known)
+    if strange := [each for each in found if each not in known]:
+        raise InputError(f"{flag} knows {', '.join(known)}, got {strange[0]!r}")
+    if len(set(found)) < len(found):
+        raise InputError(f"{flag} takes each once, got {text!r}")
+    return tuple(found)
 
 
 def value_of(text: str, *, like: Any) -> Any:
