@@ -72,8 +72,11 @@ def main() -> int:
     distributed.require_same(facts(inputs, run) | {"--workdir": str(workdir)})
     same = {"defaults": commands.defaults(), "flag": "--workdir"}
     changes = distributed.together(lambda: folder.require_same(workdir, run, **same))
-    summary, left = distributed.gather(lambda: finished(workdir))[0], {"total": total, "changes": changes}
-    if summary is not None and nothing_left(summary, patience=config.stop.patience, **left):
+    summary, asked = (
+        distributed.gather(lambda: finished(workdir))[0],
+        {"total": total, "patience": config.stop.patience},
+    )
+    if summary is not None and nothing_left(summary, **asked, changes=changes):
         print(f"{workdir} is finished:\n{report(summary, **shown)}")
         return 0
 
@@ -90,15 +93,15 @@ def main() -> int:
         with interrupt.at_once():
             session, past = resume(inputs, checkpoints, say=progress.line, compiling=progress.compiling)
         progress.resumed(session.step)
-        lines, gone = changes.lines(step=session.step, total=total), {"longer": "episodes" in changes.keys}
-        waits = distributed.gather(lambda: go_on(workdir, run, lines, step=session.step, **gone))[0]
+        lines, longer = changes.lines(step=session.step, total=total), "episodes" in changes.keys
+        longer_since = distributed.gather(lambda: go_on(workdir, run, lines, step=session.step, longer=longer))[0]
         with distributed.together(
             lambda: Files(workdir, start_step=session.step, config=commands.flat(run.config), **logs)
         ) as files:
             introduce(inputs, progress.line)
             for line in said_first(session, workdir, lines):
                 progress.line(line)
-            opened = Opened(workdir, files, checkpoints, interrupt, progress, since=began, waits=waits)
+            opened = Opened(workdir, files, checkpoints, interrupt, progress, began, longer_since)
             session, past = train(session, past, opened)
 
     # ------------------------------------------------------------- results
@@ -133,7 +136,7 @@ class Opened:
     interrupt: Interrupt
     progress: Progress
     since: float  # when this process began, as time.monotonic() has it
-    waits: int  # the step from which stop.patience counts
+    longer_since: int  # the step at which the run was last made longer, from which stop.patience counts
 
 
 def train(session: Session, past: Past, opened: Opened) -> tuple[Session, Past]:
@@ -228,7 +231,7 @@ def stopped(session: Session, history: History, opened: Opened) -> dict[str, int
     patience, episode = session.config.stop.patience, session.problems.steps_per_episode
     if not patience or session.step % episode:
         return None
-    best = weary(history.rows(), episode=episode, patience=patience, since=opened.waits)
+    best = weary(history.rows(), episode=episode, patience=patience, since=opened.longer_since)
     return None if best is None else {"patience": patience, "best": best}
 
 

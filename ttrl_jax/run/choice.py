@@ -54,8 +54,8 @@ def ranked(found: Iterable[Candidate]) -> list[Candidate]:
 
     One may be taken if, beside the start, it has more agreement, its labels are at least LIMITS.same times as diverse,
     and at most LIMITS.lost more of its votes have no answer; and if at most CHANGED of the labels that were clear are
-    others now (`visits.changed`). A model that learns what its
-    votes know keeps such labels, whatever happens to those that hardly won. Of equal ones the earlier is better.
+    others now (`visits.changed`). A model that learns what its votes know keeps such labels, whatever happens to those
+    that hardly won. Of equal ones the earlier is better.
     """
     start, *others = list(found) or [None]
     if start is None or start.step != 0:
