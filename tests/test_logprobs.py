@@ -104,7 +104,7 @@ def test_responses_in_whole_rows(config, mesh, remat, chunk):
     batch = example(config)
     weights = np.random.default_rng(1).normal(size=(2, config.vocab)).astype(np.float32)
     shards = mesh[0] * mesh[1]
-    sizes = dict(tokens=1000, chunk=chunk, full=5, longest=100, few=False)
+    sizes = dict(tokens=1000, chunk=chunk, full=5, longest=100)
     [micro] = micro_batches(batch, np.arange(5), shards=shards, **sizes)
 
     def total(logps, entropies, tokens, mask):

@@ -132,9 +132,8 @@ def test_gradients_are_those_of_merged_weights(name):
     config = with_adapters(CONFIGS[name])
     params, adapters = random_params(config), random_adapters(config)
     batch, advantages = make_batch(config)
-    micro = microbatch.micro_batches(
-        batch, np.arange(8), shards=1, tokens=10_000, chunk=1000, full=8, longest=18, few=False
-    )[0]
+    sizes = dict(shards=1, tokens=10_000, chunk=1000, full=8, longest=18)
+    micro = microbatch.micro_batches(batch, np.arange(8), **sizes)[0]
     micro, factor = jax.tree.map(jnp.asarray, (micro, micro.take(advantages)))
 
     def loss(whole, **way):

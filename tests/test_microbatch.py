@@ -1,11 +1,14 @@
 """Hand-worked: which rows go together, and where each response token stands. Invariance: nothing is lost."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
 
 from ttrl_jax.learn import microbatch
-from ttrl_jax.learn.microbatch import _packed, few_shapes, micro_batches, zeros
+from ttrl_jax.learn.microbatch import Kinds, _packed, few_shapes, micro_batches, zeros
+from ttrl_jax.model.shapes import even_length, named
 from ttrl_jax.records import TrainBatch
 
 
@@ -31,9 +34,7 @@ def whole_rows(monkeypatch):
 def test_two_shards_by_hand(whole_rows):
     """Rows of 5, 4 and 3 tokens, dealt out in turn; the fourth place is padding."""
     batch = make([2, 1, 2], [2, 2, 3])
-    [micro] = micro_batches(
-        batch, np.arange(len(batch.mask)), shards=2, tokens=32, chunk=3, full=3, longest=5, few=False
-    )
+    [micro] = micro_batches(batch, np.arange(len(batch.mask)), shards=2, tokens=32, chunk=3, full=3, longest=5)
     rows = [[200, 201, 202, 203, 204], [100, 101, 102], [0, 1, 2, 3], []]
     assert micro.ids.tolist() == [row + [0] * (16 - len(row)) for row in rows]
     assert micro.chunks == 2 and micro.states.shape == (2, 11, 3)
@@ -57,7 +58,7 @@ def test_two_shards_by_hand(whole_rows):
 def shapes(lengths, longest=400, **settings):
     """Row shapes of the micro-batches of rows with prompts of 4 tokens."""
     batch = make([4] * len(lengths), np.array(lengths) - 4)
-    found = micro_batches(batch, np.arange(len(batch.mask)), chunk=8, longest=longest, few=False, **settings)
+    found = micro_batches(batch, np.arange(len(batch.mask)), chunk=8, longest=longest, **settings)
     return [micro.ids.shape for micro in found]
 
 
@@ -89,9 +90,7 @@ def test_which_rows_go_together(lengths, settings, want, whole_rows):
 
 
 def test_no_rows_are_no_micro_batches():
-    assert (
-        micro_batches(make([4], [4]), np.arange(0), shards=2, tokens=256, chunk=8, full=8, longest=8, few=False) == []
-    )
+    assert micro_batches(make([4], [4]), np.arange(0), shards=2, tokens=256, chunk=8, full=8, longest=8) == []
 
 
 def test_packed_by_hand():
@@ -113,7 +112,7 @@ def test_packed_by_hand():
 
 def test_rows_without_much_in_common_are_not_packed():
     """13 of 16 tokens are computed in either way (the last is not): more than three quarters."""
-    batch, sizes = make([7, 7], [7, 7]), dict(shards=1, tokens=32, chunk=8, full=2, longest=16, few=False)
+    batch, sizes = make([7, 7], [7, 7]), dict(shards=1, tokens=32, chunk=8, full=2, longest=16)
     [micro] = micro_batches(batch, np.arange(2), **sizes)
     assert micro.packing is None
     batch.ids[1, :7] = batch.ids[0, :7]
@@ -123,26 +122,34 @@ def test_rows_without_much_in_common_are_not_packed():
 
 def test_few_shapes_by_hand():
     """Rows of up to 3,584 tokens, two of them in a pass of 8,192, or of up to 1,792. One that is longer goes alone."""
-    assert few_shapes(tokens=8192, rows=32, longest=3584) == (7168, [(4, 3584), (12, 1792)])
-    assert few_shapes(tokens=8192, rows=1, longest=3584) == (3584, [(2, 3584), (6, 1792)])
-    assert few_shapes(tokens=8192, rows=32, longest=32768) == (32768, [(2, 32768), (6, 16384)])
-    assert few_shapes(tokens=1000, rows=32, longest=100) == (896, [(14, 128)])
+    even = even_length(named("Qwen/Qwen2.5-1.5B"))
+    assert round(even) == 30467
+    assert few_shapes(tokens=8192, rows=32, longest=3584, even=even) == Kinds(7168, ((4, 3584), (12, 1792)))
+    assert few_shapes(tokens=8192, rows=1, longest=3584, even=even) == Kinds(3584, ((2, 3584), (6, 1792)))
+    assert few_shapes(tokens=1000, rows=32, longest=100, even=even) == Kinds(896, ((14, 128),))
+    # Where attention is a good part of the cost it computes few empty rows, in three shapes.
+    dear = Kinds(33280, ((1, 33280), (4, 16640), (8, 8320)))
+    assert few_shapes(tokens=8192, rows=32, longest=33280, even=even) == dear
+    assert len(few_shapes(tokens=8192, rows=32, longest=7168, even=even).rows) == 2
+    assert few_shapes(tokens=8192, rows=32, longest=200, even=300) == Kinds(8192, ((32, 256), (128, 128)))
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_few_shapes_hold_every_token_once(shards):
+@pytest.mark.parametrize("even", [math.inf, 1000])
+def test_few_shapes_hold_every_token_once(even, shards):
     """Semantics: 40 rows of 4 prompts; each response token is asked for once, and of the state before it."""
     rng = np.random.default_rng(0)
     batch = make(np.repeat([9, 3, 30, 1], 10), np.minimum(1 + rng.exponential(60, size=40).astype(int), 300))
     for first in range(0, 40, 10):
         length = batch.prompt_lengths[first]
         batch.ids[first : first + 10, :length] = batch.ids[first, :length]
-    sizes = dict(shards=shards, tokens=512, chunk=100, full=40, longest=330, few=True)
-    found = micro_batches(batch, np.arange(40), **sizes)
-    size, kinds = few_shapes(tokens=512, rows=-(-40 // shards), longest=330)
+    sizes = dict(shards=shards, tokens=512, chunk=100, full=40, longest=330)
+    kinds = few_shapes(tokens=512, rows=-(-40 // shards), longest=330, even=even)
+    found = micro_batches(batch, np.arange(40), **sizes, kinds=kinds)
+    size = kinds.tokens
     assert {micro.ids.shape for micro in found} == {(shards, size)} and len(found) > 1
-    assert {micro.packing.rows.shape[1:] for micro in found} <= set(kinds)
-    assert len({jax.tree.map(np.shape, micro).__repr__() for micro in found}) <= 2
+    assert {micro.packing.rows.shape[1:] for micro in found} <= set(kinds.rows)
+    assert len({jax.tree.map(np.shape, micro).__repr__() for micro in found}) <= len(kinds.rows)
     taken = np.concatenate([micro.places[micro.mask > 0] for micro in found])
     assert sorted(taken) == np.flatnonzero(batch.mask).tolist()
     for micro in found:
@@ -160,9 +167,7 @@ def test_few_shapes_hold_every_token_once(shards):
 def test_every_token_is_in_one_place(shards, whole_rows):
     rng = np.random.default_rng(0)
     batch = make(rng.integers(1, 9, size=40), np.minimum(1 + rng.exponential(12, size=40).astype(int), 60))
-    found = micro_batches(
-        batch, np.arange(len(batch.mask)), shards=shards, tokens=96, chunk=7, full=40, longest=70, few=False
-    )
+    found = micro_batches(batch, np.arange(len(batch.mask)), shards=shards, tokens=96, chunk=7, full=40, longest=70)
     assert len(found) > 1
     tokens = np.concatenate([micro.tokens[micro.mask > 0] for micro in found])
     assert sorted(tokens) == sorted(batch.responses[batch.mask > 0])
@@ -179,7 +184,7 @@ def test_what_is_taken_apart_is_put_together(shards, whole_rows):
     rng = np.random.default_rng(1)
     batch = make(rng.integers(1, 9, size=20), np.minimum(1 + rng.exponential(6, size=20).astype(int), 30))
     numbers, rows = rng.normal(size=batch.mask.shape).astype(np.float32), np.array([17, 3, 4, 11, 0, 9])
-    found = micro_batches(batch, rows, shards=shards, tokens=32, chunk=7, full=20, longest=40, few=False)
+    found = micro_batches(batch, rows, shards=shards, tokens=32, chunk=7, full=20, longest=40)
     assert len(found) == (4 if shards == 1 else 1)
     together = zeros(batch.mask.shape)
     for micro in found:

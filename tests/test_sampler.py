@@ -3,6 +3,7 @@ of training."""
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from tiny_model import LLAMA, QWEN2, QWEN3, all_logits, on_mesh, random_params, 
 
 from ttrl_jax.learn.batch import train_batch
 from ttrl_jax.learn.logprobs import response_logprobs
-from ttrl_jax.learn.microbatch import micro_batches
+from ttrl_jax.learn.microbatch import few_shapes, micro_batches
 from ttrl_jax.model import decoder
 from ttrl_jax.records import Prompts
 from ttrl_jax.rollout import decoding, slots
@@ -158,8 +159,9 @@ def test_shapes_stops_lengths_and_truncation(rollouts):
 def test_logprobs_are_those_of_the_training_forward(rollouts, few):
     batch = rows_of(PROMPTS, rollouts)
     rows = np.arange(len(batch.mask))
-    sizes = dict(tokens=10_000, chunk=500, full=len(rows), longest=100, few=few)
-    pieces = micro_batches(batch, rows, shards=1, **sizes)
+    sizes = dict(tokens=10_000, longest=100)
+    kinds = few_shapes(rows=len(rows), even=math.inf, **sizes) if few else None
+    pieces = micro_batches(batch, rows, shards=1, chunk=500, full=len(rows), kinds=kinds, **sizes)
     score = jax.jit(
         lambda micro: response_logprobs(
             jax.tree.map(jnp.asarray, PARAMS),

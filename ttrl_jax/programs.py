@@ -22,7 +22,7 @@ from ttrl_jax.learn.rounding import Seed
 from ttrl_jax.learn.update import Sizes, Update
 from ttrl_jax.model import attention, decoder, lora
 from ttrl_jax.model.config import Lora, ModelConfig
-from ttrl_jax.model.shapes import parameter_count
+from ttrl_jax.model.shapes import even_length, parameter_count
 from ttrl_jax.model.sharding import of_hosts, on_hosts
 from ttrl_jax.records import CRITIC, POLICY, PROCESS, Model, TrainState, padded_length
 from ttrl_jax.rollout import hosts
@@ -278,6 +278,7 @@ def make_learners(
                 # A loop over layers, which `unroll` is there to avoid.
                 in_place=train.remat == "full" and alone and not on_cpu,
                 few=not on_cpu,
+                even=even_length(model),
             ),
             reference=starts[name],
             shardings=jax.tree.map(lambda leaf: leaf.sharding, layout.models[name]),

@@ -72,43 +72,67 @@ def _put(numbers: jax.Array, scores: jax.Array, places: jax.Array) -> jax.Array:
     return constrain(whole.reshape(numbers.shape), None, None)
 
 
+@dataclass(frozen=True)
+class Kinds:
+    """The few shapes that micro-batches have."""
+
+    tokens: int  # that a shard computes
+    rows: tuple[tuple[int, int], ...]  # rows and places of a shard as attention sees them, of the longest rows first
+
+
 def micro_batches(
-    batch: TrainBatch, rows: np.ndarray, *, shards: int, tokens: int, chunk: int, full: int, longest: int, few: bool
+    batch: TrainBatch,
+    rows: np.ndarray,
+    *,
+    shards: int,
+    tokens: int,
+    chunk: int,
+    full: int,
+    kinds: Kinds | None = None,
+    longest: int,
 ) -> list[MicroBatch]:
     """Cut the rows of a batch (host arrays) whose numbers are in `rows`, int [R'], into micro-batches of at most
     `tokens` tokens for each shard, padding included. A longer row goes alone.
 
     chunk: the most places of a shard whose logits exist at once. full: the rows of a whole minibatch. longest: the most
-    tokens that any row of a run may have. few: whether all micro-batches of a run have one of two shapes.
+    tokens that any row of a run may have. kinds: the shapes that micro-batches may have, as of `few_shapes`; by default
+    as many as suit the rows.
     """
-    if few:
-        return _few(batch, rows, shards=shards, tokens=tokens, chunk=chunk, full=full, longest=longest)
+    if kinds is not None:
+        return _few(batch, rows, kinds, shards=shards, chunk=chunk)
     return _many(batch, rows, shards=shards, tokens=tokens, chunk=chunk, full=full, longest=longest)
 
 
-def few_shapes(*, tokens: int, rows: int, longest: int) -> tuple[int, list[tuple[int, int]]]:
-    """The shapes of micro-batches where a run has few of them: how many tokens a shard computes, and the one or two
-    shapes (rows, places) in which attention sees them.
+def few_shapes(*, tokens: int, rows: int, longest: int, even: float) -> Kinds:
+    """The shapes of micro-batches where a run has few of them.
 
-    rows: rows of a shard in a minibatch; no micro-batch is larger than their tokens. In the first shape, rows with half
-    of the greatest length fill a micro-batch; in the second, rows with a sixth of it do.
+    tokens: of a shard in one pass, at most; a longer row goes alone. rows: of a shard in a minibatch; no micro-batch is
+    larger than their tokens. longest: the most tokens that a row may have. even: tokens of a row at which attention
+    costs what the products with weights do (`shapes.even_length`).
+
+    Attention computes all rows of a shape, also those that stay empty. Where it costs little, there are two shapes, for
+    rows of any and of half the length, with two and three times the places of the tokens: short rows fill a pass too.
+    Where it costs much, in rows longer than `even` / 4, there are three, for rows of any, of half and of a quarter of
+    the length, with one, two and two times the places.
     """
     width = padded_length(longest, longest)
-    half = -(-width // (2 * VECTOR)) * VECTOR
     size = max(1, min(tokens // width, rows)) * width
-    return size, [(-(-2 * size // width), width)] + [(-(-3 * size // half), half)] * (half < width)
+    parts = ((1, 1), (2, 2), (4, 2)) if 4 * width > even else ((1, 2), (2, 3))
+    found = {}
+    for part, times in parts:
+        places = -(-width // (part * VECTOR)) * VECTOR
+        found.setdefault(places, (-(-times * size // places), places))
+    return Kinds(size, tuple(found.values()))
 
 
-def _few(
-    batch: TrainBatch, rows: np.ndarray, *, shards: int, tokens: int, chunk: int, full: int, longest: int
-) -> list[MicroBatch]:
+def _few(batch: TrainBatch, rows: np.ndarray, kinds: Kinds, *, shards: int, chunk: int) -> list[MicroBatch]:
     """Micro-batches of few shapes, packed without much padding. Each takes the longest row that is left. Then it takes
     every later row for whose tokens it has room. The tokens of a prompt that it already has do not count."""
-    size, kinds = few_shapes(tokens=tokens, rows=-(-full // shards), longest=longest)
+    size = kinds.tokens
     lengths = batch.prompt_lengths + batch.mask.sum(1).astype(np.int32)
     order, pieces = rows[np.argsort(-lengths[rows], kind="stable")].tolist(), []
     while order:
-        height, width = next(kind for kind in reversed(kinds) if kind[1] >= lengths[order[0]])
+        height, width = next(kind for kind in reversed(kinds.rows) if kind[1] >= lengths[order[0]])
         taken = [([], set()) for _ in range(shards)]  # of each shard: rows, and their prompts
         used, left = [0] * shards, []
         for row in order:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from ttrl_jax.learn import optimizer as optim
 from ttrl_jax.learn.batch import full_rows
 from ttrl_jax.learn.layout import sums_layout
 from ttrl_jax.learn.loss import Loss, Sums
-from ttrl_jax.learn.microbatch import MicroBatch
+from ttrl_jax.learn.microbatch import Kinds, MicroBatch, few_shapes
 from ttrl_jax.learn.rounding import Seed
 from ttrl_jax.model import decoder
 from ttrl_jax.records import Model, TrainBatch
@@ -36,7 +37,17 @@ class Sizes:
     longest: int  # the most tokens of a row: prompt and response
     shards: int  # parts that rows are split into, over the batch axes of the mesh
     in_place: bool  # whether gradients of layers are added up where they are computed; for remat "full"
-    few: bool  # whether all passes of a run have one of two shapes, for devices that take long to compile one
+    few: bool  # whether passes have few shapes (microbatch.few_shapes), for devices that take long to compile one
+    even: float = math.inf  # tokens of a row in which attention costs as much as the rest; decides those shapes
+
+    def kinds(self, *, scores: bool = False) -> Kinds | None:
+        """The shapes of all passes where they are few, or of those that only compute scores: two, as these are cheap;
+        None where there may be many."""
+        if not self.few:
+            return None
+        rows = -(-self.minibatch_rows // self.shards)
+        found = few_shapes(tokens=self.micro_tokens, rows=rows, longest=self.longest, even=self.even)
+        return dataclasses.replace(found, rows=found.rows[:2]) if scores else found
 
 
 class Update:
@@ -112,7 +123,7 @@ class Update:
             counts = [np.float32(len(rows) * self.loss.row_counts) for rows in minibatches]
         numbers = {**numbers, "sampler_logps": batch.sampler_logps}
         if len(work) > 1 and self.loss.asks_old and "old" not in numbers:
-            numbers["old"], _ = self._scores(model.params, base, batch, work)
+            numbers["old"], _ = self._scores(model.params, base, batch, [rows[needed[rows]] for rows in minibatches])
         found, ends, kept = [], [], microbatch.zeros(batch.mask.shape) if self.loss.keep else None
         for micros, count in zip(work, counts, strict=True):
             total, sums = self._zeros(model.params), []
@@ -139,30 +150,27 @@ class Update:
     def score(self, params: decoder.Params, batch: TrainBatch, *, base: decoder.Params | None = None) -> jax.Array:
         """Log-probs of the response tokens of rows (host arrays) under `params`, at the temperature of training, or a
         critic's values: float32 [R, T'], 0 where there is no token, whole on every device."""
-        return self._scores(params, base, batch, self._all(batch))[0]
+        return self._scores(params, base, batch, self._minibatches(batch))[0]
 
     def entropies(self, params: decoder.Params, batch: TrainBatch, *, base: decoder.Params | None = None) -> jax.Array:
         """Entropies, in nats, of the distributions that the tokens were drawn from; shapes are those of `score`."""
-        return self._scores(params, base, batch, self._all(batch))[1]
+        return self._scores(params, base, batch, self._minibatches(batch))[1]
 
     def _scores(
         self,
         params: decoder.Params,
         base: decoder.Params | None,
         batch: TrainBatch,
-        work: list[list[MicroBatch]],
+        minibatches: list[np.ndarray],
     ) -> tuple[jax.Array, jax.Array]:
-        """Scores and entropies of the rows in the micro-batches of `work`. Each micro-batch waits for the one before.
+        """Scores and entropies of these rows of each minibatch, int [R']. Each micro-batch waits for the one before.
         Otherwise a CPU would start all of them at once, and hold the memory of all of them."""
+        work = [self.micro_batches(batch, rows, scores=True) for rows in minibatches]
         found = microbatch.zeros(batch.mask.shape), microbatch.zeros(batch.mask.shape)
         for micro in [micro for micros in work for micro in micros]:
             own = jax.block_until_ready(self._score(params, base, micro))
             found = tuple(micro.put(numbers, scores) for numbers, scores in zip(found, own, strict=True))
         return found
-
-    def _all(self, batch: TrainBatch) -> list[list[MicroBatch]]:
-        """The micro-batches of all rows."""
-        return [self.micro_batches(batch, rows) for rows in self._minibatches(batch)]
 
     def _minibatches(self, batch: TrainBatch) -> list[np.ndarray]:
         """The numbers of the rows of each optimizer step."""
@@ -175,8 +183,8 @@ class Update:
             return np.ones(len(batch.mask), bool)
         return ((np.asarray(numbers["advantages"]) != 0) & (batch.mask > 0)).any(1)
 
-    def micro_batches(self, batch: TrainBatch, rows: np.ndarray) -> list[MicroBatch]:
-        """The micro-batches of these rows of one minibatch, int [R']."""
+    def micro_batches(self, batch: TrainBatch, rows: np.ndarray, *, scores: bool = False) -> list[MicroBatch]:
+        """The micro-batches of these rows of one minibatch, int [R']. scores: if only these are computed."""
         sizes = self.sizes
         return microbatch.micro_batches(
             batch,
@@ -186,17 +194,16 @@ class Update:
             chunk=sizes.chunk_tokens,
             full=sizes.minibatch_rows,
             longest=sizes.longest,
-            few=sizes.few,
+            kinds=sizes.kinds(scores=scores),
         )
 
-    def kinds(self) -> list[MicroBatch]:
-        """A micro-batch of each shape, where a run has few."""
-        found = {}
-        for length in (self.sizes.longest, max(2, self.sizes.longest // 2)):
-            batch = full_rows(self.sizes.minibatch_rows, length=length, tokens=1)
-            micro = self.micro_batches(batch, np.arange(len(batch.mask)))[0]
-            found.setdefault(micro.packing.rows.shape, micro)
-        return list(found.values())
+    def kinds(self, *, scores: bool = False) -> list[MicroBatch]:
+        """A micro-batch of each shape, where a run has few, the longest rows first. scores: as of `micro_batches`."""
+        found = []
+        for _, places in self.sizes.kinds(scores=scores).rows:
+            batch = full_rows(self.sizes.minibatch_rows, length=min(places, self.sizes.longest), tokens=1)
+            found.append(self.micro_batches(batch, np.arange(len(batch.mask)), scores=scores)[0])
+        return found
 
     def work(self, model: Model, *, base: decoder.Params | None, rows: int) -> Iterator[Callable[[], Any]]:
         """Functions that each compile one of the programs that take long, if a run has few programs. Nothing runs.
@@ -205,10 +212,11 @@ class Update:
         """
         sums = sums_layout(model.params)
         own_old = rows > self.sizes.minibatch_rows and self.loss.asks_old and "old" not in self.loss.names
+        if own_old or "old" in self.loss.names:
+            for micro in self.kinds(scores=True):
+                yield functools.partial(self._score.prepare, model.params, base, micro)
         for micro in self.kinds():
             numbers = dict.fromkeys((*self.loss.names, "sampler_logps"), micro.mask)
-            if own_old or "old" in numbers:
-                yield functools.partial(self._score.prepare, model.params, base, micro)
             if own_old:
                 numbers["old"] = micro.taken()
             yield functools.partial(self._gradient.prepare, model.params, base, self.reference, sums, micro, numbers)

@@ -33,6 +33,7 @@ from ttrl_jax.run.compiled import lines
 from ttrl_jax.session import losses_of
 
 Say = Callable[[str], None]
+_SHORT = ("", " of short rows", " of the shortest rows")  # of which shape of few a program is
 
 
 class DoesNotCompile(Exception):
@@ -281,14 +282,15 @@ class Compiler:
         # again; and forward under the start.
         again = config.train.remat == "full"
         times = (2 if model.lora else 3) + again + (learner.reference is not None)
-        for i, micro in enumerate(learner.kinds() if learner.sizes.few else micros[:1]):
-            asked = (*learner.loss.names, "sampler_logps")
-            numbers, which = dict.fromkeys(asked, micro.mask), " of short rows" if i else ""
+        few = learner.sizes.few
+        for i, micro in enumerate((learner.kinds(scores=True) if few else micros[:1]) if old else ()):
+            program, work = learner._score.lower(layout.params, base, micro), Work(forward, read)
+            work = Work(0, 0) if i else work
+            scores, _ = self.compile(f"{prefix}score{_SHORT[i]}", "score", program, held=held, work=work)
+        for i, micro in enumerate(learner.kinds() if few else micros[:1]):
+            numbers, which = dict.fromkeys((*learner.loss.names, "sampler_logps"), micro.mask), _SHORT[i]
             if old:
-                program, work = learner._score.lower(layout.params, base, micro), Work(forward, read)
-                work = Work(0, 0) if i else work
-                scores, _ = self.compile(f"{prefix}score{which}", "score", program, held=held, work=work)
-                numbers["old"] = scores
+                numbers["old"] = jax.ShapeDtypeStruct(micro.mask.shape, scores.dtype, sharding=scores.sharding)
             reference = start if learner.reference is not None else None
             program = learner._gradient.lower(layout.params, base, reference, sums, micro, numbers)
             work = Work(0, 0) if i else Work(times * forward, times * read)
