@@ -190,4 +190,7 @@ def test_the_keys_decide_what_reads_the_cache_and_its_shapes(decode, whole, kern
     assert model.decode_attention == kernel and why.endswith(words)
     shapes = programs.shapes_of(config, model, mesh, longest_prompt=384)
     layouts = shapes.layouts(prompts=8, votes=64)
+    assert shapes.most_votes == 64
+    config.canary.path, config.canary.samples = "canaries.jsonl", 128
+    assert programs.shapes_of(config, model, mesh, longest_prompt=384).most_votes == 128
     assert shapes.block == block and sum(len(shapes.sizes(layout)) for layout in layouts) == decode_programs

@@ -363,6 +363,24 @@ def test_programs_of_a_run_are_counted_where_it_has_few(monkeypatch: pytest.Monk
     assert Compiler(setting, print).of_run() is None
     monkeypatch.setattr(programs_of_config, "_on_cpu", lambda mesh: False)
     assert Compiler(setting, print).of_run() == {"decode": 3, "prefill": 1, "update": 2}
+    config = ConfigDict(setting.config.to_dict())
+    config.judge.rule = "scrl"  # which reads entropies
+    asking = dataclasses.replace(setting, config=FrozenConfigDict(config))
+    assert Compiler(asking, print).of_run() == {"decode": 3, "prefill": 1, "update": 3}
+
+
+def test_the_pass_over_all_votes_is_planned_for():
+    """Hand-worked: the gradient is three passes over the 32 rows trained on of each question and one under the start,
+    and a judge that reads entropies asks for one over all its 64 votes: twice as much of a pass, for a fourth of it."""
+    config = ConfigDict(small_setting().config.to_dict())
+    config.judge.rule, config.rollout.votes, config.train.samples = "negative", 64, 32
+    with jax.set_mesh(small_setting().mesh):
+        compiler = Compiler(dataclasses.replace(small_setting(), config=FrozenConfigDict(config)), print)
+        compiler.learning("policy")
+    score, gradient, _ = compiler.programs
+    again = config.train.remat == "full"
+    assert (score.label, gradient.label) == ("score", "update gradient")
+    assert gradient.work.flops / score.work.flops == pytest.approx((3 + again + (config.train.kl_coef > 0)) / 2)
 
 
 @pytest.mark.parametrize(("label", "order"), [("offline", "shuffled"), ("majority", "vote_share")])

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from ttrl_jax.model.sharding import key_on, of_hosts, stands_for_this_host
-from ttrl_jax.programs import uses_policy
+from ttrl_jax.programs import asks_entropies, uses_policy
 from ttrl_jax.rollout import copies
 from ttrl_jax.rollout.shapes import FewShapes
 from ttrl_jax.run.compiled import in_parallel
@@ -27,7 +27,8 @@ def prepare(session: Session, *, say: Callable[[str], None]) -> None:
         for name, learner in session.learners.items():
             base = under | layout.policy.params if uses_policy(config, name) else under or None
             rows = config.rollout.prompts * config.train.samples
-            learning += learner.work(layout.models[name], base=base, rows=rows)
+            asked = asks_entropies(config, name)
+            learning += learner.work(layout.models[name], base=base, rows=rows, scores=asked)
     numbers = np.asarray(jax.random.key_data(key))
     with jax.set_mesh(host or mesh):
         if host:

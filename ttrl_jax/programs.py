@@ -25,6 +25,7 @@ from ttrl_jax.model.config import Lora, ModelConfig
 from ttrl_jax.model.shapes import even_length, parameter_count
 from ttrl_jax.model.sharding import of_hosts, on_hosts
 from ttrl_jax.records import CRITIC, POLICY, PROCESS, Model, TrainState, padded_length
+from ttrl_jax.reward.judge import RULES
 from ttrl_jax.rollout import hosts
 from ttrl_jax.rollout.sampler import Sampler
 from ttrl_jax.rollout.sampling import Sampling
@@ -102,12 +103,12 @@ def shapes_of(config: ConfigDict, model: ModelConfig, mesh: jax.sharding.Mesh, *
     )
     if _on_cpu(mesh):
         return found
-    most_votes = max(config.rollout.votes, evaluation_votes(config))
+    canary = config.canary.samples if config.canary.path else 0
     return few(
         found,
         longest_prompt=longest_prompt,
         prompts=config.rollout.prompts,
-        most_votes=most_votes,
+        most_votes=max(config.rollout.votes, evaluation_votes(config), canary),
         by_blocks=mesh.devices.flat[0].platform == "tpu" or model.decode_attention == "triton",
     )
 
@@ -145,6 +146,12 @@ def start_model_votes(config: ConfigDict) -> bool:
 def evaluation_votes(config: ConfigDict) -> int:
     """How many responses to each question an evaluation draws, with the one at temperature 0."""
     return config.eval.samples + config.eval.greedy
+
+
+def asks_entropies(config: ConfigDict, name: str) -> bool:
+    """Whether each step computes the entropies of all votes under the model of that name, another forward pass over
+    them, for judge.rule."""
+    return name == POLICY and RULES[config.judge.rule].asks_entropies
 
 
 def _on_cpu(mesh: jax.sharding.Mesh) -> bool:

@@ -205,14 +205,17 @@ class Update:
             found.append(self.micro_batches(batch, np.arange(len(batch.mask)), scores=scores)[0])
         return found
 
-    def work(self, model: Model, *, base: decoder.Params | None, rows: int) -> Iterator[Callable[[], Any]]:
+    def work(
+        self, model: Model, *, base: decoder.Params | None, rows: int, scores: bool = False
+    ) -> Iterator[Callable[[], Any]]:
         """Functions that each compile one of the programs that take long, if a run has few programs. Nothing runs.
 
-        model, base: jax.ShapeDtypeStructs. rows: how many rows a training step has.
+        model, base: jax.ShapeDtypeStructs. rows: how many rows a training step has. scores: whether the run asks for
+        scores or entropies too.
         """
         sums = sums_layout(model.params)
         own_old = rows > self.sizes.minibatch_rows and self.loss.asks_old and "old" not in self.loss.names
-        if own_old or "old" in self.loss.names:
+        if scores or own_old or "old" in self.loss.names:
             for micro in self.kinds(scores=True):
                 yield functools.partial(self._score.prepare, model.params, base, micro)
         for micro in self.kinds():

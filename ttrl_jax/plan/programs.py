@@ -198,14 +198,15 @@ class Compiler:
 
     def of_run(self) -> dict[str, int] | None:
         """How many programs that take long to compile a whole run has; None where each batch has those that suit it."""
-        setting, shapes = self.setting, self.setting.shapes
+        shapes, config = self.setting.shapes, self.setting.config
         if not isinstance(shapes, FewShapes):
             return None
-        layouts = shapes.layouts(prompts=setting.config.rollout.prompts, votes=setting.config.rollout.votes)
+        layouts = shapes.layouts(prompts=config.rollout.prompts, votes=config.rollout.votes)
         found = {"decode": sum(len(shapes.sizes(layout)) for layout in layouts), "prefill": 1, "update": 0}
-        rows = setting.config.rollout.prompts * setting.config.train.samples
+        way = dict(rows=config.rollout.prompts * config.train.samples)
         for name, learner in self.learners.items():
-            found["update"] += sum(1 for _ in learner.work(self.layout.models[name], base=self._base(name), rows=rows))
+            way |= dict(base=self._base(name), scores=programs.asks_entropies(config, name))
+            found["update"] += sum(1 for _ in learner.work(self.layout.models[name], **way))
         return found
 
     def _base(self, name: str) -> decoder.Params | None:
@@ -283,9 +284,12 @@ class Compiler:
         again = config.train.remat == "full"
         times = (2 if model.lora else 3) + again + (learner.reference is not None)
         few = learner.sizes.few
-        for i, micro in enumerate((learner.kinds(scores=True) if few else micros[:1]) if old else ()):
-            program, work = learner._score.lower(layout.params, base, micro), Work(forward, read)
-            work = Work(0, 0) if i else work
+        scored = float(old)  # how often, beside the rows trained on
+        if programs.asks_entropies(config, name):
+            scored += config.rollout.votes / config.train.samples
+        for i, micro in enumerate((learner.kinds(scores=True) if few else micros[:1]) if scored else ()):
+            program = learner._score.lower(layout.params, base, micro)
+            work = Work(0, 0) if i else Work(scored * forward, scored * read)
             scores, _ = self.compile(f"{prefix}score{_SHORT[i]}", "score", program, held=held, work=work)
         for i, micro in enumerate(learner.kinds() if few else micros[:1]):
             numbers, which = dict.fromkeys((*learner.loss.names, "sampler_logps"), micro.mask), _SHORT[i]
