@@ -26,7 +26,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # the package of this checkout
 
-from studies.ruling import HELD_OUT, SETS, Results, family_table, gains_table, partition_table, picture  # noqa: E402
+from studies.ruling import (  # noqa: E402
+    HELD_OUT,
+    SETS,
+    Results,
+    family_table,
+    gains_table,
+    harm_table,
+    partition_table,
+    picture,
+)
 from studies.runs import Run, check, config_of, execute, finished, leave, names, numbers, run_settings, spoken  # noqa: E402
 from studies.shown import Shown, write  # noqa: E402
 
@@ -46,6 +55,7 @@ class Method:
 
     title: str
     changes: dict[str, Any] = field(default_factory=dict)  # of the config
+    rule: bool = True  # learns from votes: neither a control, nor by the truth, nor a form that only shows a cost
 
 
 METHODS = {
@@ -56,12 +66,18 @@ METHODS = {
     },
     "offline": Method("the start model's vote, never renewed", {"reward.label": "offline"}),
     "entropic": Method("the vote, with train.advantage=entropic", {"train.advantage": "entropic"}),
-    "random": Method("random answers (control)", {"reward.label": "random"}),
-    "format": Method("any answer earns 1 (control)", {"judge.rule": "answered"}),
-    "oracle": Method("true answers", {"reward.label": "truth"}),
-    "scrl_published": Method("scrl, and -1 without an answer", {"judge.rule": "scrl", "judge.no_answer_reward": -1.0}),
-    "majority_published": Method("the control of that: the vote, and -1 without", {"judge.no_answer_reward": -1.0}),
-    "guard_published": Method("guard as its published scripts run it: they train plain TTRL, so this is `majority`"),
+    "random": Method("random answers (control)", {"reward.label": "random"}, rule=False),
+    "format": Method("any answer earns 1 (control)", {"judge.rule": "answered"}, rule=False),
+    "oracle": Method("true answers", {"reward.label": "truth"}, rule=False),
+    "scrl_published": Method(
+        "scrl, and -1 without an answer", {"judge.rule": "scrl", "judge.no_answer_reward": -1.0}, rule=False
+    ),
+    "majority_published": Method(
+        "the control of that: the vote, and -1 without", {"judge.no_answer_reward": -1.0}, rule=False
+    ),
+    "guard_published": Method(
+        "guard as its published scripts run it: they train plain TTRL, so this is `majority`", rule=False
+    ),
 }
 EXTRAS = tuple(name for name in METHODS if name.endswith("_published"))
 DEFAULT = tuple(name for name in METHODS if name not in EXTRAS)
@@ -132,7 +148,9 @@ def show(options: Options, seeds: Sequence[int]) -> str:
         for family in options.families
         for method in options.methods
     }
-    tables = [gains_table(results, task) for task in SETS] + [partition_table(results)]
+    rules = [method for method in options.methods if METHODS[method].rule]
+    tables = [gains_table(results, task) for task in SETS] + [harm_table(results, rules, task) for task in SETS]
+    tables += [partition_table(results)]
     tables += [family_table(results, family) for family in options.families]
     said = [f"- `{method}`: {METHODS[method].title}." for method in options.methods]
     said.append(f"- Seeds: {', '.join(map(str, seeds))}; of several the mean, with the lowest and the highest.")

@@ -125,6 +125,36 @@ def test_the_tables_by_hand(tmp_path: Path):
     assert ruling.family_table(found, "noise").rows == []
 
 
+def test_the_rule_of_a_family_is_chosen_on_the_others(tmp_path: Path):
+    """Each run of `made` harms 2 questions of 6 and learns 1; one that has not changed harms none."""
+
+    def group(name: str, gain: float, *, harms: bool) -> Group:
+        run = made(tmp_path / name, 0, (0.5, 0.5 + gain))
+        if not harms:
+            write_jsonl(run.path / "rollouts" / "eval_held_out_000002.jsonl", BEFORE)
+        return Group((run,))
+
+    plan = {
+        ("one", "majority"): (0.1, True), ("one", "gate"): (0.2, False), ("one", "soft"): (0.3, False),
+        ("two", "majority"): (0.4, True), ("two", "gate"): (0.1, True), ("two", "soft"): (0.0, False),
+        ("three", "majority"): (0.4, False), ("three", "gate"): (0.3, False), ("three", "soft"): (0.1, True),
+    }  # fmt: skip
+    results = {arm: group("-".join(arm), gain, harms=harms) for arm, (gain, harms) in plan.items()}
+    rules = ["majority", "gate", "soft"]
+    # On the others of `one` each harms 2; majority gains the most. Of `two` majority and soft harm 2, and gate none.
+    assert ruling.elsewhere(results, rules, "held_out") == {"one": "majority", "two": "gate", "three": "soft"}
+    assert ruling.elsewhere(results, ["majority", "oracle"], "held_out") == {}
+    only = {arm: group for arm, group in results.items() if arm[0] == "one"}
+    assert ruling.elsewhere(only, rules, "held_out") == {}
+    *methods, chosen = ruling.harm_table(results, rules, "held_out").rows
+    assert methods == [
+        ["majority", "+0.300", "4.0", "1.00", "2.0"], ["gate", "+0.200", "2.0", "0.50", "1.0"],
+        ["soft", "+0.133", "2.0", "0.50", "1.0"],
+    ]  # fmt: skip
+    assert chosen[0].endswith("(one: majority, two: gate, three: soft)")
+    assert chosen[1:] == ["+0.100", "6.0", "1.50", "3.0"]
+
+
 def test_the_picture_has_a_bar_of_each_gain_and_each_harm(tmp_path: Path):
     """A gain of 1 is 90 pixels: 0.25 to the right and 0.15 to the left of the middle, which is at 120 + 105."""
     drawn = ElementTree.fromstring(ruling.picture(results(tmp_path), "held_out"))

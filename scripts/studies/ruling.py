@@ -173,6 +173,54 @@ def mean_gain_and_harm(group: Group, task: str) -> tuple[float, float]:
     return gain, fmean(each.harmed / each.questions for each in found)
 
 
+def elsewhere(results: Results, rules: Sequence[str], task: str) -> dict[str, str]:
+    """family -> the one of `rules` with the least harm, summed over the other families; of equal ones that with the
+    most gain there. Empty where there is but one family, or not all of the rules."""
+    families = list(dict.fromkeys(family for family, _ in results))
+    if len(families) < 2 or not rules or any((family, rule) not in results for family in families for rule in rules):
+        return {}
+    known = {arm: mean_gain_and_harm(results[arm], task) for arm in results if arm[1] in rules}
+
+    def worth(rule: str, family: str) -> tuple[float, float]:
+        others = [known[other, rule] for other in families if other != family]
+        return round(sum(harm for _, harm in others), 9), -round(sum(gain for gain, _ in others), 9)
+
+    return {family: min(rules, key=lambda rule: worth(rule, family)) for family in families}
+
+
+def harm_table(results: Results, rules: Sequence[str], task: str) -> Table:
+    """Of each method the mean gain over families, and the questions harmed and learned, summed over families; beside
+    `majority`. The last row has for each family the rule of `rules` that does the least harm on the others."""
+    families, methods = (list(dict.fromkeys(arm[i] for arm in results)) for i in (0, 1))
+    arms = {method: {family: (family, method) for family in families} for method in methods}
+    if found := elsewhere(results, rules, task):
+        named = ", ".join(f"{family}: {rule}" for family, rule in found.items())
+        arms[f"the least harm on the other families ({named})"] = {
+            family: (family, found[family]) for family in families
+        }
+    totals = {
+        name: _totals([results[arm] for arm in own.values()], task)
+        for name, own in arms.items()
+        if all(arm in results for arm in own.values())
+    }
+    rows = []
+    for name, (gain, harmed, learned) in totals.items():
+        beside = totals.get("majority", (0.0, 0.0, 0.0))[1]
+        rows.append(
+            [name, f"{gain:+.3f}", f"{harmed:.1f}", f"{harmed / beside:.2f}" if beside else NONE, f"{learned:.1f}"]
+        )
+    title = f"Over all families, {called(task)}: mean gain in avg@k, and questions of a family, summed"
+    head = ["method", "mean gain", "harmed", "of those that majority harms", "learned"]
+    return Table(f"referee-harm-{task}", title, head, rows)
+
+
+def _totals(groups: Sequence[Group], task: str) -> tuple[float, float, float]:
+    """Of a method on several families: mean gain, and sums of the questions harmed and learned, means over seeds."""
+    found = [[changes_of(run, task) for run in group.runs] for group in groups]
+    sums = (sum(fmean(getattr(each, what) for each in own) for own in found) for what in ("harmed", "learned"))
+    return fmean(mean_gain_and_harm(group, task)[0] for group in groups), *sums
+
+
 def partition_table(results: Results) -> Table:
     """The partition of each family, the mean of the seeds with the lowest and the highest."""
     rows = []
