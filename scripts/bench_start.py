@@ -27,6 +27,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as cache:
             with_cache = {"JAX_COMPILATION_CACHE_DIR": cache}
             starts = [("ours, cold", bench.OURS, with_cache), ("ours, warm", bench.OURS, with_cache)]
+            if flags.before:
+                with_own = {"JAX_COMPILATION_CACHE_DIR": str(Path(cache) / bench.BEFORE)}
+                starts += [(f"{bench.BEFORE}, {way}", bench.BEFORE, with_own) for way in ("cold", "warm")]
             starts += [(name, name, {}) for name in flags.pythons]
             if all(repeat in log.find("start", shape, label) for label, _, _ in starts):
                 continue

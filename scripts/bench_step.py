@@ -33,7 +33,7 @@ def main() -> None:
             prompts, votes, asked, new = (shape[key] for key in ("prompts", "votes", "prompt_tokens", "new_tokens"))
             title = f"{prompts} questions, {votes} votes, {shape['samples']} trained on, {new} tokens, {dtype}"
             print(f"\n{title}", flush=True)
-            who = sides if times == 1 else {name: sides[name] for name in (bench.OURS, bench.PEAK)}
+            who = {name: side for name, side in sides.items() if times == 1 or name not in flags.pythons}
             bench.measure("step", shape, who, log, repeats=repeats, matrix_rows=prompts * votes)
             rows = prompts * shape["samples"]
             flops = bench.rollout_flops(model, prompt_tokens=asked, lengths=[[new] * votes] * prompts)

