@@ -97,8 +97,8 @@ START = Candidate(0, share=0.4, diversity=0.8, silent=0.1, changed=0.0)
         ({"diversity": 0.39}, False),
         ({"silent": 0.2}, True),  # a tenth more
         ({"silent": 0.21}, False),
-        ({"changed": 0.2}, True),
-        ({"changed": 0.21}, False),
+        ({"changed": 0.25}, True),
+        ({"changed": 0.26}, False),
     ],
 )
 def test_what_may_be_taken(after: dict[str, float], taken: bool):

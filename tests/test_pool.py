@@ -21,6 +21,7 @@ from ttrl_jax.reward.extract import Answer
 from ttrl_jax.reward.rules import chance
 from ttrl_jax.reward.verdict import Settings
 from ttrl_jax.reward.vote import vote
+from ttrl_jax.run.choice import CHANGED
 from ttrl_jax.run.diagnosis import LIMITS
 
 ROOT = Path(__file__).parent.parent
@@ -112,9 +113,25 @@ def test_the_choice_of_a_model():
 def test_the_table_of_choices():
     good, bad = chosen((0.5, 0.3), (0.6, 0.5), (0, 0.5)), chosen((0.5, 0.3), (0.6, 0.1), (0, 0.1))
     rows = pool_shown.choices_table({"calibration": [good, bad], "test": []}).rows
-    assert rows[0] == ["calibration", "all", "1 of 2 (50.0%)", "1 of 2 (50.0%)", "1 of 2 (50.0%)"]
-    assert rows[1] == ["calibration", "collapsed", "0 of 1 (0.0%)", "0 of 1 (0.0%)", "1 of 1 (100.0%)"]
-    assert rows[2][2:] == ["-"] * 3
+    assert rows[0] == ["calibration", "all", *["1 of 2 (50.0%)"] * 4]
+    assert rows[1] == ["calibration", "collapsed", *["0 of 1 (0.0%)"] * 3, "1 of 1 (100.0%)"]
+    assert rows[2][2:] == ["-"] * 4
+
+
+def test_how_many_labels_may_change_is_fitted():
+    """Of ten questions, clear at first, `others` have another label in the second episode, whose model is better or
+    worse: the default takes what changed one or two, 0.3 what changed three."""
+
+    def run(others: int, after: float) -> Seen:
+        visits = [visit(q, q, f"{q}", [7, 3]) for q in range(10)]
+        for q in range(10):
+            visits.append(visit(10 + q, q, f"{q + 90 if q < others else q}", [9, 1], flipped=q < others))
+        accuracies = {0: 0.5, 10: after, 20: after}
+        return replace(GAINS, episode=10, visits=visits, own=accuracies, held_out=accuracies)
+
+    assert pool_scores.fit_choice([run(1, 0.9)]) == CHANGED == 0.25
+    assert pool_scores.fit_choice([run(1, 0.9), run(3, 0.9), run(4, 0.1)]) == 0.3
+    assert pool_scores.fit_choice([run(2, 0.1)]) == 0.1
 
 
 # ---------------------------------------------------------------------- (c) how likely a label is right

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ttrl_jax.measure.certificate import capitals
-from ttrl_jax.run.choice import candidates, ranked
+from ttrl_jax.run.choice import CHANGED, candidates, ranked
 from ttrl_jax.run.diagnosis import LIMITS, Diagnosis, Limits, diagnose
 
 from .pool import Seen, Vote
@@ -72,11 +72,11 @@ def hits(runs: Sequence[Seen], share: float, limits: Limits = LIMITS) -> dict[st
 
 def fit(runs: Sequence[Seen], grids: Mapping[str, Sequence[float]]) -> Limits:
     """The limits by which verdicts are right more often than wrong on these runs, one limit after the other, twice.
-    Where none is better the one that is there stays."""
+    The one that is there stays where none is better by a verdict that is right in the place of a wrong one."""
     best, most = LIMITS, _won(runs, LIMITS)
     for name, value in [(name, value) for _ in range(2) for name, values in grids.items() for value in values]:
         tried = dataclasses.replace(best, **{name: value})
-        if tried != best and (won := _won(runs, tried)) > most:
+        if tried != best and (won := _won(runs, tried)) >= most + 2:
             best, most = tried, won
     return best
 
@@ -90,6 +90,8 @@ GRIDS: Mapping[str, Sequence[float]] = {
     "lost": (0.05, 0.1, 0.2, 0.3),
     "same": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
     "kept": (0.05, 0.1, 0.2, 0.3),
+    "turned": (0.3, 0.35, 0.4, 0.5, 0.6),
+    "sure": (16, 24, 32, 48, 64),
 }
 
 
@@ -117,14 +119,27 @@ class Choice:
         return self.chosen >= GOOD * self.best
 
 
-def choice(seen: Seen) -> Choice | None:
+def choice(seen: Seen, most_changed: float = CHANGED) -> Choice | None:
     """Of the models that were evaluated, those are candidates that have the votes of a whole episode; None where the
-    start alone has."""
+    start alone has. most_changed: as of `ranked`."""
     found = list(candidates(seen.visits, episode=seen.episode, steps=seen.own))
     if len(found) < 2:
         return None
-    step, accuracies = ranked(found)[0].step, [seen.own[each.step] for each in found]
+    step, accuracies = ranked(found, most_changed=most_changed)[0].step, [seen.own[each.step] for each in found]
     return Choice(step, seen.own[step], max(accuracies), accuracies[0], accuracies[-1])
+
+
+CHANGES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)  # of `ranked`, that are tried
+
+
+def fit_choice(runs: Sequence[Seen]) -> float:
+    """The `most_changed` with which the chosen models of these runs have the highest accuracy, summed as shares of the
+    best candidates'; CHANGED where none is better, of equal others the lowest."""
+    return max((CHANGED, *CHANGES), key=lambda limit: round(sum(_worth(choice(seen, limit)) for seen in runs), 9))
+
+
+def _worth(made: Choice | None) -> float:
+    return made.chosen / made.best if made and made.best else 1.0
 
 
 # ---------------------------------------------------------------------- (c) how likely a label is right

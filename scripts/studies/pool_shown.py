@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ttrl_jax.reward.verdict import Settings
+from ttrl_jax.run.choice import CHANGED
 from ttrl_jax.run.diagnosis import LIMITS, Limits
 
 from .pool import CALIBRATION, TEST, VARIANTS, Seen
@@ -22,6 +23,7 @@ from .pool_scores import (
     choice,
     collapsed,
     fit,
+    fit_choice,
     hits,
     isotonic,
     labels,
@@ -83,15 +85,20 @@ def verdicts_table(half: str, runs: Sequence[Seen], limits: Limits) -> Table:
 
 def choices_table(halves: dict[str, list[Seen]]) -> Table:
     """How often a choice is nearly the best."""
-    rows = []
+    rows, fitted = [], fit_choice(halves[CALIBRATION])
     for half, runs in halves.items():
         for kind, those in (("all", runs), ("collapsed", [seen for seen in runs if collapsed(seen)])):
             found = [made for seen in those if (made := choice(seen)) is not None]
-            good = sum(made.good for made in found)
+            good = [sum(made.good for seen in those if (made := choice(seen, each))) for each in (CHANGED, fitted)]
             others = [sum(_alike(made, name) for made in found) for name in ("last", "start")]
-            rows.append([half, kind, *(_of(count, len(found)) for count in (good, *others))])
-    title = "runs whose chosen model has at least 0.9 of the best candidate's avg@k on the questions trained on"
-    return Table("pool_choices", title, ["half", "runs", "chosen by votes", "the last candidate", "the start"], rows)
+            rows.append([half, kind, *(_of(count, len(found)) for count in (*good, *others))])
+    title = (
+        "runs whose chosen model has at least 0.9 of the best candidate's avg@k on the questions trained on; of the "
+        f"clear labels at most {CHANGED:g} may have changed, as in run/choice.py, or as fitted on the calibration half "
+        f"{fitted:g}"
+    )
+    head = ["half", "runs", "chosen by votes", "as fitted", "the last candidate", "the start"]
+    return Table("pool_choices", title, head, rows)
 
 
 def _alike(made: Choice, name: str) -> bool:

@@ -13,9 +13,9 @@ from ttrl_jax.run.visits import Visits, changed, diversity, read_visits
 
 TRAINED, START = "trained", "start"  # what a certificate returns
 LAST, CHOSEN = "last", "chosen"  # values of --step
-# Of the labels that were clear; it was 0.67 and more where models had collapsed, mostly 0 where they learned. Set on
-# seeds 1 and 2 of runs of the quickstarts, of which three collapsed; shown on seed 0 (docs/science.md).
-CHANGED = 0.2
+# Of the labels that were clear; mostly 0.4 and more where models had collapsed, mostly 0 where they learned. As
+# `scripts/pool.py --report` fits it on the runs of its calibration half (docs/science.md).
+CHANGED = 0.25
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ def candidates(visits: Visits, *, episode: int, steps: Iterable[int] | None = No
         )
 
 
-def ranked(found: Iterable[Candidate]) -> list[Candidate]:
+def ranked(found: Iterable[Candidate], *, most_changed: float = CHANGED) -> list[Candidate]:
     """The candidates that may be taken, the best first; the last of them is the start. None without the start.
 
     One may be taken if, beside the start, it has more agreement, its labels are at least LIMITS.same times as diverse,
-    and at most LIMITS.lost more of its votes have no answer; and if at most CHANGED of the labels that were clear are
-    others now (`visits.changed`). A model that learns what its votes know keeps such labels, whatever happens to those
-    that hardly won. Of equal ones the earlier is better.
+    and at most LIMITS.lost more of its votes have no answer; and if at most `most_changed` of the labels that were
+    clear are others now (`visits.changed`). A model that learns what its votes know keeps such labels, whatever happens
+    to those that hardly won. Of equal ones the earlier is better.
     """
     start, *others = list(found) or [None]
     if start is None or start.step != 0:
@@ -66,7 +66,7 @@ def ranked(found: Iterable[Candidate]) -> list[Candidate]:
         if each.share > start.share
         and each.diversity >= LIMITS.same * start.diversity
         and each.silent <= start.silent + LIMITS.lost
-        and each.changed <= CHANGED
+        and each.changed <= most_changed
     ]
     return [*sorted(fit, key=lambda each: (-each.share, each.step)), start]
 

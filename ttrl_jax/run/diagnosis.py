@@ -16,19 +16,20 @@ from ttrl_jax.run.visits import Visits, changed, diversity
 
 @dataclass(frozen=True)
 class Limits:
-    """What decides. `scripts/pool.py --report` fits the first group on the runs of its calibration half, and prints
-    it."""
+    """What decides. `scripts/pool.py --report` fits the first group on the runs of its calibration half, and prints it:
+    42 runs of three models, of which 14 collapsed (docs/science.md)."""
 
-    # Set on runs of the quickstart (16 and 64 votes, temperature 1 to 2, random labels, faster rates) and of SmolLM2.
-    # One collapsed, at 30 times the quickstart's rate: it gave every question the same answer, in full agreement.
-    rise: float = 0.05  # of the majority ratio; random labels moved it by 0.02, learning by 0.13 and more
+    rise: float = 0.05  # of the majority ratio
     agreed: float = 0.9  # a majority ratio from which a run that does not rise had nothing left to learn
-    still: float = 0.03  # as near to the last majority ratio as its means over 1/12 of the steps keep by chance
+    still: float = 0.05  # as near to the last majority ratio as its means over 1/12 of the steps keep by chance
     wide: float = 0.1  # what chance makes of the difference of two ends; beyond it no rise is no sign of none
-    fall: float = 0.2  # of the highest majority ratio, lost again; random labels lost 0.1 of it
-    lost: float = 0.1  # more responses without an answer than at first; runs that learned lost under 0.01
-    same: float = 0.5  # times the entropy of the first labels; less is a loss. It was 0.2 where the model collapsed
+    fall: float = 0.2  # of the highest majority ratio, lost again
+    lost: float = 0.1  # more responses without an answer than at first
+    same: float = 0.5  # times the entropy of the first labels; less is a loss
     kept: float = 0.2  # of the labels that were clear, changed: no more is no collapse, unless one label is left
+    turned: float = 0.5  # of the labels that were clear, changed: as many are a collapse
+
+    sure: int = 24  # training steps; with fewer no run is said to stay where it is, as most of it may be to come
 
     few: int = 16  # training steps; with fewer there are no two ends of 4 steps to compare
     ends: int = 12  # the first and the last 1/12 of the steps are compared: a few episodes of those runs
@@ -94,13 +95,15 @@ def diagnose(rows: Sequence[Mapping[str, Any]], visits: Visits = (), *, limits: 
       too short   fewer than 16 steps, or m is below 0.9, and it may have risen or not: by 0.05 or more, but by no more
                   than chance gives, or by less where chance gives more than 0.1
       collapsing  at the end m has lost a fifth of its highest value, 0.05 and twice what chance gives, or a tenth more
-                  of the responses have no answer than at the start, or the labels of an episode have less than half of
-                  the entropy that those of the first had (`_lost_labels`)
+                  of the responses have no answer than at the start, or half of the labels that were clear are others
+                  (`_turned_labels`), or the labels of an episode have less than half of the entropy that those of the
+                  first had (`_lost_labels`)
       stuck       m has not risen by 0.05, or by no more than chance gives where nearly all questions had equal
                   rewards, and is below 0.9
       converged   m has been where it is at the end, but for chance, since half of the steps were done, when the
                   learning rate was still half of its peak; or m is 0.9 or more, and has risen by less than 0.05
       learning    m has risen, and came near its end only in the second half
+    With fewer than 24 steps no run is stuck or has converged: if m has risen it learns, else it is too short to tell.
     """
     steps = [row for row in map(finite, rows) if {"step", "vote/majority_ratio"} <= row.keys()]
     if len(steps) < limits.few:
@@ -111,12 +114,15 @@ def diagnose(rows: Sequence[Mapping[str, Any]], visits: Visits = (), *, limits: 
     if text := _collapse(steps, visits, ratio, limits):
         return Diagnosis("collapsing", text)
     risen = ratio.last - ratio.first
+    brief = f"it takes {limits.sure} steps to tell whether it stays there." if len(steps) < limits.sure else ""
     if ratio.last < limits.agreed and risen < max(limits.rise, ratio.chance):
         nothing = _last(steps, "vote/zero_advantage_groups", least) > 1 - MANY
         unsure = ratio.chance > limits.wide if risen < limits.rise else True
         if unsure and not nothing:
             text = f"The majority ratio went {course}, and chance may make a difference of {ratio.chance:.3f}"
             return Diagnosis("too short", f"{text}: it takes more steps to tell whether it rises.")
+        if brief:
+            return Diagnosis("too short", f"The majority ratio went {course}, and {brief}")
         text = f"The majority ratio went {course}, and chance may make a difference of {ratio.chance:.3f}."
         if risen < limits.rise:
             text = f"The majority ratio rose by less than {limits.rise:g}: it went {course}."
@@ -125,14 +131,16 @@ def diagnose(rows: Sequence[Mapping[str, Any]], visits: Visits = (), *, limits: 
     away = np.flatnonzero(np.abs(ratio.means - ratio.last) > near)
     since = int(ratio.steps[away[-1] + 1 if len(away) else 0])
     said = [*_labels(steps, least, limits), _NOT_TRUTH]
-    if since <= (steps[0]["step"] + steps[-1]["step"]) / 2:
+    if risen < limits.rise and brief:
+        return Diagnosis("too short", f"The majority ratio went {course}, and {brief}")
+    if not brief and since <= (steps[0]["step"] + steps[-1]["step"]) / 2:
         text = f"The majority ratio went {course}, and has stayed within {near:.2f} of that since step {since}."
         return Diagnosis("converged", " ".join([text, *said]))
     if risen < limits.rise:  # from so high that there was little to rise
         text = f"The majority ratio went {course}: from {limits.agreed:g} on little is left to agree on."
         return Diagnosis("converged", " ".join([text, *said]))
-    text = f"The majority ratio rose {course}, and came within {near:.2f} of that only at step {since}: more episodes"
-    return Diagnosis("learning", " ".join([text, "may teach more.", *said]))
+    text = brief or f"came within {near:.2f} of that only at step {since}: more episodes may teach more."
+    return Diagnosis("learning", " ".join([f"The majority ratio rose {course}, and {text}", *said]))
 
 
 def _least(steps: int, visits: Visits, limits: Limits) -> int:
@@ -175,6 +183,8 @@ def _collapse(steps: Sequence[Mapping[str, float]], visits: Visits, ratio: _Sign
     silent = _signal(steps, "vote/no_answer_rate", ratio.width)
     if silent and silent.last - silent.first > limits.lost:
         lost.append(f"Responses without an answer rose from {silent.first:.1%} to {silent.last:.1%}.")
+    if said := _turned_labels(visits, limits):
+        lost.append(f"{said}: what is learned now is something else than the votes knew.")
     if said := _lost_labels(visits, limits):
         lost.append(f"{said}, while the majority ratio went from {ratio.first:.3f} to {ratio.last:.3f}.")
     if not lost:
@@ -184,6 +194,16 @@ def _collapse(steps: Sequence[Mapping[str, float]], visits: Visits, ratio: _Sign
         if signal and signal.last > signal.first:
             lost.append(f"{what} went from {signal.first:.3f} to {signal.last:.3f}.")
     return " ".join([*lost, "Take an earlier checkpoint; learn more slowly or with a greater train.kl_coef."])
+
+
+def _turned_labels(visits: Visits, limits: Limits) -> str | None:
+    """How many labels that were clear are others in the last visits, one for each question, if they are too many; else
+    None."""
+    questions = len({visit["question"] for visit in visits})
+    others = changed(visits, range(len(visits) - min(questions, len(visits) // 2), len(visits)))
+    if len(others) < limits.labels or sum(others) < limits.turned * len(others):
+        return None
+    return f"Of {len(others)} labels that were clear, {sum(others)} are others now"
 
 
 def _lost_labels(visits: Visits, limits: Limits) -> str | None:
