@@ -66,6 +66,9 @@ METHODS = {
     },
     "offline": Method("the start model's vote, never renewed", {"reward.label": "offline"}),
     "entropic": Method("the vote, with train.advantage=entropic", {"train.advantage": "entropic"}),
+    "offline_entropic": Method(
+        "offline and entropic together", {"reward.label": "offline", "train.advantage": "entropic"}
+    ),
     "random": Method("random answers (control)", {"reward.label": "random"}, rule=False),
     "format": Method("any answer earns 1 (control)", {"judge.rule": "answered"}, rule=False),
     "oracle": Method("true answers", {"reward.label": "truth"}, rule=False),

@@ -1,6 +1,7 @@
 """Semantics and hand-worked: the benchmarks' log, turns, ratios and arithmetic, and lengths that are forced."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -84,6 +85,24 @@ def test_another_checkout_is_a_side(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         bench.parse("", peers=("hf",))
     assert ended.value.code == 2 and "--before takes a checkout that has" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rollout", "update", "step", "start"])
+def test_our_side_runs(name, tmp_path):
+    """Semantics: tiny shapes and a tiny model, alone."""
+    model = SCRIPTS.parent.parent / "configs" / "quickstart_model"
+    command = [sys.executable, f"bench_{name}.py", "--quick", "--repeats", "1", "--model", str(model)]
+    dtypes = [] if name == "start" else ["--dtypes", "float32"]
+    done = subprocess.run(
+        [*command, *dtypes, "--out", str(tmp_path / "log.jsonl")], cwd=SCRIPTS.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    if name == "start":
+        assert found["seconds"].keys() == {"ours, cold", "ours, warm"}
+    else:
+        assert all(of["ours"]["tokens_per_s"] > 0 for of in found["results"].values()) and found["results"]
 
 
 def test_a_worker_that_ends_is_one_sentence(tmp_path):

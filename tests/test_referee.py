@@ -172,15 +172,15 @@ def test_all_methods_sample_equally_many_responses(tmp_path: Path):
     options = referee.parse(["--out", str(tmp_path), "--methods", ",".join(referee.METHODS), "--seeds", "1,0"])
     found = referee.runs_of(options)
     budgets = runs.check(found)
-    assert len(found) == 4 * 15 * 2  # two of the 16 methods are the same
-    assert [run.seed for run in found] == [1] * 60 + [0] * 60
+    assert len(found) == 4 * 16 * 2  # two of the 17 methods are the same
+    assert [run.seed for run in found] == [1] * 64 + [0] * 64
     for run in found:
         budget = budgets[run.name]
         before = 64 * 16 if run.changes.get("reward.label") == "offline" else 0
         assert budget.steps * budget.responses + before == 6 * 64 * 16 and budget.evaluations == 2
         assert run.config == f"configs/families.py:{run.arm[0]}"
     whole = referee.runs_of(referee.parse([]))
-    assert len(whole) == 13 * 4 * 3 and not any("published" in run.name for run in whole)
+    assert len(whole) == 14 * 4 * 3 and not any("published" in run.name for run in whole)
 
 
 def test_what_published_forms_are(tmp_path: Path):

@@ -68,7 +68,7 @@ def rollout(model: str, shape: dict) -> worker.Run:
     forced = bool((lengths < shape["new_tokens"]).any())
     if forced:
         decoding.pick = ending(decoding.pick, ends(key, uids, lengths))
-    session = open_session(inputs_of(c, training=False, stop_ids=(STOP,) if forced else ()))
+    session = open_session(inputs_of(c, training=False, stops={STOP: ("the benchmark",)} if forced else {}))
     ids = np.array(worker.prompt_ids(shape, vocab=session.inputs.model.vocab), np.int32)
     prompts = Prompts(ids, np.full(len(ids), ids.shape[1], np.int32), uids)
     sampling = Sampling(temperature=0.0) if shape["draw"] == "greedy" else Sampling(top_p=shape["top_p"])
@@ -144,7 +144,7 @@ def step(model: str, shape: dict) -> worker.Run:
         c.data.path = str(Path(scratch) / "questions.jsonl")
         asked = worker.questions(64)
         Path(c.data.path).write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
-        inputs = inputs_of(c, training=True, stop_ids=())
+        inputs = inputs_of(c, training=True, stops={})
     session, judge, history = open_session(inputs), Judge(), History()
     drawn = {"votes": shape["votes"], "sampling": session.sampling}
 
