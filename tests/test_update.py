@@ -338,6 +338,19 @@ def test_few_programs_are_compiled_whatever_comes():
     assert {program.split(", ")[-1] for program, *_ in said[:4]} == {"1 x 48 tokens"}
 
 
+def test_six_programs_are_enough_where_rows_are_long():
+    """With a step: three shapes of the gradient, and two that only compute scores. Otherwise two of each."""
+    sizes = Sizes(
+        minibatch_rows=32, micro_tokens=8192, chunk_tokens=1024, longest=33280, shards=1, in_place=False, few=True,
+        even=30_000.0,
+    )  # fmt: skip
+    found = sizes.kinds().rows
+    assert len(found) == 3 and sizes.kinds(scores=True).rows == found[:2]
+    short = dataclasses.replace(sizes, longest=3584)
+    assert short.kinds() == short.kinds(scores=True) and len(short.kinds().rows) == 2
+    assert dataclasses.replace(sizes, few=False).kinds() is None
+
+
 @pytest.mark.parametrize(("shape", "few"), [(MESHES[0], False), (MESHES[1], True)], ids=str)
 def test_eight_devices_equal_the_slow_twin(shape, few):
     """Two steps of 8 rows: one row for each device, or two."""
