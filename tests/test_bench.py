@@ -1,6 +1,7 @@
 """Semantics and hand-worked: the benchmarks' log, turns, ratios and arithmetic, and lengths that are forced."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,21 +89,20 @@ def test_another_checkout_is_a_side(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rollout", "update", "step", "start"])
+@pytest.mark.parametrize("name", ["rollout --shapes long --draws sample", "step"])
 def test_our_side_runs(name, tmp_path):
-    """Semantics: tiny shapes and a tiny model, alone."""
-    model = SCRIPTS.parent.parent / "configs" / "quickstart_model"
-    command = [sys.executable, f"bench_{name}.py", "--quick", "--repeats", "1", "--model", str(model)]
-    dtypes = [] if name == "start" else ["--dtypes", "float32"]
-    done = subprocess.run(
-        [*command, *dtypes, "--out", str(tmp_path / "log.jsonl")], cwd=SCRIPTS.parent, capture_output=True, text=True
-    )
+    """Semantics: tiny shapes and a tiny model, which may have longer rows than it was made for, alone."""
+    model = tmp_path / "model"
+    shutil.copytree(SCRIPTS.parent.parent / "configs" / "turkish_model", model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+    script, *flags = name.split()
+    command = [sys.executable, f"bench_{script}.py", *flags, "--quick", "--repeats", "1", "--dtypes", "float32"]
+    command += ["--model", str(model), "--out", str(tmp_path / "log.jsonl")]
+    done = subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    if name == "start":
-        assert found["seconds"].keys() == {"ours, cold", "ours, warm"}
-    else:
-        assert all(of["ours"]["tokens_per_s"] > 0 for of in found["results"].values()) and found["results"]
+    found = json.loads(done.stdout.splitlines()[-1])["results"]
+    assert found and all(of["ours"]["tokens_per_s"] > 0 for of in found.values())
 
 
 def test_a_worker_that_ends_is_one_sentence(tmp_path):
