@@ -72,11 +72,8 @@ def main() -> int:
     distributed.require_same(facts(inputs, run) | {"--workdir": str(workdir)})
     same = {"defaults": commands.defaults(), "flag": "--workdir"}
     changes = distributed.together(lambda: folder.require_same(workdir, run, **same))
-    summary, asked = (
-        distributed.gather(lambda: finished(workdir))[0],
-        {"total": total, "patience": config.stop.patience},
-    )
-    if summary is not None and nothing_left(summary, **asked, changes=changes):
+    summary, patience = distributed.gather(lambda: finished(workdir))[0], config.stop.patience
+    if summary is not None and nothing_left(summary, total=total, patience=patience, changes=changes):
         print(f"{workdir} is finished:\n{report(summary, **shown)}")
         return 0
 

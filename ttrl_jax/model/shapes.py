@@ -87,11 +87,14 @@ def named(name: str) -> ModelConfig | None:
 def even_length(model: ModelConfig) -> float:
     """Tokens of a row in which attending to the tokens before takes as many operations as the products with the weights
     of the layers. For Qwen2.5-1.5B that is 30,467."""
-    weights = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(decoder.shapes(model)["blocks"]))
     # Of each token: 2 for a weight; 4 for a place that it attends to, of which there are half the length on average.
-    return weights / (model.layers * model.heads * model.head_dim)
+    return _count(decoder.shapes(model)["blocks"]) / (model.layers * model.heads * model.head_dim)
 
 
 def parameter_count(model: ModelConfig) -> int:
     """Parameters of the model, a tied table counted once."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(decoder.shapes(model)))
+    return _count(decoder.shapes(model))
+
+
+def _count(shapes: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))

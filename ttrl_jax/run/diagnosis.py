@@ -115,14 +115,16 @@ def diagnose(rows: Sequence[Mapping[str, Any]], visits: Visits = (), *, limits: 
         return Diagnosis("collapsing", text)
     risen = ratio.last - ratio.first
     brief = f"it takes {limits.sure} steps to tell whether it stays there." if len(steps) < limits.sure else ""
-    if ratio.last < limits.agreed and risen < max(limits.rise, ratio.chance):
+    high = ratio.last >= limits.agreed
+    rise = limits.rise if high else max(limits.rise, ratio.chance)
+    if brief and risen < rise:
+        return Diagnosis("too short", f"The majority ratio went {course}, and {brief}")
+    if not high and risen < rise:
         nothing = _last(steps, "vote/zero_advantage_groups", least) > 1 - MANY
         unsure = ratio.chance > limits.wide if risen < limits.rise else True
         if unsure and not nothing:
             text = f"The majority ratio went {course}, and chance may make a difference of {ratio.chance:.3f}"
             return Diagnosis("too short", f"{text}: it takes more steps to tell whether it rises.")
-        if brief:
-            return Diagnosis("too short", f"The majority ratio went {course}, and {brief}")
         text = f"The majority ratio went {course}, and chance may make a difference of {ratio.chance:.3f}."
         if risen < limits.rise:
             text = f"The majority ratio rose by less than {limits.rise:g}: it went {course}."
@@ -131,8 +133,6 @@ def diagnose(rows: Sequence[Mapping[str, Any]], visits: Visits = (), *, limits: 
     away = np.flatnonzero(np.abs(ratio.means - ratio.last) > near)
     since = int(ratio.steps[away[-1] + 1 if len(away) else 0])
     said = [*_labels(steps, least, limits), _NOT_TRUTH]
-    if risen < limits.rise and brief:
-        return Diagnosis("too short", f"The majority ratio went {course}, and {brief}")
     if not brief and since <= (steps[0]["step"] + steps[-1]["step"]) / 2:
         text = f"The majority ratio went {course}, and has stayed within {near:.2f} of that since step {since}."
         return Diagnosis("converged", " ".join([text, *said]))
