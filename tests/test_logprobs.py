@@ -9,6 +9,8 @@ from tiny_model import LLAMA, MESHES, QWEN2, all_logits, on_mesh, placed, random
 
 from ttrl_jax.learn.logprobs import response_logprobs, token_logprobs
 from ttrl_jax.learn.microbatch import micro_batches
+from ttrl_jax.model.sharding import partition
+from ttrl_jax.plan import hlo
 from ttrl_jax.records import TrainBatch
 
 TEMPERATURE = 0.7
@@ -145,8 +147,8 @@ def _is_jaxpr(node):
     return isinstance(node, (jax.extend.core.Jaxpr, jax.extend.core.ClosedJaxpr))
 
 
-def gradient_of(vocab, *, chunks, slots, width=16):
-    """The program of a gradient through `chunks` chunks, traced."""
+def gradient_of(vocab, *, chunks, slots, width=16, shards=1):
+    """The program of a gradient through `chunks` chunks of each shard, traced."""
 
     def loss(table, hidden, tokens):
         logps, entropies = token_logprobs(
@@ -154,8 +156,30 @@ def gradient_of(vocab, *, chunks, slots, width=16):
         )
         return (logps + entropies).sum()
 
-    shapes = [((vocab, width), "float32"), ((1, chunks, slots, width), "float32"), ((1, chunks, slots), "int32")]
-    return jax.jit(jax.grad(loss, argnums=(0, 1))).trace(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+    rows = (shards, chunks, slots)
+    inputs = [
+        ((vocab, width), "float32", ("vocab", "embed")),
+        ((*rows, width), "float32", ("rows", None, None, None)),
+        (rows, "int32", ("rows", None, None)),
+    ]
+    return jax.jit(jax.grad(loss, argnums=(0, 1))).trace(*(lying(*each) for each in inputs))
+
+
+def lying(shape, dtype, axes):
+    """An array of the mesh that is set, if one is."""
+    mesh = jax.sharding.get_mesh()
+    sharding = None if mesh.empty else jax.sharding.NamedSharding(mesh, partition(axes, shape, mesh))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+@pytest.mark.parametrize("vocab", [384, 1000], ids=["an odd number of blocks of 128", "no blocks of 128"])
+def test_a_vocabulary_split_over_devices_is_not_gathered(vocab):
+    """In the loop over the chunks devices exchange the gradients to their states, and sums of tokens; no logits."""
+    chunk = 64
+    with on_mesh((2, 2, 2)):
+        program = gradient_of(vocab, chunks=3, slots=chunk, shards=4).lower().compile().as_text()
+    exchanged = hlo.loop_collectives(program)
+    assert exchanged[0]["kind"] == "all-reduce" and exchanged[0]["bytes"] == 4 * chunk * 16, exchanged
 
 
 def test_logits_never_exist_for_more_than_a_chunk():

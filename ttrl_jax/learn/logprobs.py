@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ttrl_jax.learn.microbatch import MicroBatch
 from ttrl_jax.model import decoder
 from ttrl_jax.model.config import ModelConfig
-from ttrl_jax.model.sharding import constrain
+from ttrl_jax.model.sharding import constrain, parts_of
 from ttrl_jax.records import VECTOR
 
 
@@ -73,14 +73,19 @@ def _logits(table: jax.Array, states: jax.Array, temperature: float) -> jax.Arra
 
 
 def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sums of both over the last axis, float32 [X, C, W] -> [X, C], in one pass. In two passes, the CPU backend of
-    XLA would store each of them several times. Columns are added first, since adding one number after the other would
-    lose digits."""
-    pad = [(0, 0), (0, 0), (0, -x.shape[-1] % VECTOR)]
-    x, y = (jnp.pad(z, pad).reshape(*z.shape[:-1], -1, VECTOR) for z in (x, y))
+    """The sums of both over the last axis, the vocabulary: float32 [X, C, W] -> [X, C], in one pass. In two passes, the
+    CPU backend of XLA would store each of them several times. Columns are added first, since adding one number after
+    the other would lose digits. Each device adds up its part of the vocabulary: blocks of VECTOR across parts would
+    make every device gather the whole of it, chunk by chunk."""
+    parts = parts_of("vocab", x.shape[-1])
+
+    def blocks(z: jax.Array) -> jax.Array:
+        z = constrain(z.reshape(*z.shape[:-1], parts, -1), "rows", None, "vocab", None)
+        return jnp.pad(z, [(0, 0)] * 3 + [(0, -z.shape[-1] % VECTOR)]).reshape(*z.shape[:-1], -1, VECTOR)
+
     zeros = (jnp.zeros((), x.dtype),) * 2
-    x, y = jax.lax.reduce((x, y), zeros, lambda one, two: (one[0] + two[0], one[1] + two[1]), (2,))
-    return x.sum(-1), y.sum(-1)
+    sums = jax.lax.reduce((blocks(x), blocks(y)), zeros, lambda one, two: (one[0] + two[0], one[1] + two[1]), (3,))
+    return tuple(z.sum((-2, -1)) for z in sums)
 
 
 def _gathered(table: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -183,3 +183,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, mesh))
+
+
+def parts_of(axis: str, size: int) -> int:
+    """In how many parts an axis of that name and size is split over the devices; 1 where no mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    (names,) = partition((axis,), (size,), mesh)
+    return math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names or ()))
