@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ MATH_1_5B = {  # Qwen2.5-Math-1.5B but for its layers
     "max_position_embeddings": 4096, "rope_theta": 1e4,
 }  # fmt: skip
 VOCAB, LAYERS = 151_936, 2
+FFN = MATH_1_5B["intermediate_size"]
 # In each layer those of attention with its biases, of ffn and of norms; the table, which is tied; the last norm.
 WEIGHTS = (
     LAYERS * (2 * 1536 * 1536 + 2 * 1536 * 256 + 1536 + 2 * 256 + 3 * 1536 * 8960 + 2 * 1536) + VOCAB * 1536 + 1536
@@ -46,3 +48,9 @@ def planned(config: str, topology: str, *settings: str) -> dict:
 def programs(told: dict) -> dict[str, dict]:
     """Those of the first plan by their labels."""
     return {program["label"]: program for program in told["plans"][0]["programs"]}
+
+
+def sizes(listed: list[dict]) -> set[int]:
+    """The sizes of the axes of what `ttrl_jax.plan.hlo` lists: arrays that loops exchange or copy."""
+    shapes = " ".join(one["shape"] for one in listed)
+    return {int(size) for axes in re.findall(r"\[[\d,]*\]", shapes) for size in re.findall(r"\d+", axes)}

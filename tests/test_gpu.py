@@ -1,13 +1,13 @@
 """Semantics: what XLA makes of a run's programs for NVIDIA GPUs, compiled for those that need not be there.
 
 Skipped without the compiler, which `pip install -e ".[cuda13,test]"` brings with Python 3.12 and newer; then
-`pytest -q tests/test_gpu.py` runs it on any machine; on 2 busy cores it took half an hour.
+`pytest -q tests/test_gpu.py` runs it on any machine, in seven minutes on one core.
 """
 
 from pathlib import Path
 
 import pytest
-from plans import LAYER_KEYS, LAYERS, MATH_1_5B, SLOTS, VOCAB, WEIGHTS, model_folder, planned, programs
+from plans import FFN, LAYER_KEYS, LAYERS, MATH_1_5B, SLOTS, VOCAB, WEIGHTS, model_folder, planned, programs, sizes
 
 from ttrl_jax.plan import gpus
 
@@ -20,8 +20,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_folder(tmp_path_factory.mktemp("model"), **MATH_1_5B)
 
 
-def aime(model: Path, topology: str) -> dict:
-    return planned(f"aime.py:{model}", topology, "--questions=30")
+def aime(model: Path, topology: str, *settings: str) -> dict:
+    return planned(f"aime.py:{model}", topology, "--questions=30", *settings)
 
 
 def test_a_plan_for_a_gpu(model: Path):
@@ -64,6 +64,14 @@ def test_the_update_writes_over_what_it_is_given(model: Path):
     assert found["update step"]["activations"] < 0.01 * 4 * WEIGHTS
 
 
+def test_masters_and_moments_in_bfloat16_are_written_over(model: Path):
+    """Three arrays of 2 bytes for each weight. Neither rounding nor the computation in float32 makes one more."""
+    both = ("--config.train.master_dtype=bfloat16", "--config.train.moments_dtype=bfloat16")
+    step = programs(aime(model, "h100", *both))["update step"]
+    assert step["aliased"] == pytest.approx(3 * 2 * WEIGHTS, rel=1e-3)
+    assert step["activations"] < 0.01 * 2 * WEIGHTS
+
+
 def test_what_is_needed_in_between_is_within_what_is_planned_with(model: Path):
     """No more than the arithmetic that the search for settings begins with; and while decoding, the logits in float32
     not four times."""
@@ -95,6 +103,17 @@ def test_weights_are_gathered_by_the_update_and_not_by_the_decode_loop(model: Pa
     assert all(one["bytes"] < LAYER_KEYS / 8000 for one in found["sample decode"]["loop_copies"])
     gathered = [one for one in found["update gradient"]["loop_collectives"] if one["kind"] == "all-gather"]
     assert any(one["bytes"] > 1e6 for one in gathered)
+
+
+def test_heads_ffn_and_vocabulary_split_over_gpus(model: Path):
+    """The kernel attends to the heads of each GPU; and in a pass of the update each computes with its own part of the
+    weights, of which it gathers no more."""
+    found = programs(aime(model, "h100:8", "--config.mesh.tensor=2"))
+    assert found["sample decode"]["custom_calls"][TRITON] == LAYERS
+    assert not found["sample decode"]["loop_copies"] and found["sample decode"]["aliased"] > 0
+    for name in ("score", "score of short rows", "update gradient", "update gradient of short rows"):
+        exchanged = sizes(found[name]["loop_collectives"])
+        assert FFN // 2 in exchanged and not exchanged & {FFN, VOCAB}, found[name]["loop_collectives"]
 
 
 @pytest.mark.parametrize("kind", ["h200", "a100-80", "l40s"])

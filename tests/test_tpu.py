@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from plans import LAYER_KEYS, LAYERS, MATH_1_5B, ROOT, VOCAB, WEIGHTS, model_folder, planned, programs
+from plans import FFN, LAYER_KEYS, LAYERS, MATH_1_5B, ROOT, VOCAB, WEIGHTS, model_folder, planned, programs, sizes
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 SPLASH, CHIPS = "tpu_custom_call", 8
@@ -30,8 +30,8 @@ def aime(model: Path, topology: str, *settings: str) -> dict:
     return told
 
 
-def on_8_chips(model: Path, tensor: int = 1) -> dict[str, dict]:
-    told = aime(model, "v5e:2x4", f"--config.mesh.tensor={tensor}")
+def on_8_chips(model: Path, tensor: int = 1, *settings: str) -> dict[str, dict]:
+    told = aime(model, "v5e:2x4", f"--config.mesh.tensor={tensor}", *settings)
     assert told["plans"][0]["mesh"] == {"data": 1, "fsdp": CHIPS // tensor, "tensor": tensor}
     return programs(told)
 
@@ -64,6 +64,14 @@ def test_a_step_of_training_gathers_weights(model: Path):
     assert any(one["kind"] == "all-gather" and one["bytes"] > 1e6 for one in found)
 
 
+def test_a_step_of_training_exchanges_no_part_of_another_chip(model: Path):
+    """Where ffn and vocabulary are split, each chip computes with its part alone; of weights it gathers no more."""
+    found = on_8_chips(model, 2)
+    for name in ("score", "score of short rows", "update gradient", "update gradient of short rows"):
+        exchanged = sizes(found[name]["loop_collectives"])
+        assert FFN // 2 in exchanged and not exchanged & {FFN, VOCAB}, found[name]["loop_collectives"]
+
+
 def test_the_decode_loop_has_the_cache_once(model: Path):
     """What comes out takes the place of what goes in. Some of it XLA moves to a chip's vector memory and back in each
     step, by itself beside other work (copy-start); nothing is copied within the main memory."""
@@ -83,6 +91,13 @@ def test_the_update_writes_over_what_it_is_given(model: Path):
     assert found["update step"]["aliased"] == pytest.approx(3 * masters, rel=0.01)
     if jax.__version_info__ >= (0, 12):  # the compiler of 0.10 needs five times the masters in between
         assert found["update step"]["activations"] < 0.5 * masters
+
+
+def test_masters_and_moments_in_bfloat16_are_written_over(model: Path):
+    """Three arrays of 2 bytes for each weight."""
+    both = ("--config.train.master_dtype=bfloat16", "--config.train.moments_dtype=bfloat16")
+    step = on_8_chips(model, 1, *both)["update step"]
+    assert step["aliased"] == pytest.approx(3 * 2 * WEIGHTS / CHIPS, rel=0.01)
 
 
 def test_tokens_of_packed_rows_are_gathered_and_never_scattered(model: Path):
@@ -127,7 +142,8 @@ def test_adapters_on_a_base_that_is_there_once(model: Path):
         assert 2 * WEIGHTS < found[name]["weights"] < 2.15 * WEIGHTS, name
     layer = 2 * (WEIGHTS - VOCAB * 1536) / LAYERS
     copies = [one for one in found["sample decode"]["loop_copies"] if one["bytes"] > layer / 20]
-    assert not [one for one in copies if one["kind"] == "copy"], copies
+    of_weights = [one for one in copies if sizes([one]) & {1536, FFN}]
+    assert not [one for one in of_weights if one["kind"] == "copy"], copies
 
 
 def test_a_slice_that_there_is_not(model: Path):
@@ -141,7 +157,8 @@ def test_the_notebook_of_math500_is_for_one_chip():
     """The settings of its parameters, with the shape of the real model, on a chip with 16 GB."""
     cells = json.loads((ROOT / "colab" / "math500_level1.ipynb").read_text())["cells"]
     source = "".join(next(cell["source"] for cell in cells if "parameters" in str(cell["metadata"])))
-    parameters = {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(source).body}
+    settings = {line.targets[0].id: line.value for line in ast.parse(source).body}
+    parameters = {name: ast.literal_eval(settings[name]) for name in ("CONFIG", "SETTINGS", "QUESTIONS")}
     command = [sys.executable, "-m", "ttrl_jax.plan", "--json", "--topology=v5e:1x1"]
     command += ["--config", parameters["CONFIG"], f"--questions={parameters['QUESTIONS']}", *parameters["SETTINGS"]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -18,7 +18,7 @@ from ttrl_jax.model import attention
 from ttrl_jax.model.cache import LayerCache, Prefix, Suffix
 from ttrl_jax.model.config import PROJECTIONS, ModelConfig
 from ttrl_jax.model.int8 import is_int8, plain
-from ttrl_jax.model.layers import PRODUCT, Block, Decoder, Rotation, rms_norm, rotation_at
+from ttrl_jax.model.layers import HEADS, PRODUCT, Block, Decoder, Rotation, rms_norm, rotation_at
 from ttrl_jax.model.packing import Packing
 from ttrl_jax.model.sharding import constrain
 
@@ -120,7 +120,7 @@ def forward(
     adapters, stacked, under "lora".
     """
     positions = packing.positions if packing else jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    rotation = rotation_at(positions, config)
+    rotation = tuple(constrain(y, "rows", None, None, None) for y in rotation_at(positions, config))
     length = packing.rows.shape[2] if packing else ids.shape[1]
     table = params["embed"]
     rows = table[ids].astype(dtype) if table.dtype == jnp.float32 else _rows(table, ids, dtype)
@@ -241,12 +241,13 @@ def _layer(
 
     def attend(q, k, v):
         if packing:
-            q, k, v = (packing.spread(y) for y in (q, k, v))
+            q, k, v = (packing.spread(y, heads) for y, heads in zip((q, k, v), HEADS, strict=True))
         seen = window if own is None else own
         context = attention.causal(q, k, v, seen, kernel=config.attention, rows="rows")
-        return packing.gather(context) if packing else context, None
+        context = constrain(context, "rows", None, "heads", None)
+        return packing.gather(context, "heads") if packing else context, None
 
-    x, _ = _bind_block(config, weights, x.dtype)(x, rotation, attend, adapters)
+    x, _ = _bind_block(config, weights, x.dtype)(x, rotation, attend, adapters, within=("rows", None))
     return constrain(x, "rows", "places", None)
 
 
@@ -314,7 +315,7 @@ def prefill(weights: Params, config: ModelConfig, ids: jax.Array, lengths: jax.A
             context = attention.causal(q, k, v, window, kernel=config.attention, rows="prompts")
             return context, LayerCache(*heads_first)
 
-        x, kept = _bind_block(config, block, x.dtype)(x, rotation, attend, adapters)
+        x, kept = _bind_block(config, block, x.dtype)(x, rotation, attend, adapters, within=("prompts", None))
         layers.append(kept)
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], 1)[:, 0]
     last = rms_norm(last, weights["norm"], config.norm_eps)
@@ -356,7 +357,7 @@ def decode_step(
             way = dict(block=block, kernel=config.decode_attention)
             return attention.cached(q, shared, prefix.lengths, own, lengths, at, window, **way), own
 
-        x, kept = _bind_block(config, layer, x.dtype)(x, rotation, attend, adapters)
+        x, kept = _bind_block(config, layer, x.dtype)(x, rotation, attend, adapters, within=("prompts", "votes"))
         filled.append(kept)
     x = rms_norm(x, weights["norm"], config.norm_eps)
     # Each part of the vocabulary where its weights are; then whole rows, for which otherwise the weights would move.

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ttrl_jax.model.config import ModelConfig
 from ttrl_jax.model.rope import frequencies
-from ttrl_jax.model.sharding import Axes
+from ttrl_jax.model.sharding import Axes, constrain
 
 Rotation = tuple[jax.Array, jax.Array]  # cosines and sines, float32 [..., 1, H / 2]
 
@@ -79,6 +79,7 @@ def _product_backward(kept: tuple[jax.Array, jax.Array], slope: jax.Array) -> tu
 
 product.defvjp(_product_forward, _product_backward)
 
+HEADS = ("heads", "kv_heads", "kv_heads")  # the logical axes of the heads of queries, keys and values
 Pair = dict[str, jax.Array]  # {"a": [*inputs, r], "b": [r, *outputs]}, the adapters of one weight
 
 
@@ -186,10 +187,11 @@ class Attention(nnx.Module):
             self.k_norm = parameter(rngs, (layers, h), (None, None), init="ones")
 
     def qkv(
-        self, x: jax.Array, rotation: Rotation, adapters: dict[str, Pair]
+        self, x: jax.Array, rotation: Rotation, adapters: dict[str, Pair], within: Axes
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [..., D] -> rotated queries [..., N, H], rotated keys and values [..., K, H]."""
         q, k, v = project(x, {"q": self.q[...], "k": self.k[...], "v": self.v[...]}, adapters, self.scale)
+        q, k, v = (constrain(y, *within, heads, None) for y, heads in zip((q, k, v), HEADS, strict=True))
         if self.bias:
             biases = ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias))
             q, k, v = (y + jnp.broadcast_to(b[...].astype(x.dtype), y.shape) for y, b in biases)
@@ -219,8 +221,9 @@ class FeedForward(nnx.Module):
         self.up = parameter(rngs, (layers, d, f), (None, "embed", "ffn"))
         self.down = parameter(rngs, (layers, f, d), (None, "ffn", "embed"))
 
-    def __call__(self, x: jax.Array, adapters: dict[str, Pair]) -> jax.Array:
+    def __call__(self, x: jax.Array, adapters: dict[str, Pair], within: Axes) -> jax.Array:
         gate, up = project(x, {"gate": self.gate[...], "up": self.up[...]}, adapters, self.scale)
+        gate, up = (constrain(y, *within, "ffn") for y in (gate, up))
         return project(gated(gate, up), {"down": self.down[...]}, adapters, self.scale)[0]
 
 
@@ -235,15 +238,22 @@ class Block(nnx.Module):
         self.ffn = FeedForward(config, rngs)
 
     def __call__(
-        self, x: jax.Array, rotation: Rotation, attend: Callable, adapters: dict[str, dict[str, Pair]] | None
+        self,
+        x: jax.Array,
+        rotation: Rotation,
+        attend: Callable,
+        adapters: dict[str, dict[str, Pair]] | None,
+        within: Axes,
     ) -> tuple[jax.Array, object]:
         """x [..., D]; attend(q, k, v) -> (context [..., N, H], whatever the caller keeps of k and v). adapters: of this
-        layer, by the names of its modules and weights, if there are any."""
+        layer, by the names of its modules and weights, if there are any. within: the logical axes of [...] in attention
+        and ffn, where the heads and the ffn are split over devices. Left to itself, XLA would gather their weights
+        where x comes with its places split."""
         of_attention, of_ffn = ((adapters or {}).get(name, {}) for name in ("attention", "ffn"))
-        q, k, v = self.attention.qkv(rms_norm(x, self.attention_norm[...], self.eps), rotation, of_attention)
+        q, k, v = self.attention.qkv(rms_norm(x, self.attention_norm[...], self.eps), rotation, of_attention, within)
         context, kept = attend(q, k, v)
         x = x + self.attention.out(context, of_attention)
-        return x + self.ffn(rms_norm(x, self.ffn_norm[...], self.eps), of_ffn), kept
+        return x + self.ffn(rms_norm(x, self.ffn_norm[...], self.eps), of_ffn, within), kept
 
 
 class Decoder(nnx.Module):
