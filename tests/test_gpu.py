@@ -1,7 +1,7 @@
 """Semantics: what XLA makes of a run's programs for NVIDIA GPUs, compiled for those that need not be there.
 
 Skipped without the compiler, which `pip install -e ".[cuda13,test]"` brings with Python 3.12 and newer; then
-`pytest -q tests/test_gpu.py` runs it on any machine, in seven minutes on one core.
+`pytest -q tests/test_gpu.py` runs it on any machine, in eight minutes on one core.
 """
 
 from pathlib import Path
@@ -110,7 +110,7 @@ def test_heads_ffn_and_vocabulary_split_over_gpus(model: Path):
     weights, of which it gathers no more."""
     found = programs(aime(model, "h100:8", "--config.mesh.tensor=2"))
     assert found["sample decode"]["custom_calls"][TRITON] == LAYERS
-    assert not found["sample decode"]["loop_copies"] and found["sample decode"]["aliased"] > 0
+    assert all(one["bytes"] < LAYER_KEYS / 8000 for one in found["sample decode"]["loop_copies"])
     for name in ("score", "score of short rows", "update gradient", "update gradient of short rows"):
         exchanged = sizes(found[name]["loop_collectives"])
         assert FFN // 2 in exchanged and not exchanged & {FFN, VOCAB}, found[name]["loop_collectives"]
