@@ -73,18 +73,23 @@ def _logits(table: jax.Array, states: jax.Array, temperature: float) -> jax.Arra
 
 
 def _sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sums of both over the last axis, the vocabulary: float32 [X, C, W] -> [X, C], in one pass. In two passes, the
-    CPU backend of XLA would store each of them several times. Columns are added first, since adding one number after
-    the other would lose digits. Each device adds up its part of the vocabulary: blocks of VECTOR across parts would
-    make every device gather the whole of it, chunk by chunk."""
+    """The sums of both over the last axis, the vocabulary: float32 [X, C, W] -> [X, C], in one pass over what they are
+    made of."""
+    return jax.lax.platform_dependent(x, y, cpu=_sums_by_columns, default=lambda x, y: (x.sum(-1), y.sum(-1)))
+
+
+def _sums_by_columns(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One reduction of both: of two, the CPU backend of XLA would store what each adds up, several times. Columns are
+    added first, since adding one number after the other would lose digits. Columns are of each device's part of the
+    vocabulary; across parts, every device would gather the whole of it. (A TPU would copy both to lay out columns.)"""
     parts = parts_of("vocab", x.shape[-1])
 
-    def blocks(z: jax.Array) -> jax.Array:
+    def columns(z: jax.Array) -> jax.Array:
         z = constrain(z.reshape(*z.shape[:-1], parts, -1), "rows", None, "vocab", None)
         return jnp.pad(z, [(0, 0)] * 3 + [(0, -z.shape[-1] % VECTOR)]).reshape(*z.shape[:-1], -1, VECTOR)
 
     zeros = (jnp.zeros((), x.dtype),) * 2
-    sums = jax.lax.reduce((blocks(x), blocks(y)), zeros, lambda one, two: (one[0] + two[0], one[1] + two[1]), (3,))
+    sums = jax.lax.reduce((columns(x), columns(y)), zeros, lambda one, two: (one[0] + two[0], one[1] + two[1]), (3,))
     return tuple(z.sum((-2, -1)) for z in sums)
 
 
