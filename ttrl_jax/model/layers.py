@@ -189,7 +189,7 @@ class Attention(nnx.Module):
     def qkv(
         self, x: jax.Array, rotation: Rotation, adapters: dict[str, Pair], within: Axes
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [..., D] -> rotated queries [..., N, H], rotated keys and values [..., K, H]."""
+        """x [..., D] -> rotated queries [..., N, H], rotated keys and values [..., K, H]. within: as in Block."""
         q, k, v = project(x, {"q": self.q[...], "k": self.k[...], "v": self.v[...]}, adapters, self.scale)
         q, k, v = (constrain(y, *within, heads, None) for y, heads in zip((q, k, v), HEADS, strict=True))
         if self.bias:
