@@ -41,8 +41,8 @@ def gradient(mesh: jax.sharding.Mesh, *, packed: bool) -> str:
     mask = np.ones((count, TOKENS - PROMPT), np.float32)
     batch = TrainBatch(ids, np.full(count, PROMPT, np.int32), ids[:, PROMPT:], mask, mask > 0)
     kinds = few_shapes(tokens=ROWS * TOKENS, rows=ROWS, longest=TOKENS, even=1e9) if packed else None
-    way = dict(tokens=ROWS * TOKENS, chunk=16, full=count, longest=TOKENS)
-    micro, *_ = micro_batches(batch, np.arange(count), shards=SHARDS, kinds=kinds, **way)
+    limits = dict(tokens=ROWS * TOKENS, chunk=16, full=count, longest=TOKENS)
+    micro, *_ = micro_batches(batch, np.arange(count), shards=SHARDS, kinds=kinds, **limits)
     assert (micro.packing is not None) == packed
 
     def loss(params):

@@ -1,7 +1,7 @@
 """Semantics: what XLA makes of a run's programs for TPUs, compiled for slices that need not be there.
 
 Skipped without libtpu, which `pip install -e ".[tpu,test]"` brings; then `pytest -q tests/test_tpu.py` runs it on any
-machine, in four minutes on 2 quiet cores.
+machine, in about 45 minutes on one core.
 """
 
 import ast
